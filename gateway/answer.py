@@ -1,0 +1,32 @@
+"""What every governed answer says about itself: the contract's `X-Lockgate-…` headers and a stream's closing comment. Pure."""
+
+from gateway.core.money import usd
+from gateway.errors import CallError
+from gateway.progress import Progress
+
+
+def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, str]:
+    """What every governed answer says about itself (the contract's `X-Lockgate-…` headers)."""
+    headers = {"X-Lockgate-Call": case.id, "X-Request-Id": case.id}
+    if case.decision is not None:
+        headers["X-Lockgate-Decision"] = case.decision.name
+        if case.decision.rule is not None:
+            headers["X-Lockgate-Rule"] = case.decision.rule
+    if case.begun:
+        target = case.trying.tried.to.target if case.trying else case.attempts[-1].target if case.attempts else None
+        headers["X-Lockgate-Attempts"] = str(len(case.attempts) + (case.trying is not None))
+        if target is not None:
+            headers["X-Lockgate-Target"] = str(target)
+    if case.trying is None and (cost := case.cost_nusd()) is not None:
+        headers["X-Lockgate-Cost-Usd"] = usd(cost)
+    if error is not None:
+        headers["X-Should-Retry"] = "true" if error.should_retry else "false"
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+    return headers
+
+
+def closing_figures(case: Progress) -> str:
+    """What is known only at a stream's end, for its last comment."""
+    cost = case.cost_nusd()
+    return f"X-Lockgate-Cost-Usd: {'unknown' if cost is None else usd(cost)}"

@@ -1,0 +1,107 @@
+"""The composition root: the one place that knows every part. `serve`, the embedded gateway and the tests all start here."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from gateway.background import Background
+from gateway.clock import Clock, Ids, SystemClock, SystemIds
+from gateway.http.control import Control
+from gateway.http.server import Listener, Surface
+from gateway.keyring import KeyRing
+from gateway.proxy import Proxy
+from gateway.snapshot import Snapshot
+from gateway.store.memory import MemoryStore
+from gateway.store.protocol import Store
+from gateway.store.scrub import Scrubber
+from gateway.store.sqlite import SqliteStore
+from gateway.telemetry import OtlpSettings, Telemetry, TelemetrySettings
+from gateway.upstream.aiohttp_transport import AiohttpTransport
+from gateway.upstream.protocol import Transport
+
+_LEASE_NS: Final = 10_000_000_000  # how long after its last sign of life a process is taken for dead
+_HEARTBEAT_S: Final = 2.0
+_KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a host or a test may bring itself; None: made from the configuration."""
+
+    store: Store | None = None
+    transport: Transport | None = None
+    clock: Clock | None = None
+    ids: Ids | None = None
+
+
+class App:
+    """One gateway: its parts, and their start and stop in the right order."""
+
+    def __init__(self, snapshot: Snapshot, *, write: Callable[[bytes], None], parts: Parts) -> None:
+        self.snapshot = snapshot
+        self.clock = parts.clock or SystemClock()
+        self.ids = parts.ids or SystemIds(self.clock)
+        self.store = parts.store or _make_store(snapshot, self.ids)
+        self.transport = parts.transport or AiohttpTransport()
+        self.telemetry = Telemetry(_telemetry(snapshot), clock=self.clock, write=write, scrub=Scrubber(snapshot.secrets).text)
+        self.keyring = KeyRing(snapshot.pepper) if snapshot.pepper is not None and snapshot.config.auth.required else None
+        self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, transport=self.transport,
+                           telemetry=self.telemetry, clock=self.clock, ids=self.ids)
+        self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token)
+        self.surface = Surface(self.proxy, self.control, self.telemetry, self.ids)
+        self._background = Background(self.clock, self.telemetry)
+        self._runner: web.ServerRunner | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Open the store, learn the keys, then open the doors: nothing is accepted before it can be judged and recorded."""
+        server = self.snapshot.config.server
+        await self.store.start(now_ns=self.clock.now_ns())
+        await self._heartbeat()
+        if self.keyring is not None:
+            await self.keyring.load(self.store.keys)
+            self._background.every(_KEYS_S, self.keyring.refresh, name="keys")
+        self.telemetry.serving(bundle=self.snapshot.bundle.digest, routes=self.snapshot.routes)
+        await self.telemetry.start()
+        self._background.every(_HEARTBEAT_S, self._heartbeat, name="heartbeat")
+        self._runner = web.ServerRunner(
+            Listener(self.surface, max_body=server.max_body), handle_signals=False, shutdown_timeout=server.drain_timeout)
+        await self._runner.setup()
+        await web.SockSite(self._runner, sock).start()
+        self.telemetry.event("info", "started", routes=len(self.snapshot.routes), rules=self.snapshot.bundle.digest)
+
+    async def stop(self) -> None:
+        """Stop accepting, let what runs end (bounded by `server.drain_timeout`), write every record, close. Safe after a failed start."""
+        self.control.draining = True
+        self.telemetry.event("info", "draining", in_flight=self.proxy.in_flight)
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.proxy.drained()
+        await self._background.stop()
+        await self.transport.close()
+        await self.store.close()
+        self.telemetry.event("info", "stopped")
+        await self.telemetry.close()
+
+    async def _heartbeat(self) -> None:
+        self.telemetry.in_flight(self.proxy.in_flight)
+        interrupted = await self.store.heartbeat(now_ns=self.clock.now_ns(), lease_ns=_LEASE_NS)
+        if interrupted:
+            self.telemetry.event("warning", "calls_interrupted", calls=interrupted)
+
+
+def _make_store(snapshot: Snapshot, ids: Ids) -> Store:
+    settings = snapshot.config.store
+    owner = f"{socket.gethostname()}:{os.getpid()}:{ids.token(8)}"
+    if settings.path == ":memory:":
+        return MemoryStore(owner)
+    return SqliteStore(snapshot.folder / settings.path, owner, synchronous=settings.synchronous, busy_timeout_s=settings.busy_timeout)
+
+
+def _telemetry(snapshot: Snapshot) -> TelemetrySettings:
+    config = snapshot.config
+    otlp = OtlpSettings(config.otlp.endpoint, snapshot.otlp_headers) if config.otlp.endpoint else None
+    return TelemetrySettings(log_format=config.log.format, log_level=config.log.level, otlp=otlp, resource={"service.instance.id": str(os.getpid())})

@@ -1,0 +1,172 @@
+"""The nouns of one call: frozen and independent of any wire format. Everything else passes these around."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+Json: TypeAlias = Any  # a JSON value: None, bool, int, float, str, list or dict with string keys
+JsonObject: TypeAlias = Mapping[str, Any]
+
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The authenticated caller. `id` is the virtual key's public id, or `anonymous` where authentication is off.
+
+    `routes` holds globs of the route names it may use.
+    """
+
+    id: str
+    name: str = ""
+    team: str = ""
+    org: str = ""
+    roles: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the caller says about where the call belongs (`X-Lockgate-Session`, `-Run`, `-Step`, `-Tags`, `traceparent`)."""
+
+    session: str | None = None
+    run: str | None = None
+    step: str | None = None
+    tags: Mapping[str, str] = field(default_factory=lambda: NO_TAGS)
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One governed operation, as it was parsed once from the wire. `body` is what is judged and what is sent.
+
+    `operation` is `chat`, `completions` or `embeddings`; `route` is the public name the caller asked for (`model`);
+    `size` is the body's length in bytes as received; `received_ns` is wall time.
+    """
+
+    id: str
+    principal: Principal
+    dialect: str
+    operation: str
+    route: str
+    body: JsonObject
+    stream: bool
+    size: int
+    received_ns: int
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A provider's name plus the model's name there."""
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one attempt. `input_tokens` counts cached and audio tokens too, `output_tokens` reasoning and audio tokens.
+
+    `estimated` is true where the provider did not say and the numbers are ours.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    input_audio_tokens: int = 0
+    output_audio_tokens: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A provider's whole answer in the canonical form: `body` is what is judged and what is sent on."""
+
+    body: JsonObject
+    usage: Usage | None
+    finish_reasons: tuple[str, ...] = ()
+
+
+class AttemptEnd(StrEnum):
+    """How one try of one target ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REJECTED = "rejected"  # the provider refused the request itself: not its fault
+    CUT = "cut"  # the stream broke after its first event
+    CANCELLED = "cancelled"  # the client went away, or the gateway is stopping
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of one target, after it ended. `cause` is `AttemptFailed.cause`, empty on success; times are wall nanoseconds.
+
+    `waited_s` is the backoff before it. `cost_nusd` is None where the price or the usage is unknown.
+    """
+
+    n: int
+    target: Target
+    started_ns: int
+    ended_ns: int
+    end: AttemptEnd
+    cause: str = ""
+    message: str = ""
+    status: int | None = None
+    first_byte_ns: int | None = None
+    waited_s: float = 0.0
+    usage: Usage | None = None
+    cost_nusd: int | None = None
+
+
+class Outcome(StrEnum):
+    """How a call ended."""
+
+    COMPLETED = "completed"  # the whole answer was given to the client
+    REFUSED = "refused"  # never dispatched: wrong, not entitled, denied, shed
+    FAILED = "failed"  # dispatched, and no target answered
+    CUT = "cut"  # the answer broke in the middle, and the client was told
+    CANCELLED = "cancelled"  # the client went away before the end
+    INTERRUPTED = "interrupted"  # the gateway died in the middle; written at recovery
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """Everything one call leaves behind. The journal row, the log line, metrics and spans are all made from this.
+
+    `code` is the error code given to the client, empty on success. `decision` is `allow` or `deny`, or empty where the call
+    ended before it was judged; `rule` the id of the rule that decided; `labels` what `log` rules said; `bundle` the digest of
+    the compiled rules. `reasons` is JSON-ready. `response` is the answer as sent (a stream: what was relayed), `None` where there
+    was none. `cost_nusd` is None where it is unknown, never 0 for that.
+    """
+
+    id: str
+    principal: Principal
+    dialect: str
+    operation: str
+    route: str
+    stream: bool
+    origin: Origin
+    received_ns: int
+    ended_ns: int
+    outcome: Outcome
+    status: int
+    code: str = ""
+    message: str = ""
+    decision: str = ""
+    rule: str = ""
+    labels: tuple[str, ...] = ()
+    bundle: str = ""
+    reasons: tuple[JsonObject, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    usage: Usage | None = None
+    cost_nusd: int | None = None
+    first_byte_ns: int | None = None
+    finish_reasons: tuple[str, ...] = ()

@@ -1,0 +1,5 @@
+"""`python -m gateway.cli`: the same as `lockgate`."""
+
+from gateway.cli import main
+
+main()

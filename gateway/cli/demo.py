@@ -1,0 +1,205 @@
+"""`lockgate demo`: the gateway at work, in real processes, with the official client. Exit code 0 only if all of it really happened."""
+
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import orjson
+
+from gateway.errors import SetupError
+
+_READY_S: Final = 30.0
+_LOCKGATE: Final = (sys.executable, "-m", "gateway.cli")
+
+_CONFIG: Final = """
+[server]
+port = 0
+
+[auth]
+pepper = "file:secrets/pepper"
+
+[providers.primary]
+adapter = "openai"
+base_url = "{primary}"
+
+[providers.backup]
+adapter = "openai"
+base_url = "{backup}"
+
+[prices."primary/sim-large"]
+input = "2.50"
+output = "10.00"
+
+[prices."backup/sim-small"]
+input = "0.15"
+output = "0.60"
+"""
+
+_ROUTES: Final = """
+[[route]]
+name = "assistant"
+[[route.targets]]
+provider = "primary"
+model = "sim-large"
+[[route.targets]]
+provider = "backup"
+model = "sim-small"
+[route.retry]
+attempts = 1
+"""
+
+_POLICIES: Final = """
+[[rule]]
+id = "no-payroll-data"
+match = { teams = ["interns"] }
+when = '''messages.exists(m, string(m.content).contains("payroll"))'''
+effect = "deny"
+message = "Payroll data does not go to a model from this team."
+remedy = "Ask the finance team to run this for you."
+"""
+
+
+class DemoFailed(SetupError):
+    """Something the demo promises did not happen."""
+
+
+class Processes:
+    """The demo's child processes; all of them are gone when the demo ends."""
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: str, cwd: Path) -> tuple[subprocess.Popen[bytes], str]:
+        """Start one `lockgate` command and wait for the address in its ready line."""
+        log = (cwd / f"{arguments[0]}-{len(self._running)}.log").open("wb")
+        with log:
+            process = subprocess.Popen([*_LOCKGATE, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=log)  # noqa: S603 - our own commands
+        self._running.append(process)
+        line = _first_line(process)
+        if " ready on " not in line:
+            raise DemoFailed(f"`lockgate {arguments[0]}` did not start: {line or Path(log.name).read_text().strip()}")
+        return process, line.rsplit(" ready on ", 1)[1].strip()
+
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
+        """End one process and wait until it is gone."""
+        process.terminate()
+        try:
+            process.wait(timeout=_READY_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        self._running.remove(process)
+
+    def stop_all(self) -> None:
+        """End them all, the last one started first."""
+        for process in reversed(self._running.copy()):
+            self.stop(process)
+
+
+def _first_line(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None  # noqa: S101 - it was started with a pipe
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        return process.stdout.readline().decode() if selector.select(_READY_S) else ""
+
+
+def _lockgate(cwd: Path, *arguments: str) -> str:
+    done = subprocess.run([*_LOCKGATE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=_READY_S, check=False)  # noqa: S603 - our own commands
+    if done.returncode != 0:
+        raise DemoFailed(f"`lockgate {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+def demo() -> None:
+    """Start a gateway and two simulated providers, and show an allowed call, a stream, a denial, a dead provider, costs and the journal."""
+    try:
+        import openai  # noqa: PLC0415 - only the demo needs it
+    except ImportError as error:
+        raise SetupError("The demo talks through the official client: pip install 'lockgate[demo]'.") from error
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-demo-"))) / "deployment"
+        processes = Processes()
+        stack.callback(processes.stop_all)
+        click.echo("Setting up: a deployment folder, two simulated providers, a gateway, a key for the team `interns`.")
+        _lockgate(folder.parent, "init", str(folder))
+        primary, primary_url = processes.start("simulate", "--port", "0", cwd=folder)
+        _backup, backup_url = processes.start("simulate", "--port", "0", cwd=folder)
+        _write_deployment(folder, primary_url, backup_url)
+        key = orjson.loads(_lockgate(folder, "keys", "create", "--name", "demo", "--team", "interns", "--json"))["key"]
+        _gateway, url = processes.start("serve", cwd=folder)
+        click.echo(f"The gateway answers at {url}/v1. Now the official openai client, with only its base URL changed:\n")
+        client = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
+        _show(client, openai, kill_primary=lambda: processes.stop(primary))
+        _show_journal(folder)
+    click.echo("\nAll of it happened.")
+
+
+def _write_deployment(folder: Path, primary_url: str, backup_url: str) -> None:
+    for name, text in {
+        "config.toml": _CONFIG.format(primary=primary_url, backup=backup_url), "routes/demo.toml": _ROUTES, "policies/demo.toml": _POLICIES,
+    }.items():
+        path = folder / name
+        for shipped in path.parent.glob("*.toml"):
+            shipped.unlink()  # the demo brings its own
+        path.write_text(text)
+
+
+def _show(client: Any, openai: Any, *, kill_primary: Callable[[], None]) -> None:
+    """The four calls. `client` is an `openai.OpenAI`, `openai` its module (imported late, hence no types)."""
+
+    def ask(text: str) -> Any:
+        return client.chat.completions.with_raw_response.create(model="assistant", messages=[{"role": "user", "content": text}])
+
+    allowed = ask("Say hello to everyone.")
+    _expect(allowed.headers["x-lockgate-target"] == "primary/sim-large", "the allowed call went to the primary provider")
+    _say("allowed", f"{allowed.parse().choices[0].message.content!r}", allowed.headers)
+
+    pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(
+        model="assistant", messages=[{"role": "user", "content": "Tell me a short story."}], stream=True) if chunk.choices]
+    _expect(sum(1 for piece in pieces if piece) > 1, "the stream came in pieces")
+    click.echo(f"  streamed   {len(pieces)} chunks: {''.join(pieces)!r}")
+
+    try:
+        ask("Summarise the payroll of last month.")
+    except openai.PermissionDeniedError as error:
+        _expect(error.code == "forbidden" and error.response.headers["x-lockgate-rule"] == "no-payroll-data", "the rule denied the call")
+        _say("denied", error.body["message"], error.response.headers)
+    else:
+        raise DemoFailed("The call that a rule forbids was answered.")
+
+    kill_primary()
+    click.echo("  (the primary provider is now dead)")
+    survived = ask("Are you still there?")
+    _expect(survived.headers["x-lockgate-target"] == "backup/sim-small", "the call went round the dead provider")
+    _expect(survived.headers["x-lockgate-attempts"] == "2", "both attempts are on record")
+    _say("survived", f"{survived.parse().choices[0].message.content!r}", survived.headers)
+
+
+def _show_journal(folder: Path) -> None:
+    click.echo("\nWhat the journal says (`lockgate calls tail`):\n")
+    click.echo(_lockgate(folder, "calls", "tail"))
+    calls = orjson.loads(_lockgate(folder, "calls", "tail", "--json"))
+    _expect([call["outcome"] for call in calls].count("completed") == 3, "three calls were completed")
+    _expect([call["outcome"] for call in calls].count("refused") == 1, "one call was refused")
+    _expect(all(call["cost_usd"] is not None for call in calls), "every call has its cost")
+    click.echo(_lockgate(folder, "doctor").strip())
+
+
+def _say(what: str, text: str, headers: Any) -> None:
+    click.echo(f"  {what:<10} {text}")
+    told = {name: headers.get(f"x-lockgate-{name}") for name in ("decision", "rule", "target", "attempts", "cost-usd")}
+    click.echo("             " + "  ".join(f"{name}={value}" for name, value in told.items() if value is not None))
+
+
+def _expect(happened: bool, what: str) -> None:  # noqa: FBT001 - reads as a sentence at the call
+    if not happened:
+        raise DemoFailed(f"It did not happen that {what}.")

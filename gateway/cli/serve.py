@@ -1,0 +1,79 @@
+"""`lockgate serve`: one gateway process, or several that share the port and the database."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gateway.cli.output import config_option
+from gateway.cli.supervisor import Supervisor
+from gateway.config import read_deployment
+from gateway.embed import Gateway, listen
+from gateway.errors import SetupError
+from gateway.store.sqlite import require_safe_for_several_writers
+
+T = TypeVar("T")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@config_option
+@click.option("--host", help="The address to listen on instead of `server.host`.")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port instead of `server.port`; 0 takes a free one.")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port and the database.")
+@click.option("--listen-fd", type=int, hidden=True, help="A listening socket handed down by the supervisor.")
+@click.option("--ready-fd", type=int, hidden=True, help="Where a worker tells the supervisor that it accepts connections.")
+def serve(  # noqa: PLR0913 - one parameter an option
+    *, config_path: str, host: str | None, port: int | None, workers: int, listen_fd: int | None, ready_fd: int | None,
+) -> None:
+    """Run the gateway until SIGTERM or SIGINT: then it stops accepting, finishes what runs, and ends.
+
+    Prints `lockgate ready on http://HOST:PORT` on standard output when it accepts connections; the log goes to standard error.
+    """
+    deployment = read_deployment(Path(config_path))
+    if listen_fd is not None:
+        handed = socket.socket(fileno=listen_fd)
+        run_loop(_run(Gateway(deployment, sock=handed, write=_to_stderr), ready_fd=ready_fd))
+        return
+    server = deployment.config.server
+    sock = listen(host or server.host, server.port if port is None else port, deployment)
+    if workers == 1:
+        run_loop(_run(Gateway(deployment, sock=sock, write=_to_stderr), ready_fd=None))
+        return
+    if deployment.config.store.path == ":memory:":
+        raise SetupError("Several workers share a database file: set `store.path` to a file, or run one worker.")
+    require_safe_for_several_writers()
+    sys.exit(run_loop(Supervisor(sock, Path(config_path), workers, drain_s=server.drain_timeout).run()))
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where there is one (everywhere but on Windows)."""
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+async def _run(gateway: Gateway, *, ready_fd: int | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with gateway:
+        if ready_fd is None:
+            click.echo(f"lockgate ready on {gateway.url}")
+        else:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+        await stop.wait()
+
+
+def _to_stderr(lines: bytes) -> None:
+    sys.stderr.buffer.write(lines)
+    sys.stderr.buffer.flush()

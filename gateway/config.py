@@ -1,0 +1,238 @@
+"""What `config.toml`, `routes/*.toml` and `policies/*.toml` may say, as strict models. Owns their shape; `snapshot.py` their meaning.
+
+Every description is the setting's documentation: `docs/configuration.md` is made of them.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from gateway.units import (
+    Duration,
+    Globs,
+    HeaderName,
+    HeaderValue,
+    Label,
+    ModelName,
+    Name,
+    Names,
+    PositiveDuration,
+    Reference,
+    RequestPrice,
+    RouteName,
+    Size,
+    TokenPrice,
+    Url,
+    show_pico,
+)
+
+MIB: Final = 1024 * 1024
+OPERATIONS: Final = ("chat", "completions", "embeddings")
+Headers = Mapping[HeaderName, HeaderValue]
+
+
+class Strict(BaseModel):
+    """Base of every model: nothing unknown, nothing converted, nothing changed after."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ServerConfig(Strict):
+    """Where the gateway listens and what it takes."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=253, description=(
+        "The address to listen on. Other than loopback needs `auth.required` and `admin.token`."))
+    port: int = Field(default=8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    max_body: Size = Field(default=10 * MIB, description="The largest body of a request; a larger one is refused, never judged on a part.")
+    max_depth: int = Field(default=128, ge=1, le=250, description="How deep arrays and objects of a body may be nested.")
+    body_timeout: PositiveDuration = Field(default=30.0, description="How long a request's body may take to arrive.")
+    drain_timeout: Duration = Field(default=30.0, description="How long calls in flight may take to finish after SIGTERM.")
+    max_in_flight: int = Field(default=1000, ge=1, le=1_000_000, description=(
+        "How many calls one process works on at a time; more are refused with `overloaded`."))
+    dialects: Names = Field(default=("openai",), min_length=1, description="The APIs that clients may speak, by the name of their adapter.")
+
+
+class PathsConfig(Strict):
+    """The three folders of a deployment, relative to the folder of config.toml."""
+
+    policies: str = Field(default="policies", min_length=1, description="The folder of the rules.")
+    routes: str = Field(default="routes", min_length=1, description="The folder of the routes.")
+    adapters: str = Field(default="adapters", min_length=1, description="The folder of your own adapters; it is searched before those that ship.")
+
+
+class StoreConfig(Strict):
+    """Where keys and the journal are kept."""
+
+    path: str = Field(default="lockgate.db", min_length=1, description=(
+        'The SQLite database, relative to the folder of config.toml; ":memory:" forgets everything at the end.'))
+    synchronous: Literal["full", "normal"] = Field(default="full", description=(
+        '"full": what was answered survives a power cut; "normal": it survives the end of the process, and is faster.'))
+    busy_timeout: PositiveDuration = Field(default=5.0, description="How long to wait for another process that writes.")
+
+
+class JournalConfig(Strict):
+    """What is kept of each call."""
+
+    bodies: Literal["full", "redacted", "none"] = Field(default="full", description=(
+        'Bodies of requests and answers: "full", "redacted" (their shape without texts), or "none". Secrets are never kept.'))
+
+
+class AuthConfig(Strict):
+    """Who may call."""
+
+    required: bool = Field(default=True, description="Whether a call needs a virtual key. Without, everybody who reaches the port may call.")
+    pepper: Reference | None = Field(default="file:secrets/pepper", description=(
+        "The key that virtual keys are hashed with. Another one makes every existing virtual key invalid."))
+
+
+class AdminConfig(Strict):
+    """Who may use the control endpoints."""
+
+    token: Reference | None = Field(default=None, description="The token that opens the control endpoints under `/-/`; without one they stay shut.")
+
+
+class PolicyConfig(Strict):
+    """How rules are evaluated."""
+
+    engine: Literal["auto", "cel-expr-python", "cel-python"] = Field(default="auto", description=(
+        'The CEL engine; "auto" takes cel-expr-python where it is installed, else cel-python, which is much slower.'))
+
+
+class LogConfig(Strict):
+    """The log on standard error."""
+
+    format: Literal["json", "text"] = Field(default="json", description="One JSON object a line, or text for people.")
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least important lines that are written.")
+
+
+class OtlpConfig(Strict):
+    """OpenTelemetry spans over OTLP/HTTP (`pip install 'lockgate[otlp]'`)."""
+
+    endpoint: Url | None = Field(default=None, description="Where spans are sent; without one none are made.")
+    headers: Headers = Field(default_factory=dict, description='Headers to send along; a value "env:NAME" or "file:PATH" is a reference.')
+
+
+class ProviderConfig(Strict):
+    """`[providers.NAME]`: an upstream with its credentials. NAME is what routes and prices call it."""
+
+    adapter: Name = Field(description="How to speak to it: a file or folder of this name under `adapters/`.")
+    base_url: Url = Field(description="Where it is, up to and with the version: `https://api.example.com/v1`.")
+    api_key: Reference | None = Field(default=None, description="A reference to the provider's key; it never leaves the gateway but to the provider.")
+    headers: Headers = Field(default_factory=dict, description='Headers to send along; a value "env:NAME" or "file:PATH" is a reference.')
+    price_provider: str | None = Field(default=None, min_length=1, max_length=64, description=(
+        "Which provider's published prices apply (genai-prices' id: openai, anthropic, google, groq, …)."))
+    max_answer: Size = Field(default=32 * MIB, description="The largest answer that is read; a larger one is a failure of the provider.")
+
+
+class PriceConfig(Strict):
+    """`[prices."PROVIDER/MODEL"]`: what a target charges, before any published price. USD per million tokens unless said otherwise."""
+
+    force: bool = Field(default=False, description="Take a price outside $0.001 to $1000 per million tokens, which is else taken for a slip.")
+    input: TokenPrice = Field(description='Input; "0" is free of charge.')
+    output: TokenPrice = Field(description='Output; "0" is free of charge, and right for embeddings.')
+    cached_input: TokenPrice | None = Field(default=None, description="Input read from the provider's cache; without it, as `input`.")
+    cache_write: TokenPrice | None = Field(default=None, description="Input written to the provider's cache; without it, as `input`.")
+    input_audio: TokenPrice | None = Field(default=None, description="Audio input; without it, as `input`.")
+    output_audio: TokenPrice | None = Field(default=None, description="Audio output; without it, as `output`.")
+    request: RequestPrice = Field(default=0, description="USD per call, on top.")
+
+    @field_validator("input", "output", "cached_input", "cache_write", "input_audio", "output_audio")
+    @classmethod
+    def _plausible(cls, pico: int | None, info: ValidationInfo) -> int | None:
+        if pico and not 10**3 <= pico <= 10**9 and not info.data.get("force"):
+            raise ValueError(f"${show_pico(10**6)(pico)} per million tokens is outside $0.001 to $1000: a slip of the unit? "
+                             "If it is right, set `force = true` beside it")
+        return pico
+
+
+class TargetConfig(Strict):
+    """`[[route.targets]]`: one place where the call may go."""
+
+    provider: Label = Field(description="The name of a `[providers.NAME]`.")
+    model: ModelName = Field(description="The model's name there.")
+
+
+class DeadlinesConfig(Strict):
+    """`[route.deadlines]`: how long to wait for what."""
+
+    connect: PositiveDuration = Field(default=5.0, description="To connect to a provider, TLS included.")
+    headers: PositiveDuration = Field(default=60.0, description="For the head of its answer.")
+    first_token: PositiveDuration = Field(default=60.0, description="For the first event of a stream.")
+    idle: PositiveDuration = Field(default=60.0, description="Between two pieces of a stream.")
+    total: PositiveDuration = Field(default=600.0, description="For the call, all attempts together.")
+
+
+class RetryConfig(Strict):
+    """`[route.retry]`: how often one target is tried before the next."""
+
+    attempts: int = Field(default=2, ge=1, le=10, description="Tries of one target; 1 is no retry.")
+    base: Duration = Field(default=0.25, description="The wait before the second try, doubled with each; the real wait is drawn from 0 to this.")
+    cap: Duration = Field(default=5.0, description="The longest wait. A provider that asks for more is passed over for the next target.")
+
+
+class RouteConfig(Strict):
+    """`[[route]]`: a public model name and where its calls go."""
+
+    name: RouteName = Field(description="What clients send as `model`.")
+    operations: Annotated[tuple[Literal["chat", "completions", "embeddings"], ...], Field(strict=False)] = Field(
+        default=OPERATIONS, min_length=1, description="What may be asked of it.")
+    targets: Annotated[tuple[TargetConfig, ...], Field(strict=False)] = Field(
+        min_length=1, max_length=32, description="Where calls go, in order: the next one is for when the one before has failed.")
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    retry: RetryConfig = RetryConfig()
+    source: str = Field(default="", exclude=True, description="`file:line`; set by the loader.")
+
+
+class MatchConfig(Strict):
+    """`match` of a rule: globs that a call's values must fit, each given key at least once. Cheap: rules are indexed by them."""
+
+    principals: Globs = Field(default=(), description="Public ids of virtual keys.")
+    teams: Globs = Field(default=(), description="The caller's team.")
+    roles: Globs = Field(default=(), description="The caller's roles.")
+    protocols: Globs = Field(default=(), description="The dialect of the call: `openai`.")
+    routes: Globs = Field(default=(), description="The route that was asked for.")
+    models: Globs = Field(default=(), description="The models behind the route.")
+    tools: Globs = Field(default=(), description="The tools that the call offers to the model.")
+
+
+class RuleConfig(Strict):
+    """`[[rule]]`: one statement of what is allowed."""
+
+    id: Label = Field(description="Its name in answers, logs and the journal.")
+    phase: Literal["request"] = Field(default="request", description="When it is asked.")
+    match: MatchConfig = MatchConfig()
+    when: str | None = Field(default=None, min_length=1, description="A CEL expression; without it `match` says it all.")
+    effect: Literal["deny", "allow", "log"] = Field(description="What it does when it matches; `deny` wins over `allow` over `log`.")
+    message: str | None = Field(default=None, min_length=1, max_length=1000, description="What the caller is told.")
+    remedy: str | None = Field(default=None, min_length=1, max_length=1000, description="What the caller is told to do instead.")
+    label: Label | None = Field(default=None, description="What a `log` rule writes into the journal; without it, its id.")
+    source: str = Field(default="", exclude=True, description="`file:line`; set by the loader.")
+
+
+class RoutesFile(Strict):
+    """A file of `routes/`."""
+
+    route: Annotated[tuple[RouteConfig, ...], Field(strict=False)] = ()
+
+
+class PolicyFile(Strict):
+    """A file of `policies/`."""
+
+    rule: Annotated[tuple[RuleConfig, ...], Field(strict=False)] = ()
+
+
+class Config(Strict):
+    """`config.toml`."""
+
+    server: ServerConfig = ServerConfig()
+    paths: PathsConfig = PathsConfig()
+    store: StoreConfig = StoreConfig()
+    journal: JournalConfig = JournalConfig()
+    auth: AuthConfig = AuthConfig()
+    admin: AdminConfig = AdminConfig()
+    policy: PolicyConfig = PolicyConfig()
+    log: LogConfig = LogConfig()
+    otlp: OtlpConfig = OtlpConfig()
+    providers: Mapping[Label, ProviderConfig] = Field(default_factory=dict)
+    prices: Mapping[str, PriceConfig] = Field(default_factory=dict)

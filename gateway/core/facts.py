@@ -1,0 +1,191 @@
+"""What rules may read: one schema for the type checker, the extraction and the documentation.
+
+A body comes from a client and may hold anything anywhere. An extract returns exactly its declared type or raises
+`UnreadableFactError`; a rule that reads such a fact counts as not evaluated, which fails closed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+from gateway.call import Call, Json, JsonObject
+from gateway.core.matching import MatchKeys
+
+Phase: TypeAlias = Literal["request"]
+CelType: TypeAlias = Literal[
+    "bool", "int", "string", "timestamp", "list(string)", "list(dyn)", "map(string, string)", "map(string, dyn)"]
+
+PHASES: Final[tuple[Phase, ...]] = ("request",)
+MAX_TOOLS: Final = 2048
+MAX_TOOL_NAME: Final = 1024
+_BULK: Final = frozenset({"messages", "input", "prompt", "tools", "functions"})
+_NAMED_WITHIN: Final = frozenset({"function", "custom"})  # kinds of tool whose name stands one level down
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class UnreadableFactError(ValueError):
+    """The call does not hold this fact in its declared type. The message quotes nothing of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One variable of the rules.
+
+    `extract` takes the call and wall time in nanoseconds, and raises nothing but `UnreadableFactError`.
+    """
+
+    name: str
+    type: CelType
+    phases: tuple[Phase, ...]
+    doc: str
+    example: str
+    extract: Callable[[Call, int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one call: its match keys, the values that candidate rules read, why others are unreadable."""
+
+    keys: MatchKeys
+    values: dict[str, Any]
+    unreadable: Mapping[str, str]
+
+
+def _messages(call: Call, _now_ns: int) -> list[Json]:
+    messages = call.body.get("messages")
+    if messages is None:
+        return []
+    if not isinstance(messages, list):
+        raise UnreadableFactError("`messages` is not a list")
+    return messages
+
+
+def _max_tokens(call: Call, _now_ns: int) -> int:
+    largest = 0
+    for key in ("max_tokens", "max_completion_tokens"):
+        value = call.body.get(key)
+        if value is None:
+            continue
+        # bool is an int in Python; 64 bits are all that CEL knows.
+        if type(value) is not int or not -2**63 <= value < 2**63:
+            raise UnreadableFactError(f"`{key}` is not a 64-bit integer")
+        largest = max(largest, value)
+    return largest
+
+
+def _params(call: Call, _now_ns: int) -> dict[str, Json]:
+    return {key: value for key, value in call.body.items() if key not in _BULK}
+
+
+def _tool_names(tool: Json) -> Iterable[str]:
+    """Every name that an upstream could read from one entry: a lax one may not look where the specification says.
+
+    A built-in tool has no name but its `type`.
+    """
+    if not isinstance(tool, dict):
+        raise UnreadableFactError("an entry of `tools` is not an object")
+    kind = tool.get("type")
+    holders = [tool, *(value for value in tool.values() if isinstance(value, dict))]
+    names = [holder["name"] for holder in holders if "name" in holder]
+    if not names and isinstance(kind, str) and kind not in _NAMED_WITHIN:
+        names = [kind]
+    if not names or not all(isinstance(name, str) and len(name) <= MAX_TOOL_NAME for name in names):
+        raise UnreadableFactError(f"an entry of `tools` has no name of at most {MAX_TOOL_NAME} characters")
+    return names
+
+
+def tools_offered(body: JsonObject) -> tuple[str, ...]:
+    """The names of all tools that a body offers, each once, from `tools` and from the older `functions`.
+
+    Raises:
+        UnreadableFactError: for what is not a list of at most `MAX_TOOLS` tools with names.
+    """
+    names: dict[str, None] = {}
+    for key in ("tools", "functions"):
+        offered = body.get(key)
+        if offered is None:
+            continue
+        if not isinstance(offered, list) or len(offered) > MAX_TOOLS:
+            raise UnreadableFactError(f"`{key}` is not a list of at most {MAX_TOOLS} tools")
+        for tool in offered:
+            names.update(dict.fromkeys(_tool_names(tool)))
+    return tuple(names)
+
+
+def match_keys(call: Call, *, with_tools: bool) -> MatchKeys:
+    """The call's values for `match`. Tools are looked for only where a rule asks: they are the only key in the body."""
+    principal = call.principal
+    tools: tuple[str, ...] | None = ()
+    if with_tools:
+        try:
+            tools = tools_offered(call.body)
+        except UnreadableFactError:
+            tools = None
+    return MatchKeys(principals=(principal.id, principal.name), teams=(principal.team,), roles=principal.roles,
+                     protocols=(call.dialect,), routes=(call.route,), models=(call.route,), tools=tools)
+
+
+_REQUEST: Final[tuple[Phase, ...]] = ("request",)
+
+FACTS: Final[tuple[Fact, ...]] = (
+    Fact("principal.id", "string", _REQUEST, "The virtual key's public id; `anonymous` where authentication is off.",
+         'principal.id == "anonymous"', lambda call, _: call.principal.id),
+    Fact("principal.name", "string", _REQUEST, "The virtual key's name.",
+         'principal.name.startsWith("ci-")', lambda call, _: call.principal.name),
+    Fact("principal.team", "string", _REQUEST, "The key's team, empty if it has none.",
+         'principal.team == "search"', lambda call, _: call.principal.team),
+    Fact("principal.org", "string", _REQUEST, "The key's organisation, empty if it has none.",
+         'principal.org != "acme"', lambda call, _: call.principal.org),
+    Fact("principal.roles", "list(string)", _REQUEST, "The key's roles.",
+         '!("admin" in principal.roles)', lambda call, _: list(call.principal.roles)),
+    Fact("protocol", "string", _REQUEST, "The dialect that the caller speaks.",
+         'protocol == "openai"', lambda call, _: call.dialect),
+    Fact("route", "string", _REQUEST, "The public name that the caller asked for.",
+         'route == "fast"', lambda call, _: call.route),
+    Fact("request.operation", "string", _REQUEST, "`chat`, `completions` or `embeddings`.",
+         'request.operation == "chat"', lambda call, _: call.operation),
+    Fact("request.model", "string", _REQUEST, "The model's name in the body; for model calls the same as `route`.",
+         'request.model.endsWith("-preview")', lambda call, _: call.route),
+    Fact("request.stream", "bool", _REQUEST, "Whether the answer is to be streamed.",
+         "!request.stream", lambda call, _: call.stream),
+    Fact("request.size", "int", _REQUEST, "The body's length in bytes, as received.",
+         "request.size > 1000000", lambda call, _: call.size),
+    Fact("request.max_tokens", "int", _REQUEST,
+         "The larger of `max_tokens` and `max_completion_tokens`; 0 if neither is given.",
+         "request.max_tokens > 32000", _max_tokens),
+    Fact("request.params", "map(string, dyn)", _REQUEST,
+         "The body without its bulk (`messages`, `input`, `prompt`, `tools`, `functions`). Guard with `has()`.",
+         "has(request.params.temperature) && double(request.params.temperature) > 1.5", _params),
+    Fact("request.body", "map(string, dyn)", _REQUEST, "The whole body. Its cost grows with the body's size.",
+         'has(request.body.user) && request.body.user == ""', lambda call, _: dict(call.body)),
+    Fact("messages", "list(dyn)", _REQUEST,
+         "The body's `messages`, empty if there are none. Its cost grows with their size.",
+         'messages.exists(m, m.role == "system")', _messages),
+    Fact("tools_offered", "list(string)", _REQUEST, "The names of the tools that the body offers.",
+         'tools_offered.exists(t, t.startsWith("bank."))', lambda call, _: list(tools_offered(call.body))),
+    Fact("session.id", "string", _REQUEST, "`X-Lockgate-Session`, empty if not sent.",
+         'session.id != ""', lambda call, _: call.origin.session or ""),
+    Fact("run", "string", _REQUEST, "`X-Lockgate-Run`, empty if not sent.",
+         'run.startsWith("nightly-")', lambda call, _: call.origin.run or ""),
+    Fact("step", "string", _REQUEST, "`X-Lockgate-Step`, empty if not sent.",
+         'step == "plan"', lambda call, _: call.origin.step or ""),
+    Fact("tags", "map(string, string)", _REQUEST, "`X-Lockgate-Tags`. Guard with `in`.",
+         '"env" in tags && tags["env"] == "prod"', lambda call, _: dict(call.origin.tags)),
+    Fact("now", "timestamp", _REQUEST, "Wall time when the call is judged, UTC, to the microsecond.",
+         "now.getHours() < 6", lambda _, now_ns: _EPOCH + timedelta(microseconds=now_ns // 1000)),
+)
+
+
+def facts_of(phase: Phase) -> Mapping[str, Fact]:
+    """The facts that rules of this phase may read, by name."""
+    return {fact.name: fact for fact in FACTS if phase in fact.phases}
+
+
+def variables_table() -> str:
+    """The schema as the Markdown table of the guide."""
+    lines = ["| variable | type | phases | what | example |", "|---|---|---|---|---|"]
+    for fact in FACTS:
+        example = fact.example.replace("|", "\\|")
+        lines.append(f"| `{fact.name}` | `{fact.type}` | {', '.join(fact.phases)} | {fact.doc} | `{example}` |")
+    return "\n".join(lines)

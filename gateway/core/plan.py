@@ -1,0 +1,73 @@
+"""Route in, ordered attempts out. Pure: time, chance and what went wrong come in as arguments."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.call import Target
+from gateway.core.money import Price
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """The five deadlines of a route, in seconds. `total_s` spans all attempts together; the others are for one attempt."""
+
+    connect_s: float
+    headers_s: float
+    first_token_s: float
+    idle_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often one target is tried (`attempts` of 1: no retry) and how the wait between two tries grows, in seconds."""
+
+    attempts: int
+    base_s: float
+    cap_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTarget:
+    """A target of a route with its price; `price` is None where it is not known."""
+
+    target: Target
+    price: Price | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A public model name and the ordered targets behind it."""
+
+    name: str
+    operations: frozenset[str]
+    targets: tuple[RouteTarget, ...]
+    deadlines: Deadlines
+    retry: Retry
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One planned attempt. `earlier` is how many tries this target already had in this call: the wait grows with it."""
+
+    to: RouteTarget
+    earlier: int
+
+
+def plan(route: Route) -> Iterator[Try]:
+    """Every attempt a call may make, in order: each target up to `retry.attempts` times, then the next target."""
+    for to in route.targets:
+        for earlier in range(route.retry.attempts):
+            yield Try(to, earlier)
+
+
+def backoff_s(retry: Retry, earlier: int, jitter: float, retry_after_s: float | None) -> float | None:
+    """Seconds to wait before a target is tried again after `earlier` tries: full jitter, never less than the provider asked.
+
+    None where the provider asked for more than `retry.cap_s`: then the next target serves the caller better. `jitter` is in [0, 1).
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, the *full jitter* variant.
+    """
+    if retry_after_s is not None and retry_after_s > retry.cap_s:
+        return None
+    wait = min(retry.cap_s, retry.base_s * 2.0 ** min(earlier - 1, 30)) * jitter
+    return max(wait, retry_after_s or 0.0)

@@ -1,0 +1,126 @@
+"""Sending a call: one target after another until one answers. Nothing has reached the client while this runs."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gateway.call import Attempt, AttemptEnd, Call, Reply, Target
+from gateway.clock import Clock, Ids
+from gateway.core.plan import Deadlines, Retry, Route, Try, backoff_s, plan
+from gateway.errors import AttemptFailed, CallError, UpstreamFailed, UpstreamRejected, UpstreamTimeout
+from gateway.progress import Progress
+from gateway.relay import OpenStream
+from gateway.snapshot import Provider, Snapshot
+from gateway.store.protocol import DispatchIntent, Journal
+from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
+from gateway.wire.protocol import Event, StreamDecoder
+
+_ERROR_BODY_LIMIT = 64 * 1024
+_ERROR_BODY_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """Sends calls upstream, with every attempt on disk before it leaves."""
+
+    transport: Transport
+    journal: Journal
+    clock: Clock
+    ids: Ids
+    scrub: Callable[[str], str]  # a provider's words may repeat a key
+
+    async def send(self, case: Progress, call: Call, route: Route, snapshot: Snapshot) -> Reply | OpenStream:
+        """Try the route's targets in order; the first whole answer, or the first stream with a valid event, wins.
+
+        Raises:
+            UpstreamRejected: a provider refused the request itself; another would too.
+            UpstreamFailed, UpstreamTimeout: no target answered; lists every attempt.
+        """
+        failure: AttemptFailed | None = None
+        hopeless: Target | None = None  # this target will not answer better if it is asked again
+        for tried in plan(route):
+            target = tried.to.target
+            if tried.earlier and target is hopeless:
+                continue
+            waited_s = self._wait_s(route.retry, tried, failure)
+            if waited_s is None:
+                hopeless = target
+                continue
+            if waited_s:
+                await self.clock.sleep(waited_s)
+            case.start_attempt(tried, started_ns=self.clock.now_ns(), waited_s=waited_s)
+            if failure is not None:  # the first attempt's intent is part of the call's own
+                await self._record_intent(case, target, waited_s)
+            try:
+                return await self._try(case, call, route.deadlines, snapshot.providers[target.provider], target)
+            except AttemptFailed as error:
+                failure = error
+                hopeless = None if error.retryable else target
+        raise sum_up(case.attempts) from failure
+
+    def _wait_s(self, retry: Retry, tried: Try, failure: AttemptFailed | None) -> float | None:
+        if tried.earlier == 0 or failure is None:
+            return 0.0  # a fresh target owes nobody a wait
+        return backoff_s(retry, tried.earlier, self.ids.jitter(), failure.retry_after_s)
+
+    async def _record_intent(self, case: Progress, target: Target, waited_s: float) -> None:
+        await self.journal.dispatch(DispatchIntent(
+            call_id=case.id, n=len(case.attempts) + 1, target=target, started_ns=self.clock.now_ns(), waited_s=waited_s))
+
+    async def _try(self, case: Progress, call: Call, deadlines: Deadlines, provider: Provider, target: Target) -> Reply | OpenStream:
+        """One try of one target. Its end goes on record here, unless it is an open stream: then whoever relays that records it."""
+        request = _request(case, call, provider, target)
+        answer: HttpAnswer | None = None
+        try:
+            answer = await self.transport.send(request, connect_s=deadlines.connect_s, headers_s=deadlines.headers_s)
+            if not 200 <= answer.status < 300:
+                body = await answer.read(limit=_ERROR_BODY_LIMIT, timeout_s=_ERROR_BODY_WAIT_S)
+                raise provider.adapter.decode_error(answer.status, answer.headers, body)
+            if call.stream:
+                decoder = provider.adapter.decoder(call)
+                stream = OpenStream(answer, decoder, await _first_event(answer, decoder, deadlines.first_token_s))
+                case.first_byte_ns = self.clock.now_ns()
+                answer = None  # the stream's from here on
+                return stream
+            reply = provider.adapter.decode(call, await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s))
+        except AttemptFailed as failure:
+            failure.message = self.scrub(failure.message)
+            case.end_attempt(AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
+            raise
+        except UpstreamRejected as refusal:
+            refusal.message = self.scrub(refusal.message)
+            case.end_attempt(AttemptEnd.REJECTED, ended_ns=self.clock.now_ns(), status=refusal.status, message=refusal.message)
+            raise
+        finally:
+            if answer is not None:
+                answer.release()  # back to the pool if it was read to its end, else closed: the provider stops working
+        case.finish_reasons = reply.finish_reasons
+        case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=answer.status, usage=reply.usage)
+        return reply
+
+
+def _request(case: Progress, call: Call, provider: Provider, target: Target) -> HttpRequest:
+    made = provider.adapter.encode(call, target, provider.api_key)
+    headers = {**provider.headers, **made.headers, "x-client-request-id": f"{case.id}.{len(case.attempts) + 1}"}
+    if call.origin.traceparent is not None:
+        headers["traceparent"] = call.origin.traceparent
+    return HttpRequest(made.method, provider.base_url + made.path, headers, made.body)
+
+
+async def _first_event(answer: HttpAnswer, decoder: StreamDecoder, first_token_s: float) -> Event:
+    """The first valid event: until then nothing is shown to the client, so a silent or broken target falls back unseen."""
+    try:
+        async with asyncio.timeout(first_token_s):
+            while (event := decoder.next_event()) is None:
+                decoder.feed(await answer.chunk(timeout_s=first_token_s))
+    except TimeoutError as error:
+        raise AttemptFailed("timeout:first_token", f"no event within {first_token_s:g} s", retryable=True) from error
+    return event
+
+
+def sum_up(attempts: Sequence[Attempt]) -> CallError:
+    """The one error for a call that no target answered: what was tried and how each try ended."""
+    told = "; ".join(f"{attempt.n}. {attempt.target}: {attempt.cause} ({attempt.message})" for attempt in attempts)
+    if attempts and all(attempt.cause.startswith("timeout:") for attempt in attempts):
+        return UpstreamTimeout(f"No target answered in time. Attempts: {told}")
+    return UpstreamFailed(f"Every attempt failed. Attempts: {told}")

@@ -1,0 +1,237 @@
+"""The one error family. Each class says what happened and what to do; `CODES` maps a code to its HTTP status.
+
+Nothing here knows a wire format: a dialect turns an error into its own body (`gateway/wire/protocol.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRule:
+    """What a code means on the wire: the HTTP status and whether an SDK should try again."""
+
+    status: int
+    should_retry: bool
+
+
+CODES: Final[Mapping[str, CodeRule]] = {
+    "invalid_request": CodeRule(400, should_retry=False),
+    "unauthenticated": CodeRule(401, should_retry=False),
+    "forbidden": CodeRule(403, should_retry=False),
+    "unknown_route": CodeRule(404, should_retry=False),
+    "unknown_url": CodeRule(404, should_retry=False),
+    "method_not_allowed": CodeRule(405, should_retry=False),
+    "body_timeout": CodeRule(408, should_retry=False),
+    "body_too_large": CodeRule(413, should_retry=False),
+    "headers_too_large": CodeRule(431, should_retry=False),
+    "internal_error": CodeRule(500, should_retry=False),
+    "upstream_rejected": CodeRule(400, should_retry=False),
+    "upstream_failed": CodeRule(502, should_retry=False),
+    "upstream_timeout": CodeRule(504, should_retry=False),
+    "overloaded": CodeRule(503, should_retry=True),
+    "store_unavailable": CodeRule(503, should_retry=True),
+}
+
+
+class LockgateError(Exception):
+    """Base of everything Lockgate raises on purpose.
+
+    `code` is stable and is what programs read; `message` is for people: what happened and what to do.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class CallError(LockgateError):
+    """A governed call ends with this error. `pointer` is an RFC 6901 JSON pointer into the body, when one place is at fault."""
+
+    def __init__(self, message: str, *, pointer: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+        self.retry_after_s = retry_after_s
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of this code."""
+        return CODES[self.code].status
+
+    @property
+    def should_retry(self) -> bool:
+        """What `x-should-retry` tells the client's SDK."""
+        return CODES[self.code].should_retry
+
+
+class InvalidRequest(CallError):
+    """The body or a header is wrong. Correct what `pointer` names and send it again."""
+
+    code = "invalid_request"
+
+
+class Unauthenticated(CallError):
+    """No key, an unknown key, or one that is expired or revoked. Never because a store is down."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(CallError):
+    """A rule denies this call. `rule` is its id; `remedy` is what the rule's author says to do instead."""
+
+    code = "forbidden"
+
+    def __init__(self, message: str, *, rule: str, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.remedy = remedy
+
+
+class UnknownRoute(CallError):
+    """No such model for this principal; the message lists what there is."""
+
+    code = "unknown_route"
+
+
+class UnknownUrl(CallError):
+    """Nothing answers at this path. See the endpoints in the README."""
+
+    code = "unknown_url"
+
+
+class MethodNotAllowed(CallError):
+    """The path exists, the method does not."""
+
+    code = "method_not_allowed"
+
+
+class BodyTimeout(CallError):
+    """The request's body did not arrive in time. Send it whole, or raise `server.body_timeout`."""
+
+    code = "body_timeout"
+
+
+class BodyTooLarge(CallError):
+    """The body is over `server.max_body`. It is never judged on a prefix."""
+
+    code = "body_too_large"
+
+
+class HeadersTooLarge(CallError):
+    """The request line or a header is over the server's limit."""
+
+    code = "headers_too_large"
+
+
+class InternalError(CallError):
+    """A defect of the gateway itself. The call id is in the log beside the traceback."""
+
+    code = "internal_error"
+
+
+class UpstreamRejected(CallError):
+    """The provider refused the request itself (a 4xx that is not about us). Passed on with the provider's own status and words."""
+
+    code = "upstream_rejected"
+
+    def __init__(self, message: str, *, status: int, upstream_type: str | None = None, upstream_code: str | None = None,
+                 upstream_param: str | None = None) -> None:
+        super().__init__(message)
+        self.upstream_status = status
+        self.upstream_type = upstream_type
+        self.upstream_code = upstream_code
+        self.upstream_param = upstream_param
+
+    @property
+    def status(self) -> int:
+        """The provider's own status."""
+        return self.upstream_status
+
+
+class UpstreamFailed(CallError):
+    """Every attempt failed; the message lists them. The gateway has already retried."""
+
+    code = "upstream_failed"
+
+
+class UpstreamTimeout(CallError):
+    """A deadline passed; the message says which one."""
+
+    code = "upstream_timeout"
+
+
+class Overloaded(CallError):
+    """Shed before any work was done. Try again after `retry_after_s`."""
+
+    code = "overloaded"
+
+
+class StoreUnavailable(CallError):
+    """The store cannot be read or written, so it cannot be known whether this call is allowed."""
+
+    code = "store_unavailable"
+
+
+class AttemptFailed(LockgateError):
+    """One try of one target failed. Never reaches a client as it is: the proxy retries, falls back or sums up.
+
+    `cause` is one of `connect`, `tls`, `reset`, `timeout:connect|headers|first_token|idle|total`, `status:<n>`,
+    `malformed`, `cut`, `stream_error`, `too_large`. `retryable` says whether the same request may be sent again.
+    `retry_after_s` is what the provider asked for, in seconds.
+    """
+
+    code = "upstream_failed"
+
+    def __init__(self, cause: str, message: str, *, retryable: bool, status: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.retryable = retryable
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class ClientGone(LockgateError):
+    """The client closed its connection before the answer's end. Nobody is left to be told; the books are closed all the same."""
+
+    code = "client_gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One bad thing in the configuration: where it stands, what is wrong, and the nearest thing that would be right."""
+
+    file: str
+    line: int | None
+    key: str
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        """`file:line:key: message (hint)`, the shape that editors jump to."""
+        place = ":".join(str(part) for part in (self.file, self.line, self.key) if part not in (None, ""))
+        return f"{place}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
+
+class ConfigError(LockgateError):
+    """The configuration cannot be used; `problems` names every bad thing found."""
+
+    code = "config_error"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+class StoreError(LockgateError):
+    """The database cannot be opened or used: a directory, read-only, from a newer version, locked for too long."""
+
+    code = "store_unavailable"
+
+
+class SetupError(LockgateError):
+    """The program cannot start as asked: a port in use, a folder that exists, an unsafe binding."""
+
+    code = "setup_error"

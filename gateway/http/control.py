@@ -1,0 +1,93 @@
+"""Health, metrics and the control endpoints under `/-/`: JSON, errors as RFC 9457 problem+json, opened by the admin token."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from gateway.errors import CallError, InvalidRequest, StoreUnavailable, Unauthenticated, UnknownUrl
+from gateway.http.client import HttpClient
+from gateway.http.data import presented_key
+from gateway.keyring import KeyRing
+from gateway.secret import Secret
+from gateway.store.protocol import CallFilter, Store
+from gateway.telemetry import METRICS_CONTENT_TYPE, Telemetry
+
+_FILTERS = frozenset({"limit", "before", "after", "key", "route", "outcome", "session"})
+_MOST_ROWS = 500
+
+
+@dataclass(slots=True)
+class Control:
+    """What operators and their tools ask. `draining` turns readiness off before the doors close."""
+
+    store: Store
+    telemetry: Telemetry
+    keyring: KeyRing | None
+    admin_token: Secret | None
+    draining: bool = False
+
+    async def healthz(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """Liveness: the process answers."""
+        _ = request
+        await client.answer(200, {}, b'{"status":"ok"}')
+
+    async def readyz(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """Readiness: false while the store is unusable or the gateway is draining."""
+        _ = request
+        reasons = ["draining"] if self.draining else []
+        try:
+            await self.store.check()
+        except StoreUnavailable as error:
+            reasons.append(f"store: {error.message}")
+        if self.keyring is not None and self.keyring.stale_since_ns is not None:
+            reasons.append("keys: the store could not be read; the last known keys are in force")
+        body = orjson.dumps({"status": "unavailable" if reasons else "ok", "reasons": reasons})
+        await client.answer(503 if reasons else 200, {}, body)
+
+    async def metrics(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """Prometheus' text format."""
+        _ = request
+        await client.answer(200, {}, await self.telemetry.scrape(), METRICS_CONTENT_TYPE)
+
+    async def calls(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`GET /-/calls`: the latest calls, newest first."""
+        self._authorise(request)
+        rows = await self.store.journal.calls(_filter(dict(request.query)))
+        await client.answer(200, {}, orjson.dumps({"calls": list(rows)}))
+
+    async def call(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`GET /-/calls/{id}`: one call with its decision, attempts, cost and bodies."""
+        self._authorise(request)
+        row = await self.store.journal.call(request.rel_url.raw_path.rpartition("/")[2])
+        if row is None:
+            raise UnknownUrl("There is no call of that id. `GET /-/calls` lists the latest.")
+        await client.answer(200, {}, orjson.dumps(row))
+
+    def _authorise(self, request: web.BaseRequest) -> None:
+        presented = presented_key(request)
+        if self.admin_token is None or presented is None or Secret(presented) != self.admin_token:
+            raise Unauthenticated("The control endpoints take the admin token: `Authorization: Bearer TOKEN` (`[admin] token`).")
+
+
+ControlHandler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
+
+
+def problem(error: CallError, call_id: str | None) -> bytes:
+    """An error as RFC 9457 problem+json."""
+    fields: dict[str, Any] = {"type": "about:blank", "title": error.code, "status": error.status, "detail": error.message, "code": error.code}
+    if call_id is not None:
+        fields["call_id"] = call_id
+    return orjson.dumps(fields)
+
+
+def _filter(query: dict[str, str]) -> CallFilter:
+    unknown = sorted(set(query) - _FILTERS)
+    if unknown:
+        raise InvalidRequest(f"Unknown query parameter `{unknown[0]}`. There are: {', '.join(sorted(_FILTERS))}.")
+    limit = query.pop("limit", "20")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MOST_ROWS):
+        raise InvalidRequest(f"`limit` must be a whole number from 1 to {_MOST_ROWS}.")
+    return CallFilter(limit=int(limit), **query)

@@ -1,0 +1,120 @@
+"""What is known of one call so far. Owned by the one task that handles the call; becomes a frozen `CallRecord` at the end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.call import Attempt, AttemptEnd, Call, CallRecord, Origin, Outcome, Principal, Usage
+from gateway.core.decision import Decision, reason_json
+from gateway.core.money import cost_nusd
+from gateway.core.plan import Try
+from gateway.errors import AttemptFailed
+from gateway.wire.assemble import Assembler
+from gateway.wire.protocol import Event
+
+NOBODY = Principal(id="", routes=())
+
+# The provider answered with an error status or was never reached: it has not worked, so it has not billed.
+_UNBILLED = ("connect", "tls", "timeout:connect")
+
+
+@dataclass(frozen=True, slots=True)
+class Trying:
+    """The attempt under way."""
+
+    tried: Try
+    started_ns: int
+    waited_s: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a stream has said so far; right at any moment, so that a stream that breaks can be settled from it."""
+
+    assembler: Assembler | None
+    usage: Usage | None = None
+    finish_reasons: list[str] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Count one event."""
+        if event.usage is not None:
+            self.usage = event.usage
+        if event.finish_reason is not None:
+            self.finish_reasons.append(event.finish_reason)
+        if event.body is not None and self.assembler is not None:
+            self.assembler.add(event.body)
+
+
+@dataclass(slots=True)
+class Progress:
+    """One call under way. Every field is written once, in the order of the path of a call."""
+
+    id: str
+    dialect: str
+    operation: str
+    received_ns: int
+    principal: Principal = NOBODY
+    origin: Origin = field(default_factory=Origin)
+    call: Call | None = None
+    decision: Decision | None = None
+    trying: Trying | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    finish_reasons: tuple[str, ...] = ()
+    first_byte_ns: int | None = None
+    tally: Tally | None = None  # set once a stream is open to the client: from then on an error is an event in it
+    begun: bool = False  # the intent is in the journal, so an outcome must follow
+    settled: bool = False  # the outcome is on its way to the journal, so no second one may
+
+    def start_attempt(self, tried: Try, *, started_ns: int, waited_s: float) -> None:
+        """An attempt is about to be sent."""
+        self.trying = Trying(tried, started_ns, waited_s)
+
+    def end_attempt(
+        self, end: AttemptEnd, *, ended_ns: int, failure: AttemptFailed | None = None, status: int | None = None,
+        message: str = "", usage: Usage | None = None,
+    ) -> None:
+        """Put the attempt under way on record, priced where that is possible; nothing where none is."""
+        if self.trying is None:
+            return
+        trying, self.trying = self.trying, None
+        usage = self.tally.usage if usage is None and self.tally else usage
+        cause = failure.cause if failure else ""
+        price = trying.tried.to.price
+        if usage is not None:
+            cost = cost_nusd(price, usage) if price else None
+        else:
+            unbilled = end is AttemptEnd.REJECTED or cause in _UNBILLED or cause.startswith("status:")
+            cost = 0 if unbilled else None
+        self.attempts.append(Attempt(
+            n=len(self.attempts) + 1, target=trying.tried.to.target, started_ns=trying.started_ns, ended_ns=ended_ns, end=end,
+            cause=cause, message=failure.message if failure else message, status=failure.status if failure else status,
+            first_byte_ns=self.first_byte_ns, waited_s=trying.waited_s, usage=usage, cost_nusd=cost,
+        ))
+
+    def cost_nusd(self) -> int | None:
+        """What the call cost, in nano-USD: the known costs together, None where the attempt that delivered has no known cost.
+
+        An attempt that failed after it was sent may have been billed by its provider; its own row says `unknown`.
+        """
+        delivered = [attempt for attempt in self.attempts if attempt.end is not AttemptEnd.FAILED]
+        if any(attempt.cost_nusd is None for attempt in delivered or self.attempts):
+            return None
+        return sum(attempt.cost_nusd or 0 for attempt in self.attempts)
+
+    def record(self, outcome: Outcome, *, ended_ns: int, status: int, code: str = "", message: str = "") -> CallRecord:
+        """The record of the call, as of now."""
+        decision = self.decision
+        call = self.call
+        return CallRecord(
+            id=self.id, principal=self.principal, dialect=self.dialect, operation=self.operation,
+            route=call.route if call else "", stream=call.stream if call else False, origin=self.origin,
+            received_ns=self.received_ns, ended_ns=ended_ns, outcome=outcome, status=status, code=code, message=message,
+            decision=decision.name if decision else "", rule=(decision.rule or "") if decision else "",
+            labels=decision.labels if decision else (), bundle=decision.bundle if decision else "",
+            reasons=tuple(reason_json(reason) for reason in decision.reasons) if decision else (),
+            attempts=tuple(self.attempts), usage=_last_usage(self.attempts), cost_nusd=self.cost_nusd(),
+            first_byte_ns=self.first_byte_ns, finish_reasons=self.finish_reasons,
+        )
+
+
+def _last_usage(attempts: Sequence[Attempt]) -> Usage | None:
+    return attempts[-1].usage if attempts else None

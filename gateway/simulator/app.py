@@ -1,0 +1,139 @@
+"""The simulator's HTTP application: a request in, its fault chosen, its honest answer made, both sent as one script."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from gateway.simulator.answer import Answer, Ask, Dialect, Refused
+from gateway.simulator.control import add_control
+from gateway.simulator.delivery import Sleep, deliver
+from gateway.simulator.faults import NO_FAULT, Fault
+from gateway.simulator.log import Entry, RequestLog
+from gateway.simulator.openai_api import OpenAI
+from gateway.simulator.scenario import Director, Scenario, bare_model
+from gateway.simulator.script import steps
+
+DIALECTS: Final[tuple[Callable[[], Dialect], ...]] = (OpenAI,)
+_MAX_BODY = 64 * 1024 * 1024
+_NOT_JSON = ("We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library "
+             "correctly. The API expects a JSON payload, but what was sent was not valid JSON.)")
+
+
+class Provider:
+    """One simulated provider: its scenario, its log and what it is doing now."""
+
+    def __init__(self, scenario: Scenario, log: RequestLog, *, api_key: str | None, sleep: Sleep) -> None:
+        self.log = log
+        self.start = scenario
+        self.director = Director(scenario)
+        self._api_key = api_key
+        self._sleep = sleep
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    async def serve(self, dialect: Dialect, operation: str, request: web.Request) -> web.StreamResponse:
+        """Answer one request and close its entry whatever happens."""
+        entry = self.log.open()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - aiohttp runs handlers in tasks; tells mypy so
+        self._tasks.add(task)
+        try:
+            answer, fault = await self._consider(dialect, operation, request, entry)
+            entry.fault = fault.to_json() if fault is not NO_FAULT else {}
+            return await deliver(request, entry, steps(answer, fault, dialect), self._sleep)
+        except asyncio.CancelledError:
+            entry.end = "cut" if self._closing else "client_gone"
+            raise
+        except ConnectionError:
+            entry.end = "client_gone"
+            return web.Response()  # the connection is closed: aiohttp takes note and sends nothing
+        finally:
+            self._tasks.discard(task)
+            self.log.close(entry)
+
+    async def _consider(self, dialect: Dialect, operation: str, request: web.Request,
+                        entry: Entry) -> tuple[Answer, Fault]:
+        """Read the request; what an honest provider would answer, and what happens to that answer."""
+        key = _api_key(request.headers)
+        entry.received(request, key)
+        try:
+            raw = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return dialect.error(413), NO_FAULT
+        self.log.body(entry, raw)
+        body = _parse(raw)
+        model = body.get("model") if body is not None else request.match_info.get("item")
+        try:
+            fault = self.director.choose(header=request.headers.get("x-sim-fault"), path=request.path, api_key=key or "",
+                                         model=model if isinstance(model, str) else "")
+        except ValueError as error:
+            return dialect.error(400, f"The simulated fault cannot be read: {error}", code="invalid_fault"), NO_FAULT
+        if self._api_key is not None and key != self._api_key:
+            return dialect.error(401), fault
+        if operation == "unknown":
+            return dialect.error(404, f"Invalid URL ({request.method} {request.path})"), fault
+        if request.method == "POST" and body is None:
+            return dialect.error(400, _NOT_JSON), fault
+        ask = Ask(operation, body or {}, entry.number, entry.received_ns // 1_000_000_000,
+                  self.director.scenario.models, bare_model(request.match_info.get("item", "")),
+                  no_usage=fault.no_usage, huge=fault.huge)
+        return _honest(dialect, ask), fault
+
+    def reset(self) -> None:
+        """Forget every request, every count and every scenario but the first."""
+        self.log.clear()
+        self.director.play(self.start)
+
+    async def close(self, _app: web.Application) -> None:
+        """Break off what is being answered, so that nothing that hangs outlives the server."""
+        self._closing = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def build_simulator(scenario: Scenario, log: RequestLog, *, api_key: str | None = None,
+                    sleep: Sleep = asyncio.sleep) -> tuple[web.Application, Provider]:
+    """The application, and the provider in it that tests look into. Only `api_key` is accepted; None accepts any.
+
+    Run it with `handler_cancellation=True`, or a client that leaves is not noticed before the next write.
+    """
+    provider = Provider(scenario, log, api_key=api_key, sleep=sleep)
+    app = web.Application(client_max_size=_MAX_BODY)
+    add_control(app, provider.log, provider.director, provider.reset)
+    dialects: Sequence[Dialect] = [dialect() for dialect in DIALECTS]
+    for dialect in dialects:
+        for (method, path), operation in dialect.endpoints.items():
+            app.router.add_route(method, path, partial(provider.serve, dialect, operation))
+    app.router.add_route("*", "/{rest:.*}", partial(provider.serve, dialects[0], "unknown"))
+    app.on_shutdown.append(provider.close)
+    return app, provider
+
+
+def _honest(dialect: Dialect, ask: Ask) -> Answer:
+    try:
+        return dialect.answer(ask)
+    except Refused as refused:
+        return refused.answer
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    try:
+        body = orjson.loads(raw) if raw else None
+    except orjson.JSONDecodeError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _api_key(headers: Mapping[str, str]) -> str | None:
+    authorization = headers.get("authorization")
+    if authorization is None:
+        return headers.get("x-api-key")
+    scheme, _, value = authorization.partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else authorization

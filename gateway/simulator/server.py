@@ -1,0 +1,116 @@
+"""A simulator that listens: as an async context manager in tests, and as a process until a signal ends it."""
+
+import asyncio
+import errno
+import gc
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiohttp import web
+
+from gateway.clock import SystemClock
+from gateway.errors import SetupError
+from gateway.simulator.app import build_simulator
+from gateway.simulator.delivery import Sleep
+from gateway.simulator.log import Entry, RequestLog
+from gateway.simulator.scenario import Scenario
+
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:
+    from uvloop import new_event_loop
+
+_BACKLOG = 1024
+_SHUTDOWN_S = 1.0
+_NO_FAULTS: Final = Scenario()
+
+
+class Simulator:
+    """A simulated provider on a port of its own (0: any free one). Several live side by side in one process.
+
+    Raises:
+        SetupError: on entering, when it cannot listen there.
+    """
+
+    def __init__(self, scenario: Scenario = _NO_FAULTS, *, host: str = "127.0.0.1", port: int = 0,
+                 api_key: str | None = None, log: RequestLog | None = None, sleep: Sleep = asyncio.sleep) -> None:
+        self._host = host
+        self._port = port
+        self._log = RequestLog(SystemClock()) if log is None else log
+        app, self._provider = build_simulator(scenario, self._log, api_key=api_key, sleep=sleep)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+
+    def __repr__(self) -> str:
+        return f"<Simulator {self.url} received={self._log.received} finished={self._log.finished}>"
+
+    @property
+    def url(self) -> str:
+        """The base URL for clients, `/v1` included."""
+        return f"{self.root}/v1"
+
+    @property
+    def root(self) -> str:
+        """Where the server itself answers: `/sim/…` stands below it."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    @property
+    def requests(self) -> list[Entry]:
+        """Every request received, in order of arrival, those being answered included."""
+        return self._log.entries()
+
+    async def finished(self, count: int, timeout_s: float = 10.0) -> list[Entry]:
+        """Wait until `count` requests have finished, then `requests`. Raises TimeoutError after `timeout_s`."""
+        if not await self._log.wait_finished(count, timeout_s):
+            raise TimeoutError(f"{self._log.finished} of {count} requests have finished after {timeout_s:g} s")
+        return self.requests
+
+    def play(self, scenario: Scenario) -> None:
+        """Behave differently from now on."""
+        self._provider.director.play(scenario)
+
+    def reset(self) -> None:
+        """Forget every request and count and return to the scenario of the start."""
+        self._provider.reset()
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=_BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise _cannot_listen(self._host, self._port, error) from error
+        self._port = site.port
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self._runner.cleanup()
+
+
+async def run(simulator: Simulator, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` gets the URL once connections are accepted."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with simulator:
+        announce(simulator.url)
+        await stop.wait()
+
+
+def run_process(main: Coroutine[Any, Any, None]) -> None:
+    """Run to the end on uvloop where there is one."""
+    gc.freeze()  # what has been imported stays: no collection need look at it again
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main)
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> SetupError:
+    if error.errno == errno.EADDRINUSE:
+        return SetupError(f"port {port} on {host} is in use: stop what listens there or choose another with --port")
+    return SetupError(f"cannot listen on {host}:{port}: {error.strerror}")

@@ -1,0 +1,213 @@
+"""The journal on SQLite: what each verb writes. Reading stands in `reads.py`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlite_utils.utils import sqlite3
+
+from gateway.call import CallRecord
+from gateway.errors import StoreError
+from gateway.store.bodies import pack
+from gateway.store.database import Connection
+from gateway.store.protocol import CallFilter, DispatchIntent, Intent
+from gateway.store.reader import Reader
+from gateway.store.reads import list_calls, one_call
+from gateway.store.rows import Values, attempt_values, call_values, dispatch_values, outcome_values
+from gateway.store.writer import Job, Writer
+
+# Static statements, in the order of the columns in `rows.py`. NULLIF: -1 is an absent number.
+_INSERT_CALL: Final = """
+INSERT INTO calls (
+    owner, id, received_ns, key, name, team, org, dialect, operation, route, stream,
+    session, run, step, tags, traceparent, decision, rule, labels, bundle, reasons, provider, model,
+    request_encoding, request
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_DISPATCH: Final = "INSERT INTO dispatches (seq, n, provider, model, started_ns, waited_s) VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_ATTEMPT: Final = """
+INSERT INTO attempts (
+    seq, n, provider, model, started_ns, ended_ns, "end", cause, message, status, first_byte_ns, waited_s,
+    input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens,
+    input_audio_tokens, output_audio_tokens, estimated, cost_nusd
+) VALUES (
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, NULLIF(?, -1), NULLIF(?, -1), ?,
+    NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1),
+    NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1)
+)
+"""
+INSERT_OUTCOME: Final = """
+INSERT INTO outcomes (
+    seq, ended_ns, outcome, status, code, message, first_byte_ns, finish_reasons,
+    input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens,
+    input_audio_tokens, output_audio_tokens, estimated, cost_nusd, response_encoding, response
+) VALUES (
+    ?, ?, ?, ?, ?, ?, NULLIF(?, -1), ?,
+    NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1),
+    NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), ?, ?
+)
+"""
+
+
+class OpenCalls:
+    """The calls that this process began and has not ended, by id. Touched by the writing thread only."""
+
+    def __init__(self) -> None:
+        self.owner = 0
+        self.seqs: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"OpenCalls(owner={self.owner}, open={len(self.seqs)})"
+
+    def seq(self, connection: Connection, call_id: str) -> int | None:
+        """Where a call stands; None for a call that is not on record."""
+        seq = self.seqs.get(call_id)
+        if seq is None:
+            row = connection.execute("SELECT seq FROM calls WHERE id = ?", (call_id,)).fetchone()
+            seq = None if row is None else row[0]
+        return seq
+
+
+class Begin(Job[None]):
+    """The intent of a call and of its first attempt."""
+
+    __slots__ = ("_calls", "_intent", "_seq", "_values")
+
+    def __init__(self, calls: OpenCalls, intent: Intent) -> None:
+        super().__init__()
+        self._calls = calls
+        self._intent = intent
+        self._values: Values = ()
+        self._seq = 0
+
+    def prepare(self) -> None:
+        intent = self._intent
+        self._values = (*call_values(intent.record, intent.target), *pack(intent.request))
+
+    def apply(self, connection: Connection) -> None:
+        self._seq = _insert_call(connection, self._calls.owner, self._values)
+
+    def committed(self) -> None:
+        self._calls.seqs[self._intent.record.id] = self._seq
+
+
+class Dispatch(Job[None]):
+    """The intent of a further attempt."""
+
+    __slots__ = ("_calls", "_intent")
+
+    def __init__(self, calls: OpenCalls, intent: DispatchIntent) -> None:
+        super().__init__()
+        self._calls = calls
+        self._intent = intent
+
+    def apply(self, connection: Connection) -> None:
+        intent = self._intent
+        seq = self._calls.seq(connection, intent.call_id)
+        if seq is None:
+            raise _unknown(intent.call_id)
+        if _has_outcome(connection, seq):
+            raise _ended_before(intent.call_id)
+        try:
+            connection.execute(_INSERT_DISPATCH, (seq, *dispatch_values(intent)))
+        except sqlite3.IntegrityError as error:
+            raise StoreError(f"attempt {intent.n} of call {intent.call_id} was already recorded") from error
+
+
+class Finish(Job[None]):
+    """The end of a call: its outcome, its attempts, its answer."""
+
+    __slots__ = ("_attempts", "_calls", "_record", "_response", "_values")
+
+    def __init__(self, calls: OpenCalls, record: CallRecord, response: bytes | None) -> None:
+        super().__init__()
+        self._calls = calls
+        self._record = record
+        self._response = response
+        self._values: Values = ()
+        self._attempts: list[Values] = []
+
+    def prepare(self) -> None:
+        self._values = (*outcome_values(self._record), *pack(self._response))
+        self._attempts = [attempt_values(attempt) for attempt in self._record.attempts]
+
+    def apply(self, connection: Connection) -> None:
+        seq = self._calls.seq(connection, self._record.id)
+        if seq is None:
+            raise _unknown(self._record.id)
+        self._end(connection, seq)
+
+    def committed(self) -> None:
+        self._calls.seqs.pop(self._record.id, None)
+
+    def _end(self, connection: Connection, seq: int) -> None:
+        try:
+            connection.execute(INSERT_OUTCOME, (seq, *self._values))
+        except sqlite3.IntegrityError as error:
+            raise _ended_before(self._record.id) from error
+        for values in self._attempts:
+            connection.execute(INSERT_ATTEMPT, (seq, *values))
+
+
+class Refuse(Finish):
+    """A call that was never sent: intent and outcome at once."""
+
+    __slots__ = ("_call_values", "_request")
+
+    def __init__(self, calls: OpenCalls, record: CallRecord, request: bytes | None) -> None:
+        super().__init__(calls, record, None)
+        self._request = request
+        self._call_values: Values = ()
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._call_values = (*call_values(self._record, None), *pack(self._request))
+
+    def apply(self, connection: Connection) -> None:
+        self._end(connection, _insert_call(connection, self._calls.owner, self._call_values))
+
+
+class SqliteJournal:
+    """`Journal` on the store's writer and reader."""
+
+    def __init__(self, writer: Writer, reader: Reader, calls: OpenCalls) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._calls = calls
+
+    async def begin(self, intent: Intent) -> None:
+        await self._writer.write(Begin(self._calls, intent))
+
+    async def dispatch(self, intent: DispatchIntent) -> None:
+        await self._writer.write(Dispatch(self._calls, intent))
+
+    async def finish(self, record: CallRecord, *, response: bytes | None) -> None:
+        await self._writer.write(Finish(self._calls, record, response))
+
+    async def refuse(self, record: CallRecord, *, request: bytes | None) -> None:
+        await self._writer.write(Refuse(self._calls, record, request))
+
+    async def calls(self, wanted: CallFilter) -> Sequence[Mapping[str, Any]]:
+        return await self._reader.read(lambda connection: list_calls(connection, wanted))
+
+    async def call(self, call_id: str) -> Mapping[str, Any] | None:
+        return await self._reader.read(lambda connection: one_call(connection, call_id))
+
+
+def _insert_call(connection: Connection, owner: int, values: Values) -> int:
+    try:
+        seq: int = connection.execute(_INSERT_CALL, (owner, *values)).lastrowid
+    except sqlite3.IntegrityError as error:
+        raise StoreError(f"call {values[0]} was already recorded") from error
+    return seq
+
+
+def _has_outcome(connection: Connection, seq: int) -> bool:
+    return connection.execute("SELECT 1 FROM outcomes WHERE seq = ?", (seq,)).fetchone() is not None
+
+
+def _unknown(call_id: str) -> StoreError:
+    return StoreError(f"call {call_id} is not on record; it must begin before it goes on")
+
+
+def _ended_before(call_id: str) -> StoreError:
+    return StoreError(f"call {call_id} already has its outcome; a call ends once")

@@ -1,0 +1,81 @@
+"""The schema, as numbered migrations. A migration that has shipped is never edited: the next change is the next number.
+
+The journal is append-only: `calls` and `dispatches` hold what was intended, `outcomes` and `attempts` what came of it, and no row
+of the four is ever updated. Text is never NULL (absent is ''); a number is NULL where it is unknown.
+"""
+
+from typing import Final
+
+from sqlite_utils import Database, Migrations
+
+SCHEMA_VERSION: Final = 1
+APPLICATION_ID: Final = 0x4C4B4754  # "LKGT", what `file` and `PRAGMA application_id` show
+
+_USAGE = """
+    input_tokens INTEGER, output_tokens INTEGER, cache_read_tokens INTEGER, cache_write_tokens INTEGER,
+    reasoning_tokens INTEGER, input_audio_tokens INTEGER, output_audio_tokens INTEGER, estimated INTEGER,
+    cost_nusd INTEGER
+"""
+
+# Rows are found by `seq`: it fits in 64 bits, so a table is one b-tree that only grows at its right edge. Bodies stand in the row,
+# last: a second table would be a second b-tree to write in every transaction.
+_SCHEMA_1: Final = (
+    """CREATE TABLE owners (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never reused: rows of `calls` name a process by it
+    name TEXT NOT NULL UNIQUE,
+    started_ns INTEGER NOT NULL,
+    lease_ns INTEGER NOT NULL,            -- the process counts as dead after this time
+    floor INTEGER NOT NULL                -- no call below this seq is open
+) STRICT""",
+    """CREATE TABLE calls (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    owner INTEGER NOT NULL,
+    received_ns INTEGER NOT NULL,
+    key TEXT NOT NULL, name TEXT NOT NULL, team TEXT NOT NULL, org TEXT NOT NULL,
+    dialect TEXT NOT NULL, operation TEXT NOT NULL, route TEXT NOT NULL, stream INTEGER NOT NULL,
+    session TEXT NOT NULL, run TEXT NOT NULL, step TEXT NOT NULL, tags TEXT NOT NULL, traceparent TEXT NOT NULL,
+    decision TEXT NOT NULL, rule TEXT NOT NULL, labels TEXT NOT NULL, bundle TEXT NOT NULL, reasons TEXT NOT NULL,
+    provider TEXT NOT NULL, model TEXT NOT NULL, -- where attempt 1 was to go; '' where nothing was to be sent
+    request_encoding TEXT NOT NULL, request BLOB NOT NULL
+) STRICT""",
+    """CREATE TABLE dispatches (
+    seq INTEGER NOT NULL REFERENCES calls(seq), n INTEGER NOT NULL,
+    provider TEXT NOT NULL, model TEXT NOT NULL, started_ns INTEGER NOT NULL, waited_s REAL NOT NULL,
+    PRIMARY KEY (seq, n)
+) STRICT, WITHOUT ROWID""",
+    f"""CREATE TABLE attempts (
+    seq INTEGER NOT NULL REFERENCES calls(seq), n INTEGER NOT NULL,
+    provider TEXT NOT NULL, model TEXT NOT NULL, started_ns INTEGER NOT NULL, ended_ns INTEGER NOT NULL,
+    "end" TEXT NOT NULL, cause TEXT NOT NULL, message TEXT NOT NULL, status INTEGER, first_byte_ns INTEGER,
+    waited_s REAL NOT NULL, {_USAGE},
+    PRIMARY KEY (seq, n)
+) STRICT, WITHOUT ROWID""",
+    f"""CREATE TABLE outcomes (
+    seq INTEGER PRIMARY KEY REFERENCES calls(seq),
+    ended_ns INTEGER NOT NULL,
+    outcome TEXT NOT NULL, status INTEGER NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL,
+    first_byte_ns INTEGER, finish_reasons TEXT NOT NULL, {_USAGE},
+    response_encoding TEXT NOT NULL, response BLOB NOT NULL
+) STRICT""",
+    """CREATE TABLE keys (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, digest BLOB NOT NULL, team TEXT NOT NULL, org TEXT NOT NULL,
+    roles TEXT NOT NULL, routes TEXT NOT NULL, created_ns INTEGER NOT NULL, expires_ns INTEGER, revoked_ns INTEGER
+) STRICT""",
+    "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT",
+    "INSERT INTO counters VALUES ('keys_generation', 0)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    "PRAGMA user_version = 1",
+)
+
+
+def migrations() -> Migrations:
+    """Every migration in order. `sqlite-utils migrate` shows them; only a gateway or `lockgate keys` applies them."""
+    steps = Migrations("lockgate")
+
+    @steps(name="0001_journal_and_keys")
+    def journal_and_keys(db: Database) -> None:
+        for statement in _SCHEMA_1:
+            db.conn.execute(statement)
+
+    return steps

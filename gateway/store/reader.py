@@ -1,0 +1,62 @@
+"""The one reading thread: queries beside the writer, never on the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlite_utils.utils import sqlite3
+
+from gateway.errors import StoreUnavailable
+from gateway.store.database import Connection, close_quietly, explain
+
+T = TypeVar("T")
+
+_CAPACITY = 256
+
+
+class Reader:
+    """Owns the reading connection. A query that is late is interrupted, so that the next one finds the thread free."""
+
+    def __init__(self, path: str, *, deadline_s: float) -> None:
+        self._path = path
+        self._deadline_s = deadline_s
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="lockgate-reader")
+        self._connection: Connection | None = None
+        self._waiting = 0
+
+    def start(self, connection: Connection) -> None:
+        """Take over the connection."""
+        self._connection = connection
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """What the query returns.
+
+        Raises:
+            StoreUnavailable: it failed, was late, or too many already wait.
+        """
+        connection = self._connection
+        if connection is None:
+            raise StoreUnavailable(f"the database {self._path} is not open")
+        if self._waiting >= _CAPACITY:
+            raise StoreUnavailable(f"{self._waiting} queries already wait for the database {self._path}", retry_after_s=1)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, query, connection)
+        except TimeoutError as error:
+            connection.interrupt()
+            raise StoreUnavailable(
+                f"the database {self._path} did not answer in {self._deadline_s:g} s", retry_after_s=1,
+            ) from error
+        except sqlite3.Error as error:
+            raise StoreUnavailable(explain(error, self._path), retry_after_s=1) from error
+        finally:
+            self._waiting -= 1
+
+    async def close(self) -> None:
+        """Let queries that run end, and close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.get_running_loop().run_in_executor(self._executor, close_quietly, connection)
+        self._executor.shutdown(wait=False)

@@ -1,0 +1,84 @@
+"""Queries of the journal, as functions of a connection: the store runs them on its reader, the command line on its own."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from gateway.store.database import Connection
+from gateway.store.protocol import CallFilter
+from gateway.store.rows import (
+    ATTEMPT_COLUMNS, CALL_COLUMNS, DISPATCH_COLUMNS, OUTCOME_COLUMNS, Row, call_json, detail_json, text,
+)
+
+_COLUMNS: Final = ", ".join([f"calls.{name}" for name in CALL_COLUMNS] + [f"outcomes.{name}" for name in OUTCOME_COLUMNS])
+_LAST_TARGET: Final = """
+coalesce((SELECT provider || '/' || model FROM attempts WHERE attempts.seq = calls.seq ORDER BY n DESC LIMIT 1),
+    (SELECT provider || '/' || model FROM dispatches
+        WHERE dispatches.seq = calls.seq AND outcomes.seq IS NULL ORDER BY n DESC LIMIT 1),
+    CASE WHEN provider = '' OR outcomes.seq IS NOT NULL THEN '' ELSE provider || '/' || model END)
+"""
+_ATTEMPT_COUNT: Final = """
+CASE WHEN outcomes.seq IS NOT NULL OR provider = '' THEN (SELECT count(*) FROM attempts WHERE attempts.seq = calls.seq)
+    ELSE 1 + (SELECT count(*) FROM dispatches WHERE dispatches.seq = calls.seq) END
+"""
+# `seq` is the order of commit: paging by it misses no call that was created earlier and committed later.
+_LIST: Final = f"""
+SELECT {_COLUMNS}, {_LAST_TARGET}, {_ATTEMPT_COUNT} FROM calls LEFT JOIN outcomes ON outcomes.seq = calls.seq
+WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before))
+    AND (:after IS NULL OR calls.seq > (SELECT seq FROM calls WHERE id = :after))
+    AND (:key IS NULL OR calls.key = :key)
+    AND (:route IS NULL OR calls.route = :route)
+    AND (:session IS NULL OR calls.session = :session)
+    AND (:outcome IS NULL OR coalesce(outcomes.outcome, 'open') = :outcome)
+ORDER BY calls.seq DESC LIMIT :limit
+"""  # noqa: S608 - built from constants of this module and `rows.py`
+_CALL: Final = f"SELECT seq, {', '.join(CALL_COLUMNS)}, request_encoding, request FROM calls WHERE id = ?"  # noqa: S608 - constants
+_OUTCOME: Final = f"SELECT {', '.join(OUTCOME_COLUMNS)}, response_encoding, response FROM outcomes WHERE seq = ?"  # noqa: S608 - constants
+_ATTEMPTS: Final = (
+    "SELECT " + ", ".join(f'"{name}"' for name in ATTEMPT_COLUMNS) + " FROM attempts WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
+)
+# Attempt 1 has its intent in the row of the call; how long after the call's arrival it was sent is not kept.
+_PENDING: Final = """
+SELECT 1 AS n, provider, model, received_ns AS started_ns, 0.0 AS waited_s FROM calls WHERE seq = :seq AND provider != ''
+UNION ALL SELECT n, provider, model, started_ns, waited_s FROM dispatches WHERE seq = :seq ORDER BY n
+"""
+
+
+def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any]]:
+    """Calls, newest first, as `JOURNAL_FIELDS`."""
+    asked = {name: getattr(wanted, name) for name in ("before", "after", "key", "route", "session", "outcome")}
+    parameters = {name: None if value is None else text(value) for name, value in asked.items()}
+    found = []
+    width = len(CALL_COLUMNS)
+    for row in connection.execute(_LIST, {**parameters, "limit": max(wanted.limit, 0)}).fetchall():
+        outcome = _row(OUTCOME_COLUMNS, row[width:-2]) if row[width] is not None else None
+        found.append(call_json(_row(CALL_COLUMNS, row[:width]), outcome, row[-2], row[-1]))
+    return found
+
+
+def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
+    """One call with everything on record; None if there is none. One transaction, so that its parts belong together."""
+    connection.execute("BEGIN")
+    try:
+        found = connection.execute(_CALL, (text(call_id),)).fetchone()
+        if found is None:
+            return None
+        seq = found[0]
+        ended = connection.execute(_OUTCOME, (seq,)).fetchone()
+        return detail_json(
+            _row((*CALL_COLUMNS, "request_encoding", "request"), found[1:]),
+            _row((*OUTCOME_COLUMNS, "response_encoding", "response"), ended) if ended else None,
+            [_row(ATTEMPT_COLUMNS, row) for row in connection.execute(_ATTEMPTS, (seq,)).fetchall()],
+            pending_attempts(connection, seq),
+        )
+    finally:
+        if connection.in_transaction:
+            connection.execute("COMMIT")
+
+
+def pending_attempts(connection: Connection, seq: int) -> list[Row]:
+    """The intents of a call's attempts, as `DISPATCH_COLUMNS`."""
+    return [_row(DISPATCH_COLUMNS, row) for row in connection.execute(_PENDING, {"seq": seq}).fetchall()]
+
+
+def _row(columns: Sequence[str], values: Sequence[Any]) -> Row:
+    return dict(zip(columns, values, strict=True))

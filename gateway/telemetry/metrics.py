@@ -1,0 +1,185 @@
+"""Prometheus metrics of one gateway, in a registry of its own.
+
+Labels are bounded by the configuration: routes that do not exist, and causes nobody knows, are counted under one name.
+
+Several worker processes: with `PROMETHEUS_MULTIPROC_DIR` set before `prometheus_client` is imported, every process
+writes its values to files in that folder and `render` adds them up. The process that starts the workers sets it to an
+empty folder and calls `forget_worker` when one has ended (https://prometheus.github.io/client_python/multiprocess/).
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from gateway.call import Attempt, CallRecord, Usage
+
+METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+PREFIX: Final = "lockgate_"
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_STATUS: Final = re.compile(r"status:([1-5])\d\d", re.ASCII)
+_CAUSES: Final = frozenset({
+    "", "connect", "tls", "reset", "malformed", "cut", "stream_error", "too_large",
+    "timeout:connect", "timeout:headers", "timeout:first_token", "timeout:idle", "timeout:total",
+})
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """A metric as it is documented."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+CALLS: Final = MetricSpec("lockgate_calls_total", "counter", ("route", "team", "outcome", "code"),
+    "Calls that ended. `code` is the error code given to the caller, empty on success.")
+DURATION: Final = MetricSpec("lockgate_call_duration_seconds", "histogram", ("route", "outcome"),
+    "Seconds from a call's arrival to its end.")
+FIRST_BYTE: Final = MetricSpec("lockgate_call_first_byte_seconds", "histogram", ("route",),
+    "Seconds from a call's arrival to the provider's first byte.")
+ATTEMPTS: Final = MetricSpec("lockgate_upstream_attempts_total", "counter", ("provider", "model", "end", "cause"),
+    "Attempts that ended. `cause` is empty on success; a status is counted by its class, as `status:5xx`.")
+TOKENS: Final = MetricSpec("lockgate_tokens_total", "counter", ("route", "type"),
+    "Tokens used. `input` and `output` count cached, reasoning and audio tokens too, which also have their own `type`.")
+COST: Final = MetricSpec("lockgate_cost_usd_total", "counter", ("route", "team"),
+    "Known cost in USD. A float for dashboards; the journal has the exact amounts.")
+UNKNOWN_COST: Final = MetricSpec("lockgate_unknown_cost_calls_total", "counter", ("route", "team"),
+    "Dispatched calls whose cost is unknown: the price or the usage is missing.")
+DENIED: Final = MetricSpec("lockgate_denied_total", "counter", ("rule",), "Calls that a rule denied.")
+IN_FLIGHT: Final = MetricSpec("lockgate_in_flight_calls", "gauge", (), "Calls being handled now.")
+DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("view",),
+    "Views of a call that were not made; its journal row is not concerned. `queue`: too many calls waited, so this one "
+    "has no view at all; `log`: the line could not be written; `metrics`: a value could not be counted; `spans`: too "
+    "many waited, or the collector did not take them.")
+INFO: Final = MetricSpec("lockgate_info", "gauge", ("version", "bundle"),
+    "1 for the version that runs and the digest of the rules in force, 0 for rules in force before.")
+
+VIEWS: Final = ("queue", "log", "metrics", "spans")
+METRICS: Final = (CALLS, DURATION, FIRST_BYTE, ATTEMPTS, TOKENS, COST, UNKNOWN_COST, DENIED, IN_FLIGHT, DROPPED, INFO)
+
+
+class Metrics:
+    """What `/metrics` shows. Every method may be called from any thread."""
+
+    def __init__(self, version: str) -> None:
+        registry = CollectorRegistry(auto_describe=False)
+        self._version = version
+        self._bundle = ""
+        self._routes: frozenset[str] = frozenset()
+        self._calls = _counter(CALLS, registry)
+        self._duration = _histogram(DURATION, registry)
+        self._first_byte = _histogram(FIRST_BYTE, registry)
+        self._attempts = _counter(ATTEMPTS, registry)
+        self._tokens = _counter(TOKENS, registry)
+        self._cost = _counter(COST, registry)
+        self._unknown_cost = _counter(UNKNOWN_COST, registry)
+        self._denied = _counter(DENIED, registry)
+        self._dropped = _counter(DROPPED, registry)
+        self._in_flight = Gauge(IN_FLIGHT.name, IN_FLIGHT.help, registry=registry, multiprocess_mode="livesum")
+        self._info = Gauge(INFO.name, INFO.help, INFO.labels, registry=registry, multiprocess_mode="livemax")
+        self._visible = _Visible(_source(registry))
+        for view in VIEWS:
+            self._dropped.labels(view)  # a series that is there from the start, at 0, can be alerted on
+
+    def serving(self, bundle: str, routes: Iterable[str]) -> None:
+        """These rules and routes are in force from now on."""
+        if self._bundle:
+            self._info.labels(self._version, self._bundle).set(0)
+        self._bundle = bundle
+        self._info.labels(self._version, bundle).set(1)
+        self._routes = frozenset(routes)
+
+    def in_flight(self, calls: int) -> None:
+        """So many calls are being handled."""
+        self._in_flight.set(calls)
+
+    def dropped(self, view: str, count: int = 1) -> None:
+        """A view of a record was not made."""
+        self._dropped.labels(view).inc(count)
+
+    def count(self, record: CallRecord) -> None:
+        """Count one call. Raises `ValueError` on a negative and `OverflowError` on an absurd number of tokens."""
+        route = self.route(record)
+        team = record.principal.team
+        self._calls.labels(route, team, record.outcome.value, record.code).inc()
+        self._duration.labels(route, record.outcome.value).observe((record.ended_ns - record.received_ns) / 1e9)
+        if record.first_byte_ns is not None:
+            self._first_byte.labels(route).observe((record.first_byte_ns - record.received_ns) / 1e9)
+        for attempt in record.attempts:
+            target = attempt.target
+            self._attempts.labels(target.provider, target.model, attempt.end.value, cause_class(attempt)).inc()
+            if attempt.usage is not None:
+                self._count_tokens(route, attempt.usage)
+        if record.cost_nusd:
+            self._cost.labels(route, team).inc(record.cost_nusd / 1e9)
+        elif record.cost_nusd is None and record.attempts:
+            self._unknown_cost.labels(route, team).inc()
+        if record.decision == "deny":
+            self._denied.labels(record.rule).inc()
+
+    def route(self, record: CallRecord) -> str:
+        """The route's name, or nothing where the caller made it up."""
+        return record.route if record.route in self._routes else ""
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format, of `METRICS_CONTENT_TYPE`."""
+        return generate_latest(self._visible)
+
+    def _count_tokens(self, route: str, usage: Usage) -> None:
+        for kind, count in (
+            ("input", usage.input_tokens), ("output", usage.output_tokens), ("cache_read", usage.cache_read_tokens),
+            ("cache_write", usage.cache_write_tokens), ("reasoning", usage.reasoning_tokens),
+            ("input_audio", usage.input_audio_tokens), ("output_audio", usage.output_audio_tokens),
+        ):
+            if count:
+                self._tokens.labels(route, kind).inc(count)
+
+
+def cause_class(attempt: Attempt) -> str:
+    """Why an attempt failed, as one of a few names."""
+    cause = attempt.cause
+    if cause in _CAUSES:
+        return cause
+    status = _STATUS.fullmatch(cause)
+    return f"status:{status[1]}xx" if status else "other"
+
+
+def forget_worker(pid: int) -> None:
+    """A worker process ended: its gauges no longer count. For the process that started it; its counters stay."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+
+
+class _Visible(Collector):
+    """Our metrics without the `_created` series: they double every counter, and with several workers there are none."""
+
+    def __init__(self, source: Collector) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._source.collect():
+            if metric.name.startswith(PREFIX):  # a host process may keep its own metrics in the same folder
+                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+                yield metric
+
+
+def _source(registry: CollectorRegistry) -> Collector:
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not folder:
+        return registry
+    return MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+
+
+def _counter(spec: MetricSpec, registry: CollectorRegistry) -> Counter:
+    return Counter(spec.name, spec.help, spec.labels, registry=registry)
+
+
+def _histogram(spec: MetricSpec, registry: CollectorRegistry) -> Histogram:
+    return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=_SECONDS)

@@ -1,0 +1,153 @@
+"""A gateway in front of simulated providers, all in one process, on real sockets."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from gateway.app import Parts
+from gateway.clock import SystemClock, SystemIds
+from gateway.embed import Gateway
+from gateway.keyring import new_key
+from gateway.secret import Secret
+from gateway.simulator import Simulator
+
+PEPPER = "pepper-of-the-tests-0123456789abcdef"
+ADMIN = "admin-token-of-the-tests"
+
+ROUTES = """
+[[route]]
+name = "fast"
+[[route.targets]]
+provider = "one"
+model = "sim-fast"
+[route.retry]
+attempts = 2
+base = "1ms"
+cap = "10ms"
+
+[[route]]
+name = "backed-up"
+[[route.targets]]
+provider = "one"
+model = "sim-large"
+[[route.targets]]
+provider = "two"
+model = "sim-small"
+[route.retry]
+attempts = 1
+base = "1ms"
+cap = "10ms"
+
+[[route]]
+name = "vectors"
+operations = ["embeddings"]
+[[route.targets]]
+provider = "one"
+model = "sim-embed"
+"""
+
+
+@dataclass
+class House:
+    """What an end-to-end test lives in."""
+
+    folder: Path
+    one: Simulator
+    two: Simulator
+    stack: AsyncExitStack
+    lines: list[bytes] = field(default_factory=list)
+    gateway: Gateway = field(init=False)
+    key: str = ""
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    async def open(self, *, config: str = "", routes: str = ROUTES, policies: str = "", parts: Parts | None = None) -> "House":
+        """Start the gateway; `config` is added to the end of config.toml."""
+        self.write("config.toml", f"""
+[providers.one]
+adapter = "openai"
+base_url = "{self.one.url}"
+api_key = "env:ONE_KEY"
+[providers.two]
+adapter = "openai"
+base_url = "{self.two.url}"
+[prices."one/sim-fast"]
+input = "1.00"
+output = "2.00"
+[prices."one/sim-large"]
+input = "10.00"
+output = "20.00"
+[prices."two/sim-small"]
+input = "0.10"
+output = "0.20"
+[auth]
+pepper = "env:PEPPER"
+[admin]
+token = "env:ADMIN"
+{config}
+""")
+        self.write("routes/routes.toml", routes)
+        self.write("policies/policies.toml", policies)
+        environ = {"PEPPER": PEPPER, "ADMIN": ADMIN, "ONE_KEY": "sk-provider-key-one-0123456789"}
+        self.gateway = Gateway(self.folder / "config.toml", port=0, environ=environ, write=self.lines.append, parts=parts)
+        await self.stack.enter_async_context(self.gateway)
+        self.key = await self.new_key(name="tests", team="blue", org="acme", roles=("dev",))
+        return self
+
+    async def new_key(self, **fields: Any) -> str:
+        """Create a key in the store and wait until the gateway knows it."""
+        assert self.gateway.app is not None
+        clock = SystemClock()
+        text, stored = new_key(SystemIds(clock), Secret(PEPPER), now_ns=clock.now_ns(), **fields)
+        await self.gateway.app.store.keys.create(stored)
+        assert self.gateway.app.keyring is not None
+        await self.gateway.app.keyring.refresh()
+        return text
+
+    def client(self, key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
+        """An unmodified official client; without retries of its own unless the test asks."""
+        made = openai.AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key=key or self.key, **{"max_retries": 0, **options})
+        self.stack.push_async_callback(made.close)
+        return made
+
+    async def http(self) -> aiohttp.ClientSession:
+        """A bare HTTP client for what no SDK would send."""
+        return await self.stack.enter_async_context(aiohttp.ClientSession(self.gateway.url, auto_decompress=False))
+
+    async def calls(self, **wanted: Any) -> list[dict[str, Any]]:
+        """What the journal says, through the control endpoint."""
+        session = await self.http()
+        async with session.get("/-/calls", params=wanted, headers={"Authorization": f"Bearer {ADMIN}"}) as answer:
+            assert answer.status == 200, await answer.text()
+            rows: list[dict[str, Any]] = (await answer.json())["calls"]
+            return rows
+
+    async def call(self, call_id: str) -> dict[str, Any]:
+        session = await self.http()
+        async with session.get(f"/-/calls/{call_id}", headers={"Authorization": f"Bearer {ADMIN}"}) as answer:
+            assert answer.status == 200, await answer.text()
+            row: dict[str, Any] = await answer.json()
+            return row
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """Two simulated providers and an unopened gateway in an empty folder."""
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(Simulator(port=0))
+        two = await stack.enter_async_context(Simulator(port=0))
+        yield House(tmp_path, one, two, stack)
+
+
+@pytest.fixture
+def messages() -> Callable[[str], list[dict[str, Any]]]:
+    return lambda text: [{"role": "user", "content": text}]

@@ -1,0 +1,235 @@
+"""A provider that fails is met with a retry, the next target, or one clear error; nothing half-done reaches the client."""
+
+import asyncio
+import json
+import socket
+
+import aiohttp
+import openai
+import pytest
+
+from gateway.simulator import Fault, FaultRule, Scenario
+
+
+def always(**fault):
+    return Scenario(rules=(FaultRule(Fault(**fault)),))
+
+
+BEFORE_THE_FIRST_BYTE = {
+    "a 500": {"status": 500}, "a 503 that asks for a long wait": {"status": 503, "retry_after_s": 30.0},
+    "a 429": {"status": 429, "retry_after_s": 30.0}, "a wrong provider key": {"status": 401}, "a reset": {"reset": True},
+    "an empty answer": {"empty": True}, "an HTML page": {"garbage": "html"}, "broken JSON": {"garbage": "json"},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("fault", BEFORE_THE_FIRST_BYTE.values(), ids=BEFORE_THE_FIRST_BYTE.keys())
+async def test_what_fails_before_the_first_byte_falls_back_unseen(house, messages, fault, stream):
+    await house.open()
+    house.one.play(always(**fault))
+    answer = await house.client().chat.completions.create(model="backed-up", messages=messages("say ok"), stream=stream)
+    text = "".join([c.choices[0].delta.content or "" async for c in answer if c.choices]) if stream else answer.choices[0].message.content
+    assert text == "ok"
+    (row,) = await house.calls()
+    attempts = (await house.call(row["id"]))["attempts"]
+    assert [(a["n"], a["target"], a["end"]) for a in attempts] == [(1, "one/sim-large", "failed"), (2, "two/sim-small", "succeeded")]
+    assert attempts[0]["cause"]
+
+
+async def test_a_target_is_tried_again_before_the_next_one_where_the_route_says_so(house, messages):
+    await house.open()
+    house.one.play(Scenario(rules=(FaultRule(Fault(status=500, times=1)),)))
+    raw = await house.client().chat.completions.with_raw_response.create(model="fast", messages=messages("say again"))
+    assert raw.headers["x-lockgate-attempts"] == "2"
+    assert [entry.client_request_id for entry in await house.one.finished(2)] == [f"{raw.headers['x-lockgate-call']}.{n}" for n in (1, 2)]
+
+
+async def test_a_dead_port_falls_back(house, messages):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        dead = taken.getsockname()[1]
+        await house.open(config=f'[providers.dead]\nadapter = "openai"\nbase_url = "http://127.0.0.1:{dead}/v1"\n', routes='''
+[[route]]
+name = "r"
+[[route.targets]]
+provider = "dead"
+model = "m"
+[[route.targets]]
+provider = "two"
+model = "sim-small"
+[route.retry]
+attempts = 1
+''')
+        raw = await house.client().chat.completions.with_raw_response.create(model="r", messages=messages("say alive"))
+    assert raw.headers["x-lockgate-target"] == "two/sim-small"
+    (row,) = await house.calls()
+    assert (await house.call(row["id"]))["attempts"][0]["cause"] == "connect"
+
+
+async def test_when_every_target_fails_the_client_gets_one_error_that_lists_them_and_does_not_retry(house, messages):
+    await house.open()
+    house.one.play(always(status=500))
+    house.two.play(always(status=503))
+    with pytest.raises(openai.InternalServerError) as caught:
+        await house.client(max_retries=2).chat.completions.create(model="backed-up", messages=messages("hi"))
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_failed")
+    assert "one/sim-large" in caught.value.body["message"]
+    assert "two/sim-small" in caught.value.body["message"]
+    assert len(await house.one.finished(1)) == 1  # the SDK was told not to try again
+    (row,) = await house.calls()
+    assert (row["outcome"], row["code"]) == ("failed", "upstream_failed")
+
+
+async def test_a_silent_provider_costs_its_deadline_and_no_more(house, messages):
+    quick = 'name = "r"\n[[route.targets]]\nprovider = "one"\nmodel = "m"\n[route.deadlines]\nheaders = "50ms"\n[route.retry]\nattempts = 1\n'
+    await house.open(routes=f"[[route]]\n{quick}")
+    house.one.play(always(hang=True))
+    with pytest.raises(openai.APIStatusError) as caught:
+        await house.client().chat.completions.create(model="r", messages=messages("hi"))
+    assert (caught.value.status_code, caught.value.code) == (504, "upstream_timeout")
+    assert "timeout:headers" in caught.value.body["message"]
+    (entry,) = await house.one.finished(1)
+    assert entry.end == "client_gone"
+
+
+async def test_a_first_token_that_never_comes_falls_back_although_headers_came(house, messages):
+    await house.open(routes='''
+[[route]]
+name = "r"
+[[route.targets]]
+provider = "one"
+model = "m"
+[[route.targets]]
+provider = "two"
+model = "m"
+[route.deadlines]
+first_token = "50ms"
+[route.retry]
+attempts = 1
+''')
+    house.one.play(always(delay_first_token_s=60.0))
+    stream = await house.client().chat.completions.create(model="r", messages=messages("say here"), stream=True)
+    assert "".join([c.choices[0].delta.content or "" async for c in stream if c.choices]) == "here"
+    (row,) = await house.calls()
+    assert (await house.call(row["id"]))["attempts"][0]["cause"] == "timeout:first_token"
+
+
+MIDWAY = {"cut": {"cut_after_chunks": 3}, "end without its end": {"end_after_chunks": 3}, "error event": {"error_event_after_chunks": 3},
+          "garbage": {"garbage": "json", "garbage_after_chunks": 3}}
+
+
+@pytest.mark.parametrize("fault", MIDWAY.values(), ids=MIDWAY.keys())
+async def test_a_stream_that_breaks_ends_with_an_error_and_never_as_complete(house, messages, fault):
+    await house.open()
+    house.one.play(always(**fault))
+    stream = await house.client(max_retries=2).chat.completions.create(model="backed-up", messages=messages("words 30"), stream=True)
+    seen = []
+    with pytest.raises(openai.APIError) as caught:
+        async for chunk in stream:
+            seen.append(chunk)
+    assert seen
+    assert caught.value.code == "upstream_failed"
+    (row,) = await house.calls()
+    assert (row["outcome"], row["code"]) == ("cut", "upstream_failed")
+    assert row["cost_usd"] is None  # the provider did not say what it cost, and unknown is not 0
+    assert house.two.requests == []  # nothing is tried again once the client has seen something
+
+
+async def test_a_stream_that_stalls_ends_after_the_idle_deadline(house, messages):
+    await house.open(routes='[[route]]\nname = "r"\n[[route.targets]]\nprovider = "one"\nmodel = "m"\n[route.deadlines]\nidle = "50ms"\n')
+    house.one.play(always(stall_after_chunks=3))
+    stream = await house.client().chat.completions.create(model="r", messages=messages("words 30"), stream=True)
+    with pytest.raises(openai.APIError):
+        async for _chunk in stream:
+            pass
+    (row,) = await house.calls()
+    assert (await house.call(row["id"]))["attempts"][0]["cause"] == "timeout:idle"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_the_total_deadline_ends_a_slow_drip(house, messages, stream):
+    await house.open(routes='[[route]]\nname = "r"\n[[route.targets]]\nprovider = "one"\nmodel = "m"\n[route.deadlines]\ntotal = "200ms"\n')
+    house.one.play(Scenario(pacing=Fault(delay_between_tokens_s=0.02)) if stream else always(delay_headers_s=60.0))
+    with pytest.raises(openai.APIError) as caught:
+        answer = await house.client().chat.completions.create(model="r", messages=messages("words 500"), stream=stream)
+        async for _chunk in answer:
+            pass
+    assert caught.value.code == "upstream_timeout"
+    (row,) = await house.calls()
+    assert row["outcome"] == ("cut" if stream else "failed")
+
+
+async def test_the_callers_own_mistake_is_passed_on_in_the_providers_words_and_not_retried(house, messages):
+    await house.open()
+    house.one.play(always(status=422))
+    with pytest.raises(openai.UnprocessableEntityError):
+        await house.client().chat.completions.create(model="backed-up", messages=messages("hi"))
+    assert house.two.requests == []
+    (row,) = await house.calls()
+    assert (row["outcome"], row["status"], row["code"]) == ("failed", 422, "upstream_rejected")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_client_that_goes_away_stops_the_provider_at_once(house, messages, stream):
+    await house.open()
+    house.one.play(Scenario(pacing=Fault(delay_first_token_s=60.0)) if not stream else always(stall_after_chunks=3))
+    session = await house.http()
+    body = {"model": "fast", "messages": messages("words 30"), "stream": stream}
+    request = asyncio.create_task(_read(session, body, house.key))
+    while not house.one.requests or (stream and house.one.requests[0].chunks < 3):
+        await asyncio.sleep(0)
+    gone_ns = house.gateway.app.clock.now_ns()
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    (entry,) = await house.one.finished(1)
+    assert entry.end == "client_gone"
+    assert entry.client_gone_ns - gone_ns < 1_000_000_000  # the promise is 0.1 s; a busy machine gets some slack
+    await house.gateway.app.proxy.drained()
+    (row,) = await house.calls()
+    assert row["outcome"] == "cancelled"
+
+
+async def _read(session: aiohttp.ClientSession, body: dict, key: str) -> None:
+    async with session.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"}) as answer:
+        await answer.read()
+
+
+async def test_a_provider_that_repeats_its_key_in_an_error_does_not_leak_it(house, messages):
+    """OpenAI's own 401 quotes the key. Ours to the client, the journal and the log do not."""
+    await house.open()
+
+    async def echo(request: aiohttp.web.Request) -> aiohttp.web.Response:
+        return aiohttp.web.json_response({"error": {"message": f"bad: {request.headers['Authorization']}"}}, status=400)
+
+    app = aiohttp.web.Application()
+    app.router.add_post("/v1/chat/completions", echo)
+    runner = aiohttp.web.AppRunner(app)
+    await runner.setup()
+    house.stack.push_async_callback(runner.cleanup)
+    site = aiohttp.web.TCPSite(runner, "127.0.0.1", house.one.url.split(":")[2].split("/")[0], reuse_port=False)
+    await house.one.__aexit__(None, None, None)
+    await site.start()
+    with pytest.raises(openai.BadRequestError) as caught:
+        await house.client().chat.completions.create(model="fast", messages=messages("hi"))
+    assert "sk-provider-key" not in str(caught.value.body)
+    (row,) = await house.calls()
+    assert "sk-provider-key" not in json.dumps(await house.call(row["id"]))
+    await house.gateway.app.telemetry.scrape()
+    assert b"sk-provider-key" not in b"".join(house.lines)
+
+
+async def test_an_answer_without_usage_has_an_unknown_cost_never_zero(house, messages):
+    await house.open()
+    house.one.play(always(no_usage=True))
+    raw = await house.client().chat.completions.with_raw_response.create(model="fast", messages=messages("say x"))
+    assert "x-lockgate-cost-usd" not in raw.headers
+    (row,) = await house.calls()
+    assert row["cost_usd"] is None
+
+
+async def test_a_model_without_a_price_has_an_unknown_cost_never_zero(house):
+    await house.open()
+    raw = await house.client().embeddings.with_raw_response.create(model="vectors", input="a")
+    assert "x-lockgate-cost-usd" not in raw.headers
+    (row,) = await house.calls()
+    assert (row["outcome"], row["cost_usd"]) == ("completed", None)

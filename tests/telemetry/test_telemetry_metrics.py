@@ -1,0 +1,128 @@
+"""What `/metrics` shows, and what it must never be made to show."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from gateway.call import AttemptEnd, CallRecord, Principal, Usage
+from gateway.telemetry.metrics import METRICS, Metrics, cause_class
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def samples(metrics: Metrics) -> Mapping[tuple[str, tuple[str, ...]], float]:
+    """Every sample by its name and the values of its labels, in the order of the labels' names."""
+    return {
+        (sample.name, tuple(value for _name, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode()) for sample in family.samples
+    }
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    metrics = Metrics("0.1.0")
+    metrics.serving("sha256:aa", ["small"])
+    return metrics
+
+
+def test_a_call_is_counted_in_every_metric_that_concerns_it(metrics, record):
+    metrics.count(record)
+    seen = samples(metrics)
+    assert {key: value for key, value in seen.items() if not key[0].endswith("_bucket") and value} == {
+        ("lockgate_info", ("sha256:aa", "0.1.0")): 1,
+        ("lockgate_calls_total", ("", "completed", "small", "search")): 1,
+        ("lockgate_call_duration_seconds_sum", ("completed", "small")): 0.25,
+        ("lockgate_call_duration_seconds_count", ("completed", "small")): 1,
+        ("lockgate_call_first_byte_seconds_sum", ("small",)): 0.09,
+        ("lockgate_call_first_byte_seconds_count", ("small",)): 1,
+        ("lockgate_upstream_attempts_total", ("status:5xx", "failed", "small-1", "first")): 1,
+        ("lockgate_upstream_attempts_total", ("", "succeeded", "small-1", "second")): 1,
+        ("lockgate_tokens_total", ("small", "input")): 30,
+        ("lockgate_tokens_total", ("small", "output")): 12,
+        ("lockgate_tokens_total", ("small", "cache_read")): 10,
+        ("lockgate_tokens_total", ("small", "cache_write")): 4,
+        ("lockgate_tokens_total", ("small", "reasoning")): 5,
+        ("lockgate_tokens_total", ("small", "input_audio")): 2,
+        ("lockgate_tokens_total", ("small", "output_audio")): 1,
+        ("lockgate_cost_usd_total", ("small", "search")): 0.001234567,
+    }
+    assert seen["lockgate_call_duration_seconds_bucket", ("0.25", "completed", "small")] == 1
+    assert seen["lockgate_call_duration_seconds_bucket", ("0.1", "completed", "small")] == 0
+
+
+def test_a_denied_call_counts_for_its_rule_and_costs_nothing(metrics, refused):
+    metrics.count(refused)
+    seen = samples(metrics)
+    assert seen["lockgate_denied_total", ("night",)] == 1
+    assert seen["lockgate_calls_total", ("forbidden", "refused", "small", "search")] == 1
+    assert not [key for key in seen if "cost" in key[0]]
+
+
+def test_an_unknown_cost_is_counted_as_unknown_and_not_as_nothing(metrics, record, refused):
+    metrics.count(replace(record, cost_nusd=None))
+    metrics.count(replace(refused, cost_nusd=None))  # it was never dispatched: there is nothing to know
+    seen = samples(metrics)
+    assert seen["lockgate_unknown_cost_calls_total", ("small", "search")] == 1
+    assert not [key for key in seen if key[0] == "lockgate_cost_usd_total"]
+
+
+def test_names_that_callers_make_up_do_not_become_labels(metrics, refused):
+    """Each label value is a series for ever: a caller who can make them up can fill the memory of the gateway and its scraper."""
+    for n in range(1_000):
+        metrics.count(replace(refused, route=f"model-{n}\nlockgate_calls_total 1e9", code="unknown_route", decision=""))
+    assert samples(metrics)["lockgate_calls_total", ("unknown_route", "refused", "", "search")] == 1_000
+    assert b"model-" not in metrics.render()
+
+
+@pytest.mark.parametrize(("cause", "counted"), [
+    ("", ""), ("connect", "connect"), ("timeout:first_token", "timeout:first_token"), ("status:503", "status:5xx"),
+    ("status:429", "status:4xx"), ("status:", "other"), ("status:999", "other"), ("timeout:lunch", "other"), ("x" * 99, "other"),
+])
+def test_causes_are_a_few_names(attempt, cause, counted):
+    assert cause_class(replace(attempt, end=AttemptEnd.FAILED, cause=cause)) == counted
+
+
+def test_label_values_with_quotes_and_newlines_do_not_break_the_format(metrics, record):
+    metrics.count(replace(record, principal=Principal(id="k", team='a"b\\c\nd')))
+    assert samples(metrics)["lockgate_calls_total", ("", "completed", "small", 'a"b\\c\nd')] == 1
+
+
+def test_a_reload_shows_which_rules_are_in_force(metrics):
+    metrics.serving("sha256:bb", ["small"])
+    seen = samples(metrics)
+    assert seen["lockgate_info", ("sha256:bb", "0.1.0")] == 1
+    assert seen["lockgate_info", ("sha256:aa", "0.1.0")] == 0
+
+
+def test_losses_are_series_from_the_start(metrics):
+    seen = samples(metrics)
+    assert {key[1][0]: value for key, value in seen.items() if key[0] == "lockgate_telemetry_dropped_total"} == {
+        "queue": 0, "log": 0, "metrics": 0, "spans": 0}
+
+
+def test_calls_in_flight_are_a_gauge(metrics):
+    metrics.in_flight(7)
+    assert samples(metrics)["lockgate_in_flight_calls", ()] == 7
+
+
+def test_two_gateways_in_one_process_do_not_mix(metrics, record):
+    other = Metrics("0.1.0")
+    metrics.count(record)
+    assert b"search" not in other.render()
+
+
+def test_every_metric_is_as_documented(metrics, record, refused):
+    metrics.count(record)
+    metrics.count(refused)
+    metrics.count(replace(record, cost_nusd=None))
+    families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
+    shown = {family.name + ("_total" if family.type == "counter" else ""): family for family in families.values()}
+    assert set(shown) == {spec.name for spec in METRICS}
+    for spec in METRICS:
+        family = shown[spec.name]
+        assert (family.type, family.documentation) == (spec.kind, spec.help)
+        assert {name for sample in family.samples for name in sample.labels} - {"le"} == set(spec.labels)
+
+
+def test_a_provider_that_reports_negative_tokens_is_refused(metrics, record: CallRecord, attempt):
+    with pytest.raises(ValueError, match="non-negative"):
+        metrics.count(replace(record, attempts=(replace(attempt, usage=Usage(input_tokens=-5)),)))
