@@ -14,12 +14,13 @@ from gateway.http.control import Control
 from gateway.http.server import Listener, Surface
 from gateway.keyring import KeyRing
 from gateway.proxy import Proxy
+from gateway.secret import Secret
 from gateway.snapshot import Snapshot
 from gateway.store.memory import MemoryStore
 from gateway.store.protocol import Store
 from gateway.store.scrub import Scrubber
 from gateway.store.sqlite import SqliteStore
-from gateway.telemetry import OtlpSettings, Telemetry, TelemetrySettings
+from gateway.telemetry import OtlpSettings, Telemetry
 from gateway.upstream.aiohttp_transport import AiohttpTransport
 from gateway.upstream.protocol import Transport
 
@@ -43,12 +44,16 @@ class App:
 
     def __init__(self, snapshot: Snapshot, *, write: Callable[[bytes], None], parts: Parts) -> None:
         self.snapshot = snapshot
+        config = snapshot.config
         self.clock = parts.clock or SystemClock()
         self.ids = parts.ids or SystemIds(self.clock)
         self.store = parts.store or _make_store(snapshot, self.ids)
         self.transport = parts.transport or AiohttpTransport()
-        self.telemetry = Telemetry(_telemetry(snapshot), clock=self.clock, write=write, scrub=Scrubber(snapshot.secrets).text)
-        self.keyring = KeyRing(snapshot.pepper) if snapshot.pepper is not None and snapshot.config.auth.required else None
+        self.telemetry = Telemetry(
+            log_format=config.log.format, log_level=config.log.level, write=write, scrub=Scrubber(snapshot.secrets).text, clock=self.clock,
+            otlp=_otlp(snapshot), resource={"service.instance.id": str(os.getpid())},
+        )
+        self.keyring = KeyRing(snapshot.pepper) if snapshot.pepper is not None and config.auth.required else None
         self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, transport=self.transport,
                            telemetry=self.telemetry, clock=self.clock, ids=self.ids)
         self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token)
@@ -101,7 +106,7 @@ def _make_store(snapshot: Snapshot, ids: Ids) -> Store:
     return SqliteStore(snapshot.folder / settings.path, owner, synchronous=settings.synchronous, busy_timeout_s=settings.busy_timeout)
 
 
-def _telemetry(snapshot: Snapshot) -> TelemetrySettings:
-    config = snapshot.config
-    otlp = OtlpSettings(config.otlp.endpoint, snapshot.otlp_headers) if config.otlp.endpoint else None
-    return TelemetrySettings(log_format=config.log.format, log_level=config.log.level, otlp=otlp, resource={"service.instance.id": str(os.getpid())})
+def _otlp(snapshot: Snapshot) -> OtlpSettings | None:
+    endpoint = snapshot.config.otlp.endpoint
+    headers = {name: Secret(value) for name, value in snapshot.otlp_headers.items()}
+    return OtlpSettings(endpoint, headers) if endpoint else None

@@ -4,10 +4,14 @@ Every description is the setting's documentation: `docs/configuration.md` is mad
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from gateway.errors import ConfigError, Problem
+from gateway.toml_source import KeyPath, Source, read_source
 from gateway.units import (
     Duration,
     Globs,
@@ -24,8 +28,10 @@ from gateway.units import (
     Size,
     TokenPrice,
     Url,
+    plausible,
     show_pico,
 )
+from gateway.validation import Model, validated
 
 MIB: Final = 1024 * 1024
 OPERATIONS: Final = ("chat", "completions", "embeddings")
@@ -58,7 +64,8 @@ class PathsConfig(Strict):
 
     policies: str = Field(default="policies", min_length=1, description="The folder of the rules.")
     routes: str = Field(default="routes", min_length=1, description="The folder of the routes.")
-    adapters: str = Field(default="adapters", min_length=1, description="The folder of your own adapters; it is searched before those that ship.")
+    adapters: str = Field(default="adapters", min_length=1, description=(
+        "The folder of your own adapters; it is searched before those that ship."))
 
 
 class StoreConfig(Strict):
@@ -81,15 +88,17 @@ class JournalConfig(Strict):
 class AuthConfig(Strict):
     """Who may call."""
 
-    required: bool = Field(default=True, description="Whether a call needs a virtual key. Without, everybody who reaches the port may call.")
-    pepper: Reference | None = Field(default="file:secrets/pepper", description=(
+    required: bool = Field(default=True, description=(
+        "Whether a call needs a virtual key. Without, everybody who reaches the port may call."))
+    pepper: Reference = Field(default="file:secrets/pepper", description=(
         "The key that virtual keys are hashed with. Another one makes every existing virtual key invalid."))
 
 
 class AdminConfig(Strict):
     """Who may use the control endpoints."""
 
-    token: Reference | None = Field(default=None, description="The token that opens the control endpoints under `/-/`; without one they stay shut.")
+    token: Reference | None = Field(default=None, description=(
+        "The token that opens the control endpoints under `/-/`; without one they stay shut."))
 
 
 class PolicyConfig(Strict):
@@ -118,7 +127,8 @@ class ProviderConfig(Strict):
 
     adapter: Name = Field(description="How to speak to it: a file or folder of this name under `adapters/`.")
     base_url: Url = Field(description="Where it is, up to and with the version: `https://api.example.com/v1`.")
-    api_key: Reference | None = Field(default=None, description="A reference to the provider's key; it never leaves the gateway but to the provider.")
+    api_key: Reference | None = Field(default=None, description=(
+        "A reference to the provider's key; it never leaves the gateway but to the provider."))
     headers: Headers = Field(default_factory=dict, description='Headers to send along; a value "env:NAME" or "file:PATH" is a reference.')
     price_provider: str | None = Field(default=None, min_length=1, max_length=64, description=(
         "Which provider's published prices apply (genai-prices' id: openai, anthropic, google, groq, …)."))
@@ -128,7 +138,8 @@ class ProviderConfig(Strict):
 class PriceConfig(Strict):
     """`[prices."PROVIDER/MODEL"]`: what a target charges, before any published price. USD per million tokens unless said otherwise."""
 
-    force: bool = Field(default=False, description="Take a price outside $0.001 to $1000 per million tokens, which is else taken for a slip.")
+    force: bool = Field(default=False, description=(
+        "Take a price outside $0.001 to $1000 per million tokens, which is else taken for a slip."))
     input: TokenPrice = Field(description='Input; "0" is free of charge.')
     output: TokenPrice = Field(description='Output; "0" is free of charge, and right for embeddings.')
     cached_input: TokenPrice | None = Field(default=None, description="Input read from the provider's cache; without it, as `input`.")
@@ -140,7 +151,7 @@ class PriceConfig(Strict):
     @field_validator("input", "output", "cached_input", "cache_write", "input_audio", "output_audio")
     @classmethod
     def _plausible(cls, pico: int | None, info: ValidationInfo) -> int | None:
-        if pico and not 10**3 <= pico <= 10**9 and not info.data.get("force"):
+        if pico is not None and not plausible(pico) and not info.data.get("force"):
             raise ValueError(f"${show_pico(10**6)(pico)} per million tokens is outside $0.001 to $1000: a slip of the unit? "
                              "If it is right, set `force = true` beside it")
         return pico
@@ -167,7 +178,8 @@ class RetryConfig(Strict):
     """`[route.retry]`: how often one target is tried before the next."""
 
     attempts: int = Field(default=2, ge=1, le=10, description="Tries of one target; 1 is no retry.")
-    base: Duration = Field(default=0.25, description="The wait before the second try, doubled with each; the real wait is drawn from 0 to this.")
+    base: Duration = Field(default=0.25, description=(
+        "The wait before the second try, doubled with each; the real wait is drawn from 0 to this."))
     cap: Duration = Field(default=5.0, description="The longest wait. A provider that asks for more is passed over for the next target.")
 
 
@@ -187,12 +199,12 @@ class RouteConfig(Strict):
 class MatchConfig(Strict):
     """`match` of a rule: globs that a call's values must fit, each given key at least once. Cheap: rules are indexed by them."""
 
-    principals: Globs = Field(default=(), description="Public ids of virtual keys.")
+    principals: Globs = Field(default=(), description="Public ids or names of virtual keys.")
     teams: Globs = Field(default=(), description="The caller's team.")
     roles: Globs = Field(default=(), description="The caller's roles.")
     protocols: Globs = Field(default=(), description="The dialect of the call: `openai`.")
     routes: Globs = Field(default=(), description="The route that was asked for.")
-    models: Globs = Field(default=(), description="The models behind the route.")
+    models: Globs = Field(default=(), description="The model that was asked for, which is the name of the route.")
     tools: Globs = Field(default=(), description="The tools that the call offers to the model.")
 
 
@@ -236,3 +248,92 @@ class Config(Strict):
     otlp: OtlpConfig = OtlpConfig()
     providers: Mapping[Label, ProviderConfig] = Field(default_factory=dict)
     prices: Mapping[str, PriceConfig] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A deployment folder as it was read: shapes are right, meanings are not yet checked.
+
+    `sources` holds the files by their name in problems, `file` is the name of config.toml there.
+    """
+
+    folder: Path
+    config: Config
+    routes: tuple[RouteConfig, ...] = ()
+    rules: tuple[RuleConfig, ...] = ()
+    file: str = "config.toml"
+    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+
+    def problem(self, path: KeyPath, message: str, hint: str | None = None) -> Problem:
+        """A problem at a key of config.toml."""
+        return self.sources.get(self.file, Source(self.file)).problem(path, message, hint)
+
+    def problem_in(self, entry: str, path: KeyPath, message: str, hint: str | None = None) -> Problem:
+        """A problem inside a route or a rule; `entry` is its `source` and `path` starts at it."""
+        file, _, line = entry.rpartition(":")
+        known = self.sources.get(file, Source(file))
+        start = next((at for at, number in known.lines.items() if number == int(line) and len(at) == 2), ())
+        return known.problem((*start, *path), message, hint)
+
+
+def read_deployment(config_path: Path) -> Deployment:
+    """Read config.toml and the folders that it names, strictly. No environment, no secret, no adapter is looked at.
+
+    Raises:
+        ConfigError: with every problem of every file.
+    """
+    reading = _Reading(config_path.absolute().parent)
+    config = reading.file(config_path.name, Config)
+    paths = config.paths if config else PathsConfig()
+    routes = reading.folder(paths.routes, "route", RoutesFile)
+    rules = reading.folder(paths.policies, "rule", PolicyFile)
+    if config is None or reading.problems:
+        raise ConfigError(reading.problems)
+    return Deployment(reading.root, config, tuple(entry for file in routes for entry in file.route),
+                      tuple(entry for file in rules for entry in file.rule), config_path.name, reading.sources)
+
+
+class _Reading:
+    """The files read so far and the problems found in them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sources: dict[str, Source] = {}
+        self.problems: list[Problem] = []
+
+    def file(self, name: str, model: type[Model], entries: str = "") -> Model | None:
+        """One file as a model; `entries` is the key of an array whose tables are told where they stand."""
+        source, problems = read_source(self.root / name, name)
+        self.sources[name] = source
+        made = None
+        if not problems:
+            data, problems = _placed(source, entries)
+            made, found = validated(model, replace(source, data=data))
+            problems += found
+        self.problems += problems
+        return made
+
+    def folder(self, name: str, entries: str, model: type[Model]) -> list[Model]:
+        """Every TOML file of a folder by name, but for cases (they are tests) and hidden files (an editor's)."""
+        folder = self.root / name
+        try:
+            names = sorted(path.name for path in folder.iterdir() if path.suffix == ".toml")
+        except OSError as error:
+            self.problems.append(Problem(name, None, "", f"the folder cannot be read: {error.strerror}",
+                                         "make it, even if it stays empty: what is missing by accident must not go unnoticed"))
+            return []
+        chosen = [found for found in names if not found.startswith(".") and not found.endswith(".cases.toml")]
+        made = [self.file(f"{name}/{found}", model, entries) for found in chosen]
+        return [file for file in made if file is not None]
+
+
+def _placed(source: Source, entries: str) -> tuple[Mapping[str, Any], list[Problem]]:
+    """The data with `source` set in every entry, which nobody else may set."""
+    tables = source.data.get(entries) if entries else None
+    if not isinstance(tables, list):
+        return source.data, []
+    problems = [source.problem((entries, number, "source"), "unknown key")
+                for number, table in enumerate(tables) if isinstance(table, dict) and "source" in table]
+    placed = [{**table, "source": f"{source.file}:{source.line((entries, number)) or 0}"} if isinstance(table, dict) else table
+              for number, table in enumerate(tables)]
+    return {**source.data, entries: placed}, problems

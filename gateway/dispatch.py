@@ -88,7 +88,7 @@ class Dispatcher:
             case.end_attempt(AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
             raise
         except UpstreamRejected as refusal:
-            refusal.message = self.scrub(refusal.message)
+            refusal.scrub(self.scrub)
             case.end_attempt(AttemptEnd.REJECTED, ended_ns=self.clock.now_ns(), status=refusal.status, message=refusal.message)
             raise
         finally:

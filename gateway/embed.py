@@ -11,7 +11,7 @@ from typing import Final, Self
 from gateway.app import App, Parts
 from gateway.config import Deployment, read_deployment
 from gateway.errors import SetupError
-from gateway.snapshot import compile_snapshot
+from gateway.snapshot import compile_snapshot, refuse_open_doors
 
 _BACKLOG: Final = 1024
 
@@ -23,7 +23,7 @@ class Gateway:
             client = AsyncOpenAI(base_url=gateway.url + "/v1", api_key=key)
 
     `config` is the path of a `config.toml` or a deployment already read; `port` 0 takes a free one; `write` receives the log's
-    lines as bytes (by default they go nowhere); `environ` is where `env:` references are looked up. Several gateways may run in one process.
+    lines as bytes (by default they go nowhere); `environ` is where `env:` references are looked up. Several may run in one process.
 
     Raises:
         ConfigError: the deployment cannot be used; names every problem.
@@ -68,7 +68,7 @@ class Gateway:
 
 
 def listen(host: str, port: int, deployment: Deployment) -> socket.socket:
-    """A listening socket. Raises `SetupError` for an address that is taken or not ours, and for a binding that would leave the doors open."""
+    """A listening socket. Raises `SetupError` for an address that is taken or not ours, or that would leave the doors open."""
     refuse_open_doors(host, deployment)
     try:
         family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -81,7 +81,8 @@ def listen(host: str, port: int, deployment: Deployment) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise SetupError(f"Cannot listen on {host}:{port}: {error.strerror}. Stop what uses it, or choose another with --port or `server.port`.") from error
+        advice = "Stop what uses it, or choose another with --port or `server.port`."
+        raise SetupError(f"Cannot listen on {host}:{port}: {error.strerror}. {advice}") from error
     sock.setblocking(False)
     return sock
 

@@ -3,7 +3,7 @@
 Nothing here knows a wire format: a dialect turns an error into its own body (`gateway/wire/protocol.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -144,6 +144,13 @@ class UpstreamRejected(CallError):
         self.upstream_type = upstream_type
         self.upstream_code = upstream_code
         self.upstream_param = upstream_param
+
+    def scrub(self, scrub: Callable[[str], str]) -> None:
+        """Take secrets out of everything the provider wrote."""
+        self.message = scrub(self.message)
+        self.upstream_type = scrub(self.upstream_type) if self.upstream_type else None
+        self.upstream_code = scrub(self.upstream_code) if self.upstream_code else None
+        self.upstream_param = scrub(self.upstream_param) if self.upstream_param else None
 
     @property
     def status(self) -> int:

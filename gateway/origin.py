@@ -42,7 +42,7 @@ def _name(headers: Mapping[str, str], header: str) -> str | None:
 def _tags(value: str | None) -> Mapping[str, str]:
     if value is None:
         return NO_TAGS
-    pairs = [_TAG.fullmatch(pair.strip()) for pair in value.split(",", _MOST_TAGS)]
+    pairs = [_TAG.fullmatch(pair.strip(" ")) for pair in value.split(",", _MOST_TAGS)]
     if len(pairs) > _MOST_TAGS or None in pairs:
         raise InvalidRequest(f"The header X-Lockgate-Tags must be at most {_MOST_TAGS} pairs `name=value`, separated by commas.")
     return MappingProxyType({pair[1]: pair[2] for pair in pairs if pair})

@@ -17,7 +17,6 @@ from gateway.errors import (
     AttemptFailed,
     CallError,
     ClientGone,
-    Forbidden,
     InternalError,
     InvalidRequest,
     Overloaded,
@@ -128,10 +127,10 @@ class Proxy:
         except CallError as error:
             await self._tell(case, error, arrival, client)
         except TimeoutError:
-            error = UpstreamTimeout("The route's `total` deadline passed before the answer was complete.")
             failure = AttemptFailed("timeout:total", "the call's time was up", retryable=False)
             case.end_attempt(AttemptEnd.CUT if case.tally else AttemptEnd.FAILED, ended_ns=self._clock.now_ns(), failure=failure)
-            await self._tell(case, error, arrival, client)
+            late = UpstreamTimeout("The route's `total` deadline passed before the answer was complete.")
+            await self._tell(case, late, arrival, client)
         except (asyncio.CancelledError, ClientGone):
             if not case.settled:
                 self._settle_later(case, Outcome.CANCELLED, _CLIENT_CLOSED, ClientGone("The client closed its connection."))
@@ -158,7 +157,7 @@ class Proxy:
 
     async def _begin(self, case: Progress, call: Call, route: Route) -> None:
         case.begun = True  # even if the wait below is cut short, the intent may be written: an outcome must follow it
-        record = case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0)
+        record = self._scrubber.record(case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0))
         await self._journal.begin(Intent(record, route.targets[0].target, self._stored(call.body)))
 
     async def _answer(self, case: Progress, call: Call, dialect: Dialect, client: Client, reply: Reply) -> None:
@@ -200,6 +199,7 @@ class Proxy:
     async def _tell(self, case: Progress, error: CallError, arrival: Arrival, client: Client) -> None:
         """Settle a call that ended with an error, then give the client that error in its own dialect."""
         outcome = Outcome.CUT if case.tally else Outcome.FAILED if case.begun else Outcome.REFUSED
+        case.end_attempt(AttemptEnd.REJECTED, ended_ns=self._clock.now_ns(), message=error.message)  # one that could not even be written
         if isinstance(error, StoreUnavailable):
             self._settle_later(case, outcome, error.status, error)
         else:
@@ -213,12 +213,14 @@ class Proxy:
             await client.answer(error.status, answer_headers(case, error), arrival.dialect.error(error, case.id))
 
     async def _settle(
-        self, case: Progress, outcome: Outcome, status: int, *, error: CallError | ClientGone | None = None, response: JsonObject | None = None,
+        self, case: Progress, outcome: Outcome, status: int, *, error: CallError | ClientGone | None = None,
+        response: JsonObject | None = None,
     ) -> None:
         """Write the outcome; returns when it is on disk. A caller who was never known leaves no row: a stranger cannot fill the disk."""
         case.settled = True
-        record = case.record(outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
-                             message=error.message if error else "")
+        record = self._scrubber.record(case.record(
+            outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
+            message=error.message if error else ""))
         if response is None and case.tally and case.tally.assembler:
             response = case.tally.assembler.body()
         try:

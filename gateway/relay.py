@@ -34,20 +34,24 @@ async def relay(stream: OpenStream, encoder: StreamEncoder, writer: Writer, tall
         ClientGone: the client closed its connection.
     """
     event: Event | None = stream.first
-    next_event, answer = stream.decoder.next_event, stream.answer
+    decoder, answer = stream.decoder, stream.answer
     while True:
         ready: list[bytes] = []
-        while event is not None:
-            tally.add(event)
-            if event.done:
-                return b"".join(ready)
-            ready.append(encoder.event(event))
-            event = next_event()
-        data = b"".join(ready)
-        if data:
+        try:
+            while event is not None:
+                tally.add(event)
+                if event.done:
+                    return b"".join(ready)
+                ready.append(encoder.event(event))
+                event = decoder.next_event()
+        except AttemptFailed:  # what came whole before it broke is the client's
+            if data := b"".join(ready):
+                await writer.write(data)
+            raise
+        if data := b"".join(ready):
             await writer.write(data)
-        stream.decoder.feed(await answer.chunk(timeout_s=idle_s))
-        event = next_event()
+        decoder.feed(await answer.chunk(timeout_s=idle_s))
+        event = decoder.next_event()
 
 
 async def read_to_end(answer: HttpAnswer) -> None:

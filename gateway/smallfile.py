@@ -12,8 +12,9 @@ def read_small(path: Path, *, limit: int) -> bytes:
         ValueError: it is missing, unreadable, a directory, a device, a pipe, or larger; the message says which.
     """
     try:
-        with path.open("rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a named pipe without a writer would block for ever
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ValueError(f"{path} is not a regular file")
             data = file.read(limit + 1)
     except OSError as error:
@@ -21,7 +22,3 @@ def read_small(path: Path, *, limit: int) -> bytes:
     if len(data) > limit:
         raise ValueError(f"{path} is larger than {limit} bytes")
     return data
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe without a writer would block for ever

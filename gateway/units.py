@@ -90,6 +90,11 @@ def parse_request_price(value: object) -> int:
     return _pico(value, 10**12)
 
 
+def plausible(pico: int) -> bool:
+    """Whether a price a token is free or within $0.001 to $1000 per million tokens; outside, it is most likely a slip of the unit."""
+    return pico == 0 or 10**3 <= pico <= 10**9
+
+
 def show_pico(scale: int) -> Callable[[int], str]:
     """What writes a price back as USD: `scale` is the pico-USD in one of its units."""
     return lambda pico: f"{Decimal(pico) / scale:f}"

@@ -25,7 +25,7 @@ T = TypeVar("T")
 @config_option
 @click.option("--host", help="The address to listen on instead of `server.host`.")
 @click.option("--port", type=click.IntRange(0, 65535), help="The port instead of `server.port`; 0 takes a free one.")
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port and the database.")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes behind the one port.")
 @click.option("--listen-fd", type=int, hidden=True, help="A listening socket handed down by the supervisor.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where a worker tells the supervisor that it accepts connections.")
 def serve(  # noqa: PLR0913 - one parameter an option

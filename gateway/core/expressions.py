@@ -254,6 +254,7 @@ class _PythonEngine:
         self.variables = frozenset(variables)
         self._celpy = celpy
         self._env = celpy.Environment()
+        self._functions = _strict_functions(celpy)
 
     def activation(self, values: dict[str, Any]) -> _Converted:
         return _Converted(self._celpy.json_to_cel, values)
@@ -280,7 +281,7 @@ class _PythonEngine:
         return declared or (path if path in _TYPES else None)
 
     def _program(self, source: str, tree: Any, names: frozenset[str]) -> Program:
-        evaluate_on = self._env.program(tree).evaluate
+        evaluate_on = self._env.program(tree, functions=self._functions).evaluate
         truths = (bool, self._celpy.celtypes.BoolType)
 
         def run(activation: _Converted) -> bool:
@@ -291,6 +292,37 @@ class _PythonEngine:
             raise _NoVerdictError(f"the expression gives {type(value).__name__}, not bool")
 
         return Program(source, names, run)
+
+
+def _strict_functions(celpy: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The library's functions with CEL's own idea of what they take.
+
+    By itself it finds text `in` lists and compares a bool with a number: a verdict where CEL has an error, so that a rule
+    would not fail closed. Conversions stay as they are, because a type's name is its function too.
+    """
+    types, functions = celpy.celtypes, celpy.base_functions
+    texts = dict.fromkeys(("contains", "startsWith", "endsWith", "matches"), (types.StringType,))
+    sized = {"size": (types.StringType, types.BytesType, types.ListType, types.MapType)}
+    strict = {name: _taking(functions[name], kinds) for name, kinds in {**texts, **sized}.items()}
+    return strict | {name: _alike(functions[name], types.BoolType) for name in ("_<_", "_<=_", "_>_", "_>=_")}
+
+
+def _taking(function: Callable[..., Any], kinds: tuple[type, ...]) -> Callable[..., Any]:
+    def checked(first: Any, *others: Any) -> Any:
+        if not isinstance(first, kinds):
+            raise TypeError("no such overload")  # the library makes its own error of this one
+        return function(first, *others)
+
+    return checked
+
+
+def _alike(function: Callable[..., Any], kind: type) -> Callable[..., Any]:
+    def checked(left: Any, right: Any) -> Any:
+        if isinstance(left, kind) is not isinstance(right, kind):
+            raise TypeError("no such overload")
+        return function(left, right)
+
+    return checked
 
 
 def _references(tree: Any) -> Iterator[tuple[Any, str]]:

@@ -77,7 +77,9 @@ ControlHandler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
 
 def problem(error: CallError, call_id: str | None) -> bytes:
     """An error as RFC 9457 problem+json."""
-    fields: dict[str, Any] = {"type": "about:blank", "title": error.code, "status": error.status, "detail": error.message, "code": error.code}
+    fields: dict[str, Any] = {
+        "type": "about:blank", "title": error.code, "status": error.status, "detail": error.message, "code": error.code,
+    }
     if call_id is not None:
         fields["call_id"] = call_id
     return orjson.dumps(fields)

@@ -6,7 +6,7 @@ The table is looked up by method and raw path: what is authorised is the endpoin
 import asyncio
 import traceback
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -36,8 +36,10 @@ class Surface:
             for endpoint in dialect.endpoints:
                 make = models_handler if endpoint.operation == "models" else call_handler
                 self._table[endpoint.method, endpoint.path] = (make(proxy, dialect, endpoint), dialect)
-        for path, handler in {"/healthz": control.healthz, "/readyz": control.readyz, "/metrics": control.metrics, "/-/calls": control.calls}.items():
-            self._table["GET", path] = (handler, None)
+        own: dict[str, Handler] = {
+            "/healthz": control.healthz, "/readyz": control.readyz, "/metrics": control.metrics, "/-/calls": control.calls,
+        }
+        self._table.update({("GET", path): (handler, None) for path, handler in own.items()})
         self._call = control.call
         self._paths: Mapping[str, Dialect | None] = {path: dialect for (_method, path), (_handler, dialect) in self._table.items()}
 
@@ -74,6 +76,14 @@ class Surface:
 
         return nothing, dialect
 
+    def refusal(self, error: CallError) -> web.Response:
+        """The answer to what is not HTTP, in the first dialect: nobody can say what its sender speaks. Closes the connection."""
+        call_id = self._ids.call_id()
+        headers = {"Content-Type": "application/json", "X-Lockgate-Call": call_id, "X-Request-Id": call_id, "X-Should-Retry": "false"}
+        response = web.Response(status=error.status, body=self._dialects[0].error(error, call_id), headers=headers)
+        response.force_close()
+        return response
+
     async def _refuse(self, client: HttpClient, dialect: Dialect | None, error: CallError, call_id: str) -> None:
         headers = {"X-Lockgate-Call": call_id, "X-Request-Id": call_id, "X-Should-Retry": "true" if error.should_retry else "false"}
         try:
@@ -94,28 +104,32 @@ class Surface:
         await self._refuse(client, dialect, InternalError(f"The gateway failed inside. Its log has the details under {call_id}."), call_id)
 
 
-class Listener(web.Server[web.BaseRequest]):
+class Listener(web.Server):
     """aiohttp's low-level server with our limits and our error bodies for what is not HTTP at all."""
 
     def __init__(self, surface: Surface, *, max_body: int) -> None:
-        self._surface = surface
+        self.surface = surface
         self._max_body = max_body
         super().__init__(surface, request_factory=self._request, handler_cancellation=True)
 
     def _request(  # noqa: PLR0913, PLR0917 - aiohttp's own signature
-        self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler[web.BaseRequest],
+        self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler,
         writer: AbstractStreamWriter, task: "asyncio.Task[None]",
     ) -> web.BaseRequest:
         return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop, client_max_size=self._max_body)  # noqa: SLF001
 
     def __call__(self) -> "_Connection":
-        return _Connection(self, loop=asyncio.get_running_loop(), auto_decompress=False, access_log=None)
+        return _Connection(self.surface, self, loop=asyncio.get_running_loop(), auto_decompress=False, access_log=None)  # type: ignore[arg-type] # None: no access log
 
 
-class _Connection(web.RequestHandler[web.BaseRequest]):
+class _Connection(web.RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_first_request",)
+    __slots__ = ("_first_request", "_surface")
+
+    def __init__(self, surface: Surface, manager: web.Server, **settings: Any) -> None:
+        self._surface = surface
+        super().__init__(manager, **settings)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -141,6 +155,4 @@ class _Connection(web.RequestHandler[web.BaseRequest]):
             error = InvalidRequest("This is not a well-formed HTTP/1.1 request.")
         else:
             error = InternalError("The gateway failed inside.")
-        response = web.Response(status=error.status, body=problem(error, None), content_type="application/problem+json")
-        response.force_close()
-        return response
+        return self._surface.refusal(error)

@@ -38,7 +38,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Refused(Exception):  # noqa: N818 - an outcome, not an error of the simulator
+class Refused(Exception):
     """A dialect refuses a request, as a provider would; `answer` is what the client gets."""
 
     def __init__(self, answer: Answer) -> None:

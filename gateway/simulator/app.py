@@ -8,9 +8,10 @@ from typing import Any, Final
 import orjson
 from aiohttp import web
 
+from gateway.clock import Clock
 from gateway.simulator.answer import Answer, Ask, Dialect, Refused
 from gateway.simulator.control import add_control
-from gateway.simulator.delivery import Sleep, deliver
+from gateway.simulator.delivery import deliver
 from gateway.simulator.faults import NO_FAULT, Fault
 from gateway.simulator.log import Entry, RequestLog
 from gateway.simulator.openai_api import OpenAI
@@ -19,19 +20,19 @@ from gateway.simulator.script import steps
 
 DIALECTS: Final[tuple[Callable[[], Dialect], ...]] = (OpenAI,)
 _MAX_BODY = 64 * 1024 * 1024
-_NOT_JSON = ("We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library "
-             "correctly. The API expects a JSON payload, but what was sent was not valid JSON.)")
+_NOT_JSON = ("We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
+             "library correctly. The API expects a JSON payload, but what was sent was not valid JSON.)")
 
 
 class Provider:
     """One simulated provider: its scenario, its log and what it is doing now."""
 
-    def __init__(self, scenario: Scenario, log: RequestLog, *, api_key: str | None, sleep: Sleep) -> None:
+    def __init__(self, scenario: Scenario, log: RequestLog, *, api_key: str | None, clock: Clock) -> None:
         self.log = log
         self.start = scenario
         self.director = Director(scenario)
         self._api_key = api_key
-        self._sleep = sleep
+        self._clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -44,7 +45,7 @@ class Provider:
         try:
             answer, fault = await self._consider(dialect, operation, request, entry)
             entry.fault = fault.to_json() if fault is not NO_FAULT else {}
-            return await deliver(request, entry, steps(answer, fault, dialect), self._sleep)
+            return await deliver(request, entry, steps(answer, fault, dialect), self._clock)
         except asyncio.CancelledError:
             entry.end = "cut" if self._closing else "client_gone"
             raise
@@ -68,8 +69,8 @@ class Provider:
         body = _parse(raw)
         model = body.get("model") if body is not None else request.match_info.get("item")
         try:
-            fault = self.director.choose(header=request.headers.get("x-sim-fault"), path=request.path, api_key=key or "",
-                                         model=model if isinstance(model, str) else "")
+            fault = self.director.choose(header=request.headers.get("x-sim-fault"), path=request.path,
+                                         model=model if isinstance(model, str) else "", api_key=key or "")
         except ValueError as error:
             return dialect.error(400, f"The simulated fault cannot be read: {error}", code="invalid_fault"), NO_FAULT
         if self._api_key is not None and key != self._api_key:
@@ -98,13 +99,13 @@ class Provider:
             await asyncio.wait(tasks)
 
 
-def build_simulator(scenario: Scenario, log: RequestLog, *, api_key: str | None = None,
-                    sleep: Sleep = asyncio.sleep) -> tuple[web.Application, Provider]:
+def build_simulator(scenario: Scenario, log: RequestLog, clock: Clock, *,
+                    api_key: str | None = None) -> tuple[web.Application, Provider]:
     """The application, and the provider in it that tests look into. Only `api_key` is accepted; None accepts any.
 
     Run it with `handler_cancellation=True`, or a client that leaves is not noticed before the next write.
     """
-    provider = Provider(scenario, log, api_key=api_key, sleep=sleep)
+    provider = Provider(scenario, log, api_key=api_key, clock=clock)
     app = web.Application(client_max_size=_MAX_BODY)
     add_control(app, provider.log, provider.director, provider.reset)
     dialects: Sequence[Dialect] = [dialect() for dialect in DIALECTS]

@@ -33,7 +33,7 @@ class _Control:
         self._waiting: set[asyncio.Task[Any]] = set()
 
     async def entries(self, request: web.Request) -> web.Response:
-        """`GET /sim/log?since=N&limit=M`: the entries above N, oldest first, 1000 at most, and how many there were in all."""
+        """`GET /sim/log?since=N&limit=M`: the entries above N, oldest first, 1000 at most, and how many there were."""
         try:
             since, limit = _number(request, "since", 0), min(_number(request, "limit", _MOST_ENTRIES), _MOST_ENTRIES)
         except ValueError as error:
@@ -42,7 +42,7 @@ class _Control:
         return _json({"received": self._log.received, "finished": self._log.finished, "requests": requests})
 
     async def wait(self, request: web.Request) -> web.Response:
-        """`GET /sim/log/wait?count=N&timeout=S`: answers when N requests have finished, or after S seconds (10 to 300)."""
+        """`GET /sim/log/wait?count=N&timeout=S`: answers when N requests have finished, or after S seconds."""
         try:
             count, timeout_s = _number(request, "count", 1), min(_number(request, "timeout", 10.0), _LONGEST_WAIT_S)
         except ValueError as error:

@@ -1,42 +1,41 @@
-"""Performs the steps of an answer on one connection and notes in the log what went out. Only this module touches sockets."""
+"""Performs the steps of an answer on one connection and notes in the log what went out. Only this touches sockets."""
 
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import assert_never
 
 from aiohttp import web
 
+from gateway.clock import Clock
 from gateway.simulator.log import Entry
 from gateway.simulator.script import Drop, End, Hang, Head, Reset, Step, Wait, Whole, Write
-
-Sleep = Callable[[float], Awaitable[None]]
 
 _LINGER_NONE = struct.pack("ii", 1, 0)  # close() then sends RST instead of FIN (SO_LINGER, socket(7))
 _FLUSH_POLL_S = 0.001
 
 
-async def deliver(request: web.Request, entry: Entry, steps: Iterable[Step], sleep: Sleep) -> web.StreamResponse:
+async def deliver(request: web.Request, entry: Entry, steps: Iterable[Step], clock: Clock) -> web.StreamResponse:
     """Send one answer. Returns the response for aiohttp to finish, which writes nothing more on a closed connection.
 
     Raises:
         ConnectionError: the client has gone.
         asyncio.CancelledError: the client went while the simulator waited, or the simulator is shutting down.
     """
-    response = web.StreamResponse()
+    response: web.StreamResponse | None = None
     for step in steps:
         match step:
-            case Write():
+            case Write() if response is not None:
                 await response.write(step.data)
                 entry.sent(len(step.data), step.chunks, step.usage)
             case Whole():
                 response = await _whole(request, entry, step)
             case Wait():
-                await sleep(step.seconds)
+                await clock.sleep(step.seconds)
             case Head():
                 response = await _head(request, entry, step)
-            case End():
+            case End() if response is not None:
                 await response.write_eof()
                 entry.sent(0, 0, step.usage)
                 entry.end = "cut" if step.cut else "completed"
@@ -44,9 +43,11 @@ async def deliver(request: web.Request, entry: Entry, steps: Iterable[Step], sle
                 await asyncio.Event().wait()  # ends with this task: when the client goes, or on shutdown
             case Drop() | Reset():
                 await _break(request, entry, abruptly=isinstance(step, Reset))
+            case Write() | End():
+                raise AssertionError("a script writes nothing before its head")
             case _:
                 assert_never(step)
-    return response
+    return web.Response() if response is None else response
 
 
 async def _whole(request: web.Request, entry: Entry, step: Whole) -> web.StreamResponse:

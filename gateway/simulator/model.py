@@ -1,7 +1,7 @@
 """The pretend model: what it says to a prompt, in tokens, as a pure function of the request. It knows no wire format.
 
-A token is a word with the white space before it. Three conventions in the last user message steer the answer: `say TEXT`
-at its start, `words N`, and `call NAME {json}` for every tool to be called.
+A token is a word with the white space before it. Three conventions in the last user message steer the answer:
+`say TEXT` at its start, `words N`, and `call NAME {json}` for every tool to be called.
 """
 
 import hashlib

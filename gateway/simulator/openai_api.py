@@ -241,7 +241,7 @@ def _valid(schema: Any, param: str) -> Any:
 
 
 def _calls(body: JsonObject, prompt: _Prompt) -> list[ToolCall]:
-    """The tools to call: those the prompt asks for by name, else the one that tool_choice forces, with example arguments."""
+    """The tools to call: those the prompt asks for by name, else the one that tool_choice forces, with an example."""
     functions = [tool["function"] for tool in body.get("tools") or [] if tool["type"] == "function"]
     offered = {function["name"]: function for function in functions}
     choice = body.get("tool_choice")
@@ -284,7 +284,7 @@ def _content(content: Any) -> tuple[str, int]:
 
 
 def _texts(given: Any) -> list[tuple[str, int]]:
-    """The inputs in a prompt or an embedding's input, each with its tokens. Token numbers read as text of as many words."""
+    """The inputs of a prompt or an embedding, each with its tokens. Token numbers read as a text of as many words."""
     inputs = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     return [(one, count_tokens(one)) if isinstance(one, str) else (" ".join(map(str, one)), len(one)) for one in inputs]
 

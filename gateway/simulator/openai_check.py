@@ -55,8 +55,8 @@ def _check_messages(body: JsonObject) -> None:
     if messages is None:
         raise _missing("messages")
     if not messages:
-        raise refused("Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array "
-                      "instead.", "messages", "empty_array")
+        raise refused("Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty "
+                      "array instead.", "messages", "empty_array")
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
         if not isinstance(message, dict):
@@ -111,8 +111,8 @@ def _check_inputs(given: Any, name: str) -> None:
     parts = given if isinstance(given, list) else []
     good = all(part and (isinstance(part, str) or _numbers(part)) for part in parts)
     if not good or not 1 <= len(parts) <= _MAX_INPUTS:
-        raise refused(f"'$.{name}' is invalid. Expected text, token numbers, or a list of up to {_MAX_INPUTS} of either.",
-                      name)
+        raise refused(f"'$.{name}' is invalid. Expected text, token numbers, or a list of up to {_MAX_INPUTS} of "
+                      "either.", name)
 
 
 def _numbers(value: Any) -> bool:

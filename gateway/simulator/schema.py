@@ -59,7 +59,7 @@ class _Example:
             return [self.of(schema.get("items", {"type": "string"}), references)] * min(least, _MOST_ITEMS)
         if kind in ("integer", "number"):
             return _number(schema)
-        return {"boolean": True, "null": None}.get(kind) if kind in ("boolean", "null") else _string(schema)
+        return _string(schema) if kind == "string" else {"boolean": True, "null": None}[kind]
 
     def _resolve(self, reference: str) -> Any:
         place = self._root

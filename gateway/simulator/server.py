@@ -11,10 +11,9 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
-from gateway.clock import SystemClock
+from gateway.clock import Clock, SystemClock
 from gateway.errors import SetupError
 from gateway.simulator.app import build_simulator
-from gateway.simulator.delivery import Sleep
 from gateway.simulator.log import Entry, RequestLog
 from gateway.simulator.scenario import Scenario
 
@@ -36,11 +35,12 @@ class Simulator:
     """
 
     def __init__(self, scenario: Scenario = _NO_FAULTS, *, host: str = "127.0.0.1", port: int = 0,
-                 api_key: str | None = None, log: RequestLog | None = None, sleep: Sleep = asyncio.sleep) -> None:
+                 api_key: str | None = None, log: RequestLog | None = None, clock: Clock | None = None) -> None:
         self._host = host
         self._port = port
-        self._log = RequestLog(SystemClock()) if log is None else log
-        app, self._provider = build_simulator(scenario, self._log, api_key=api_key, sleep=sleep)
+        clock = SystemClock() if clock is None else clock
+        self._log = RequestLog(clock) if log is None else log
+        app, self._provider = build_simulator(scenario, self._log, clock, api_key=api_key)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
 
     def __repr__(self) -> str:

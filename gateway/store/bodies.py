@@ -3,9 +3,9 @@
 import zlib
 from typing import Final
 
-# Below this a page of the database holds it as cheaply as its compressed form.
+# Compressing 1 kB costs 15 µs, storing it as it is 3: a call's two bodies would be half of what its record costs.
 _SMALLEST: Final = 2048
-# zlib's own defaults clear 256 KiB of tables for every body, 60 µs. A 4 KiB window costs 10, and loses little on bodies this small.
+# zlib's own defaults clear 256 KiB of tables for every body, 60 µs. A 4 KiB window costs 10 and loses little on small bodies.
 _SMALL_WINDOW_UP_TO: Final = 16_384
 
 RAW: Final = "raw"
@@ -22,10 +22,8 @@ def pack(body: bytes | None) -> tuple[str, bytearray]:
         return ABSENT, bytearray()
     if len(body) < _SMALLEST:
         return RAW, bytearray(body)
-    if len(body) < _SMALL_WINDOW_UP_TO:
-        compressor = zlib.compressobj(1, zlib.DEFLATED, 12, 5)
-    else:
-        compressor = zlib.compressobj(1)
+    small = len(body) < _SMALL_WINDOW_UP_TO
+    compressor = zlib.compressobj(1, zlib.DEFLATED, 12, 5) if small else zlib.compressobj(1)
     packed = compressor.compress(body) + compressor.flush()
     return (ZLIB, bytearray(packed)) if len(packed) < len(body) else (RAW, bytearray(body))
 

@@ -1,23 +1,16 @@
-"""Opening the SQLite file: which library, which pragmas, which schema, and a clear refusal of what cannot be used.
-
-One process holds one SQLite library: two of them on one file break each other's POSIX locks
-(https://sqlite.org/howtocorrupt.html, section 2.2). sqlite-utils picks the newest one installed; everything here uses that one.
-"""
+"""Opening the SQLite file: which library, which pragmas, which schema, and a clear refusal of what cannot be used."""
 
 import os
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from sqlite_utils import Database
-from sqlite_utils.utils import sqlite3
 
 from gateway.errors import StoreError
+from gateway.store.library import sqlite3
 from gateway.store.migrations import APPLICATION_ID, SCHEMA_VERSION, migrations
 
 Connection: TypeAlias = Any  # a connection of whichever SQLite library is in use; the two have no common type
-
-# Older libraries can corrupt a WAL that several connections write (https://sqlite.org/wal.html#walresetbug).
-SAFE_FOR_WORKERS: Final[bool] = sqlite3.sqlite_version_info >= (3, 51, 3)
 
 _SYNCHRONOUS: Final = {"full": "PRAGMA synchronous = FULL", "normal": "PRAGMA synchronous = NORMAL"}
 

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlite_utils.utils import sqlite3
-
 from gateway.call import CallRecord
 from gateway.errors import StoreError
 from gateway.store.bodies import pack
 from gateway.store.database import Connection
+from gateway.store.library import sqlite3
 from gateway.store.protocol import CallFilter, DispatchIntent, Intent
 from gateway.store.reader import Reader
 from gateway.store.reads import list_calls, one_call

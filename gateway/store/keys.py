@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from typing import Final
-
-from sqlite_utils.utils import sqlite3
+from typing import Any, Final
 
 from gateway.errors import StoreError
 from gateway.store.database import Connection
+from gateway.store.library import sqlite3
 from gateway.store.protocol import StoredKey
 from gateway.store.reader import Reader
 from gateway.store.writer import Do, Writer
@@ -51,18 +50,17 @@ def all_keys(connection: Connection) -> tuple[int, Sequence[StoredKey]]:
     connection.execute("BEGIN")
     try:
         rows = connection.execute(_ALL).fetchall()
-        return _generation(connection), [_key(*row) for row in rows]
+        return _generation(connection), [_key(row) for row in rows]
     finally:
         if connection.in_transaction:
             connection.execute("COMMIT")
 
 
-def _key(  # noqa: PLR0913 - the columns of one row
-    key_id: str, name: str, digest: bytes, team: str, org: str, roles: str, routes: str,
-    created_ns: int, expires_ns: int | None, revoked_ns: int | None,
-) -> StoredKey:
+def _key(row: Sequence[Any]) -> StoredKey:
+    key_id, name, digest, team, org, roles, routes, created_ns, expires_ns, revoked_ns = row
     return StoredKey(
-        key_id, name, digest, team, org, tuple(json.loads(roles)), tuple(json.loads(routes)), created_ns, expires_ns, revoked_ns,
+        key_id, name, digest, team, org, tuple(json.loads(roles)), tuple(json.loads(routes)),
+        created_ns=created_ns, expires_ns=expires_ns, revoked_ns=revoked_ns,
     )
 
 

@@ -9,8 +9,19 @@ from gateway.errors import StoreError
 from gateway.store.bodies import pack
 from gateway.store.protocol import CallFilter, DispatchIntent, Intent, Journal, Keys, StoredKey
 from gateway.store.rows import (
-    ATTEMPT_COLUMNS, CALL_COLUMNS, DISPATCH_COLUMNS, OUTCOME_COLUMNS, Row, Values, absent_to_none, attempt_values, call_json,
-    call_values, detail_json, dispatch_values, outcome_values,
+    ATTEMPT_COLUMNS,
+    CALL_COLUMNS,
+    DISPATCH_COLUMNS,
+    OUTCOME_COLUMNS,
+    Row,
+    Values,
+    absent_to_none,
+    attempt_values,
+    call_json,
+    call_values,
+    detail_json,
+    dispatch_values,
+    outcome_values,
 )
 
 

@@ -40,7 +40,7 @@ _SCHEMA_1: Final = (
     request_encoding TEXT NOT NULL, request BLOB NOT NULL
 ) STRICT""",
     """CREATE TABLE dispatches (
-    seq INTEGER NOT NULL REFERENCES calls(seq), n INTEGER NOT NULL,
+    seq INTEGER NOT NULL REFERENCES calls(seq), n INTEGER NOT NULL CHECK (n > 1),
     provider TEXT NOT NULL, model TEXT NOT NULL, started_ns INTEGER NOT NULL, waited_s REAL NOT NULL,
     PRIMARY KEY (seq, n)
 ) STRICT, WITHOUT ROWID""",

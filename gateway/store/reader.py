@@ -5,10 +5,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sqlite_utils.utils import sqlite3
-
 from gateway.errors import StoreUnavailable
 from gateway.store.database import Connection, close_quietly, explain
+from gateway.store.library import sqlite3
 
 T = TypeVar("T")
 

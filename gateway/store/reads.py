@@ -6,7 +6,14 @@ from typing import Any, Final
 from gateway.store.database import Connection
 from gateway.store.protocol import CallFilter
 from gateway.store.rows import (
-    ATTEMPT_COLUMNS, CALL_COLUMNS, DISPATCH_COLUMNS, OUTCOME_COLUMNS, Row, call_json, detail_json, text,
+    ATTEMPT_COLUMNS,
+    CALL_COLUMNS,
+    DISPATCH_COLUMNS,
+    OUTCOME_COLUMNS,
+    Row,
+    call_json,
+    detail_json,
+    text,
 )
 
 _COLUMNS: Final = ", ".join([f"calls.{name}" for name in CALL_COLUMNS] + [f"outcomes.{name}" for name in OUTCOME_COLUMNS])

@@ -2,15 +2,30 @@
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
-from gateway.errors import StoreError, StoreUnavailable
+from gateway.errors import SetupError, StoreError, StoreUnavailable
 from gateway.store.database import Connection, open_readonly, open_writable
 from gateway.store.journal import OpenCalls, SqliteJournal
 from gateway.store.keys import SqliteKeys
 from gateway.store.leases import Extend, Join, Leave
+from gateway.store.library import sqlite3
 from gateway.store.protocol import Journal, Keys
 from gateway.store.reader import Reader
 from gateway.store.writer import Do, Writer
+
+# Older libraries can corrupt a WAL that several connections write (https://sqlite.org/wal.html, "the WAL-reset bug").
+_SAFE_FOR_SEVERAL_WRITERS: Final = (3, 51, 3)
+
+
+def require_safe_for_several_writers() -> None:
+    """Raise `SetupError` where the SQLite library in use may damage a file that several processes write."""
+    if sqlite3.sqlite_version_info < _SAFE_FOR_SEVERAL_WRITERS:
+        wanted = ".".join(str(part) for part in _SAFE_FOR_SEVERAL_WRITERS)
+        raise SetupError(
+            f"SQLite {sqlite3.sqlite_version} can damage a database that several processes write; "
+            f"install one of {wanted} or newer (`pip install pysqlite3`), or run one worker"
+        )
 
 
 class SqliteStore:
@@ -60,8 +75,8 @@ class SqliteStore:
         await self.keys.generation()
 
     async def close(self) -> None:
+        await self._reader.close()  # first: only a writer that closes last can fold the WAL into the file
         await self._writer.close(Leave(self._calls))
-        await self._reader.close()
 
     def _open(self) -> tuple[Connection, Connection]:
         writing = open_writable(self._path, synchronous=self._synchronous, busy_timeout_s=self._busy_timeout_s)

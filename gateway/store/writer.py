@@ -11,10 +11,9 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, Generic, TypeVar
 
-from sqlite_utils.utils import sqlite3
-
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.database import Connection, close_quietly, explain
+from gateway.store.library import sqlite3
 
 T = TypeVar("T")
 

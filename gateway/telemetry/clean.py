@@ -19,11 +19,9 @@ class Cleaner:
 
     def __call__(self, text: str, limit: int = SHORT) -> str:
         """The text without secrets and lone surrogates; at most `limit` characters, and a mark where more was cut."""
-        if not text:
-            return text
         cut = len(text) - limit
         if cut <= 0:
-            return _unicode(self._scrub(text))
+            return _unicode(self._scrub(text)) if text else text
         # A secret may straddle the end of what is scrubbed and so not be recognised. It is shorter than the margin, and
         # the margin is dropped whatever scrubbing has done to the length.
         scrubbed = self._scrub(text[:limit + _MARGIN])

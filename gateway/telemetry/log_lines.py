@@ -111,7 +111,7 @@ LINES: Final[Mapping[str, Callable[[Mapping[str, Any]], bytes]]] = {"json": json
 
 def _time(ns: int) -> str:
     seconds, rest = divmod(ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1_000:06d}Z"
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{rest // 1_000:06d}Z"  # strftime takes three times as long
 
 
 def _ms(ns: int) -> float:
@@ -144,6 +144,7 @@ def _readable(value: object) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text):
         return text
-    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
-    # as `repr` does it, but people read other alphabets too
-    return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in quoted) + '"'
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    if not text.isprintable():  # other alphabets are: people read them
+        text = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
+    return f'"{text}"'

@@ -11,15 +11,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from gateway.call import Attempt, CallRecord, Usage
 
 METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
 PREFIX: Final = "lockgate_"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _STATUS: Final = re.compile(r"status:([1-5])\d\d", re.ASCII)
@@ -66,6 +68,18 @@ VIEWS: Final = ("queue", "log", "metrics", "spans")
 METRICS: Final = (CALLS, DURATION, FIRST_BYTE, ATTEMPTS, TOKENS, COST, UNKNOWN_COST, DENIED, IN_FLIGHT, DROPPED, INFO)
 
 
+class _Series(dict[tuple[str, ...], Labelled]):
+    """The series of a metric by the values of their labels. `labels()` costs a microsecond, this a tenth, ten times a call."""
+
+    def __init__(self, metric: Labelled) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, values: tuple[str, ...]) -> Labelled:
+        self[values] = series = self._metric.labels(*values)
+        return series
+
+
 class Metrics:
     """What `/metrics` shows. Every method may be called from any thread."""
 
@@ -87,7 +101,7 @@ class Metrics:
         self._info = Gauge(INFO.name, INFO.help, INFO.labels, registry=registry, multiprocess_mode="livemax")
         self._visible = _Visible(_source(registry))
         for view in VIEWS:
-            self._dropped.labels(view)  # a series that is there from the start, at 0, can be alerted on
+            self._dropped[view,]  # a series that is there from the start, at 0, can be alerted on
 
     def serving(self, bundle: str, routes: Iterable[str]) -> None:
         """These rules and routes are in force from now on."""
@@ -103,27 +117,28 @@ class Metrics:
 
     def dropped(self, view: str, count: int = 1) -> None:
         """A view of a record was not made."""
-        self._dropped.labels(view).inc(count)
+        self._dropped[view,].inc(count)
 
     def count(self, record: CallRecord) -> None:
         """Count one call. Raises `ValueError` on a negative and `OverflowError` on an absurd number of tokens."""
         route = self.route(record)
         team = record.principal.team
-        self._calls.labels(route, team, record.outcome.value, record.code).inc()
-        self._duration.labels(route, record.outcome.value).observe((record.ended_ns - record.received_ns) / 1e9)
+        outcome = record.outcome.value
+        self._calls[route, team, outcome, record.code].inc()
+        self._duration[route, outcome].observe((record.ended_ns - record.received_ns) / 1e9)
         if record.first_byte_ns is not None:
-            self._first_byte.labels(route).observe((record.first_byte_ns - record.received_ns) / 1e9)
+            self._first_byte[route,].observe((record.first_byte_ns - record.received_ns) / 1e9)
         for attempt in record.attempts:
             target = attempt.target
-            self._attempts.labels(target.provider, target.model, attempt.end.value, cause_class(attempt)).inc()
+            self._attempts[target.provider, target.model, attempt.end.value, cause_class(attempt)].inc()
             if attempt.usage is not None:
                 self._count_tokens(route, attempt.usage)
         if record.cost_nusd:
-            self._cost.labels(route, team).inc(record.cost_nusd / 1e9)
+            self._cost[route, team].inc(record.cost_nusd / 1e9)
         elif record.cost_nusd is None and record.attempts:
-            self._unknown_cost.labels(route, team).inc()
+            self._unknown_cost[route, team].inc()
         if record.decision == "deny":
-            self._denied.labels(record.rule).inc()
+            self._denied[record.rule,].inc()
 
     def route(self, record: CallRecord) -> str:
         """The route's name, or nothing where the caller made it up."""
@@ -140,7 +155,7 @@ class Metrics:
             ("input_audio", usage.input_audio_tokens), ("output_audio", usage.output_audio_tokens),
         ):
             if count:
-                self._tokens.labels(route, kind).inc(count)
+                self._tokens[route, kind].inc(count)
 
 
 def cause_class(attempt: Attempt) -> str:
@@ -177,9 +192,9 @@ def _source(registry: CollectorRegistry) -> Collector:
     return MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
 
 
-def _counter(spec: MetricSpec, registry: CollectorRegistry) -> Counter:
-    return Counter(spec.name, spec.help, spec.labels, registry=registry)
+def _counter(spec: MetricSpec, registry: CollectorRegistry) -> _Series[Counter]:
+    return _Series(Counter(spec.name, spec.help, spec.labels, registry=registry))
 
 
-def _histogram(spec: MetricSpec, registry: CollectorRegistry) -> Histogram:
-    return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=_SECONDS)
+def _histogram(spec: MetricSpec, registry: CollectorRegistry) -> _Series[Histogram]:
+    return _Series(Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=_SECONDS))

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _SLICE: Final = 16  # entries at a stretch: about half a millisecond
 _PAUSE_S: Final = 0.000_5  # between two slices, for the event loop
 _GATHER_S: Final = 0.05  # how long an entry may wait for company: a wake-up costs more than a record
-_WRITABLE_S: Final = 1.0  # how long a pipe without a reader's attention may hold the thread
 _WRITE_BYTES: Final = select.PIPE_BUF  # such a write to a pipe is atomic: the lines of several workers do not mix
 
 # What an absurd value in a record can raise, and a log file or a pipe that is gone.
@@ -68,6 +67,7 @@ class Telemetry:
         self._otlp = otlp
         self._resource = {"service.name": "lockgate", "service.version": __version__, **(resource or {})}
         self._metrics = Metrics(__version__)
+        self._views: list[tuple[str, Callable[[CallRecord], None]]] = [("metrics", self._metrics.count)]
         self._spans: Spans | None = None
         self._bound = queue
         self._queue: deque[_Entry] = deque()
@@ -117,7 +117,8 @@ class Telemetry:
     async def start(self) -> None:
         """Begin to work. Raises `SetupError` where spans are wanted and the exporter is not installed."""
         if self._otlp is not None:
-            self._spans = self._open_spans(self._otlp)
+            self._spans = spans = self._open_spans(self._otlp)
+            self._views.append(("spans", lambda record: spans.add(record, self._metrics.route(record))))
         self._thread.start()
 
     async def close(self, timeout_s: float = 5.0) -> bool:
@@ -171,7 +172,7 @@ class Telemetry:
             else:
                 self._log(entry, lines)
                 if isinstance(entry, CallRecord):
-                    self._count(entry)
+                    self._show(entry)
         self._write_out(lines)
         for mark in marks:
             mark.set()
@@ -185,16 +186,12 @@ class Telemetry:
         except _VIEW_ERRORS:
             self._metrics.dropped("log")
 
-    def _count(self, record: CallRecord) -> None:
-        try:
-            self._metrics.count(record)
-        except _VIEW_ERRORS:
-            self._metrics.dropped("metrics")
-        if self._spans is not None:
+    def _show(self, record: CallRecord) -> None:
+        for view, make in self._views:
             try:
-                self._spans.add(record, self._metrics.route(record))
+                make(record)
             except _VIEW_ERRORS:
-                self._metrics.dropped("spans")
+                self._metrics.dropped(view)
 
     def _write_out(self, lines: list[bytes]) -> None:
         batch: list[bytes] = []
@@ -210,10 +207,10 @@ class Telemetry:
             size += len(line)
 
 
-def fd_writer(fd: int) -> Callable[[bytes], None]:
+def fd_writer(fd: int, *, patience_s: float = 1.0) -> Callable[[bytes], None]:
     """A `write` for `Telemetry` that goes to a file descriptor, such as standard output's.
 
-    Raises `BlockingIOError` where the descriptor does not block and its reader has stalled for a second.
+    Raises `BlockingIOError` where the descriptor does not block and its reader has stalled for `patience_s`.
     """
 
     def write(data: bytes) -> None:
@@ -222,7 +219,7 @@ def fd_writer(fd: int) -> Callable[[bytes], None]:
             try:
                 rest = rest[os.write(fd, rest):]
             except BlockingIOError:  # whoever made the pipe made it so; it is shared, and not ours to change
-                if not select.select([], [fd], [], _WRITABLE_S)[1]:
+                if not select.select([], [fd], [], patience_s)[1]:
                     raise
 
     return write

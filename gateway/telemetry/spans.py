@@ -27,6 +27,7 @@ from gateway.telemetry.settings import OtlpSettings
 _EXPORTER: Final = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _QUEUE: Final = 2_048  # spans
 _BATCH: Final = 128  # spans a request: encoding them holds the interpreter, and no call may wait long for it
+_MOST: Final = 2**63 - 1  # OTLP's integers have 64 bits, and one that does not fit costs the whole batch
 _FAILED: Final = frozenset({Outcome.FAILED, Outcome.CUT, Outcome.INTERRUPTED})
 
 
@@ -61,7 +62,7 @@ class Spans:
     def add(self, record: CallRecord, route: str) -> None:
         """Make the spans of one call; `route` is its route where there is one of that name, for the span's name."""
         spans = 1 + len(record.attempts)
-        if not self._counting.admit(spans, _QUEUE):  # else the processor drops the oldest, and warns in the host's log
+        if not self._counting.room(spans):  # else the processor drops the oldest, and warns in the host's log
             self._dropped(spans)
             return
         operation = names.OPERATIONS.get(record.operation, record.operation)
@@ -70,14 +71,13 @@ class Spans:
             attributes=self._call_attributes(record, operation, route), start_time=record.received_ns,
         )
         if not root.is_recording():
-            self._counting.withdraw(spans)
             return
         context = set_span_in_context(root, Context())
         for attempt in record.attempts:
             self._add_attempt(attempt, operation, context)
         if record.outcome in _FAILED or record.status >= 500:
             root.set_status(Status(StatusCode.ERROR, self._clean(record.message, LONG)))
-        root.end(max(record.ended_ns, record.received_ns))  # wall time may step backwards
+        self._end(root, record.received_ns, record.ended_ns)
 
     def close(self) -> None:
         """Send what waits, then stop. Takes as long as the collector does: the caller has the deadline."""
@@ -90,7 +90,11 @@ class Spans:
         )
         if attempt.end is not AttemptEnd.SUCCEEDED:
             span.set_status(Status(StatusCode.ERROR, self._clean(attempt.message, LONG)))
-        span.end(max(attempt.ended_ns, attempt.started_ns))
+        self._end(span, attempt.started_ns, attempt.ended_ns)
+
+    def _end(self, span: Span, started_ns: int, ended_ns: int) -> None:
+        self._counting.add(1)
+        span.end(max(started_ns, ended_ns))  # wall time may step backwards
 
     def _parent(self, traceparent: str | None) -> Context:
         """The caller's span, or nothing where the header is missing or not valid W3C Trace Context."""
@@ -124,21 +128,17 @@ class _CountingExporter(SpanExporter):
         self._waiting = 0
         self._lock = threading.Lock()
 
-    def admit(self, spans: int, bound: int) -> bool:
-        """Whether there is room for so many more; if so they count as waiting."""
-        with self._lock:
-            if self._waiting + spans > bound:
-                return False
-            self._waiting += spans
-            return True
+    def room(self, spans: int) -> bool:
+        """Whether so many more may wait."""
+        return self._waiting + spans <= _QUEUE
 
-    def withdraw(self, spans: int) -> None:
-        """So many wait no longer."""
+    def add(self, spans: int) -> None:
+        """So many more wait, or fewer if it is negative."""
         with self._lock:
-            self._waiting -= spans
+            self._waiting += spans
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.withdraw(len(spans))
+        self.add(-len(spans))
         result = SpanExportResult.FAILURE
         try:
             result = self._exporter.export(spans)
@@ -166,10 +166,10 @@ def _usage_attributes(usage: Usage | None) -> dict[str, AttributeValue | None]:
     if usage is None:
         return {}
     return {
-        names.INPUT_TOKENS: usage.input_tokens, names.OUTPUT_TOKENS: usage.output_tokens,
-        names.CACHE_READ_TOKENS: usage.cache_read_tokens or None,
-        names.CACHE_WRITE_TOKENS: usage.cache_write_tokens or None,
-        names.REASONING_TOKENS: usage.reasoning_tokens or None,
+        names.INPUT_TOKENS: min(usage.input_tokens, _MOST), names.OUTPUT_TOKENS: min(usage.output_tokens, _MOST),
+        names.CACHE_READ_TOKENS: min(usage.cache_read_tokens, _MOST) or None,
+        names.CACHE_WRITE_TOKENS: min(usage.cache_write_tokens, _MOST) or None,
+        names.REASONING_TOKENS: min(usage.reasoning_tokens, _MOST) or None,
     }
 
 

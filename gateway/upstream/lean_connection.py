@@ -7,32 +7,45 @@ give one caller's answer to another (RFC 9112, section 11).
 
 import asyncio
 import select
-from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from gateway.errors import AttemptFailed
 from gateway.upstream import failures
-from gateway.upstream.message import BUFFER, MAX_HEAD, MAX_HEADERS, answer_fault
+from gateway.upstream.message import BUFFER, MAX_HEAD, MAX_HEADERS, answer_fault, is_quiet, poll
 
 _PIECE: Final = 64 * 1024  # bytes of a request's body handed to the socket at once
 
 
+class Owner(Protocol):
+    """Who keeps count of connections."""
+
+    def opened(self, connection: "Connection") -> None:
+        """Its socket is open, and TLS is agreed where there is any. Not called for one that never came to that."""
+        ...
+
+    def retired(self, connection: "Connection") -> None:
+        """It cannot carry another exchange. Called once, opened or not."""
+        ...
+
+    def lost(self, connection: "Connection") -> None:
+        """Its socket is closed. Called once where `opened` was."""
+        ...
+
+
 class Connection(asyncio.Protocol):
-    """A connection of a pool. `on_retired` is called once, when it cannot carry another exchange; `on_lost` when its socket is closed."""
+    """A connection of a pool, open from `connection_made` on. `where` names the peer in messages."""
 
     __slots__ = ("_active", "_buffered", "_chunks", "_codings", "_complete", "_deadline", "_deadline_name", "_deadline_s",
                  "_encodings", "_error", "_error_cause", "_fault", "_head_done", "_head_only", "_head_size", "_interim", "_keep",
-                 "_loop", "_on_lost", "_on_retired", "_parser", "_poll", "_quiet", "_reading_paused", "_rest", "_retired", "_timer",
+                 "_loop", "_owner", "_parser", "_poll", "_quiet", "_reading_paused", "_rest", "_retired", "_timer",
                  "_timer_at", "_transport", "_until_close", "_waiter", "_where", "_writing_paused", "headers", "idle_since", "status")
 
-    def __init__(self, where: str, loop: asyncio.AbstractEventLoop, on_retired: Callable[["Connection"], None],
-                 on_lost: Callable[["Connection"], None]) -> None:
+    def __init__(self, where: str, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
         self._where = where
         self._loop = loop
-        self._on_retired = on_retired
-        self._on_lost = on_lost
+        self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._parser: HttpResponseParser | None = None
         self._poll: select.poll | None = None
@@ -75,15 +88,14 @@ class Connection(asyncio.Protocol):
     # What the pool and an answer ask for.
 
     def is_quiet(self) -> bool:
-        """Whether it is open and nothing lies in its socket: neither the peer's goodbye nor bytes that nobody asked for.
-
-        The event loop would tell too, but only after the next request was written: then bytes sent before would pass for its answer.
-        """
-        return self._poll is not None and not self._poll.poll(0)
+        """Whether it is open, with nothing in its socket."""
+        return self._poll is not None and is_quiet(self._poll)
 
     async def exchange(self, head: bytes, body: bytes, *, head_only: bool, headers_s: float) -> None:
         """Send a request and wait for the final answer's headers, `headers_s` seconds from now."""
         self._begin(head_only=head_only)
+        if self._transport is None:
+            self._error = failures.reset(self._where, None)
         if len(body) <= _PIECE:
             self._write(head + body)
         else:
@@ -108,7 +120,7 @@ class Connection(asyncio.Protocol):
         ends = 0.0
         while True:
             size += self._buffered
-            if size > limit or int(self.headers.get("content-length", 0)) > limit and not self._head_only:
+            if size > limit or (not self._complete and int(self.headers.get("content-length", 0)) > limit):
                 self.close()
                 raise failures.too_large(self._where, limit)
             if self._chunks:
@@ -140,7 +152,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
         if not self._retired:
             self._retired = True
-            self._on_retired(self)
+            self._owner.retired(self)
         self._wake()
 
     # Waiting.
@@ -226,8 +238,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._parser = HttpResponseParser(self)
-        self._poll = select.poll()
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._poll = poll(transport)
+        self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None:
@@ -257,7 +269,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(exc)
-        self._on_lost(self)
+        self._owner.lost(self)
 
     def _end(self, error: Exception | None) -> None:
         """The peer will send no more. That is an answer's proper end only where its head said so, or where it ended before."""
@@ -299,7 +311,7 @@ class Connection(asyncio.Protocol):
         if self._complete or self._fault is not None or parser is None:
             return
         status = parser.get_status_code()
-        if 100 <= status < 200 and status != 101:  # noqa: PLR0133
+        if 100 <= status < 200 and status != 101:
             self._interim = True
             return
         self._fault = answer_fault(status, parser.get_http_version(), self._encodings, self._codings)

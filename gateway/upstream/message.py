@@ -1,9 +1,11 @@
-"""What both transports hold to of HTTP/1.1: which requests may be written, which answers are taken, how TLS is set up.
+"""What both transports hold to of HTTP/1.1: which requests may be written, which answers are taken, when a connection is clean.
 
-Pure but for reading the system's certificate authorities. It opens no connection.
+It opens no connection, and reads and writes none.
 """
 
+import asyncio
 import re
+import select
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from gateway.upstream.protocol import HttpRequest
 
 MAX_HEAD: Final = 64 * 1024  # bytes of an answer's status line and headers; again of its trailers
 MAX_HEADERS: Final = 128
+WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # methods whose requests say no length where they have no body
 BUFFER: Final = 256 * 1024  # bytes of a body that may wait for a slow consumer before reading from the socket stops
 
 _ORIGIN = re.compile(r"(https?)://(?:\[([0-9a-fA-F:.]+)\]|([0-9A-Za-z._-]+))(?::([0-9]{1,5}))?")
@@ -115,6 +118,21 @@ def answer_fault(status: int, version: str, encodings: list[str], codings: list[
     if any(coding.lower() not in ("", "identity") for coding in codings):
         return "its body is content-encoded although the request asked for identity"
     return None
+
+
+def poll(transport: asyncio.BaseTransport) -> select.poll:
+    """What to ask `is_quiet` with."""
+    watch = select.poll()
+    watch.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return watch
+
+
+def is_quiet(watch: select.poll) -> bool:
+    """Whether nothing lies in an idle connection's socket: neither the peer's goodbye nor bytes that nobody asked for.
+
+    The event loop tells of both too, but only after the next request was written; bytes sent before would then pass for its answer.
+    """
+    return not watch.poll(0)
 
 
 def tls_context() -> ssl.SSLContext:

@@ -28,7 +28,7 @@ _WHOLE_NUMBER: Final = re.compile(rb"(?<![\d.eE])(?<![eE][-+])\d++(?![.eE])")
 _NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[{"')
 
 
-class InvalidJson(InvalidRequest, ValueError):  # noqa: N818 - the family's names say what happened, without a suffix
+class InvalidJson(InvalidRequest, ValueError):
     """Not JSON, or JSON that is not taken. A client's error as it is; an adapter catches it as a `ValueError`."""
 
 

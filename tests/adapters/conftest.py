@@ -2,10 +2,13 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import httpx2
+import openai
 import pytest
 
 from gateway.wire import Adapter, Call, Dialect, Principal
@@ -27,17 +30,22 @@ def load_module(name: str, folder: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def load() -> Callable[[str, Path], Adapter]:
-    return lambda name, folder: load_module(name, folder).ADAPTER
+    def load_adapter(name: str, folder: Path) -> Adapter:
+        adapter: Adapter = load_module(name, folder).ADAPTER
+        return adapter
+
+    return load_adapter
 
 
 @pytest.fixture(scope="session")
-def adapter() -> Adapter:
-    return load_module("openai", ADAPTERS).ADAPTER
+def adapter(load: Callable[[str, Path], Adapter]) -> Adapter:
+    return load("openai", ADAPTERS)
 
 
 @pytest.fixture(scope="session")
 def dialect() -> Dialect:
-    return load_module("openai", ADAPTERS).DIALECT
+    dialect: Dialect = load_module("openai", ADAPTERS).DIALECT
+    return dialect
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +60,21 @@ def make_call() -> Callable[..., Call]:
         )
 
     return make
+
+
+@pytest.fixture
+def official() -> Iterator[Callable[..., Any]]:
+    """The official client, given what each of its requests is answered with: `official(status, content_type, *pieces)`."""
+    clients: list[openai.OpenAI] = []
+
+    def make(status: int, content_type: str, *pieces: bytes) -> openai.OpenAI:
+        def answer(_request: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(status, headers={"content-type": content_type}, content=iter(pieces))
+
+        http = httpx2.Client(transport=httpx2.MockTransport(answer))
+        clients.append(openai.OpenAI(api_key="k", base_url="http://gateway.test/v1", http_client=http, max_retries=0))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()

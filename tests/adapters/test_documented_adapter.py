@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.wire import Adapter, AttemptFailed, Event, InvalidRequest, Secret, Target, UpstreamRejected, Usage, dumps, loads
+from gateway.wire import (
+    Adapter,
+    AttemptFailed,
+    Event,
+    InvalidRequest,
+    Secret,
+    StreamDecoder,
+    Target,
+    UpstreamRejected,
+    Usage,
+    dumps,
+    loads,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
 TARGET = Target("aviary", "polly")
@@ -20,10 +32,11 @@ def parrot(tmp_path_factory, load) -> Adapter:
     folder = tmp_path_factory.mktemp("adapters")
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     (folder / "parrot.py").write_text(source, "utf-8")
-    return load("parrot", folder)
+    adapter: Adapter = load("parrot", folder)
+    return adapter
 
 
-def decode(decoder, *chunks):
+def decode(decoder: StreamDecoder, *chunks: bytes) -> list[Event]:
     events = []
     for data in (*chunks, b""):
         decoder.feed(data)
@@ -81,9 +94,10 @@ def test_it_sorts_errors_by_whose_they_are(parrot):
 
 def test_it_reads_a_stream_however_its_bytes_are_cut(parrot, make_call):
     events = decode(parrot.decoder(make_call()), STREAM)
-    assert [event.body["choices"][0]["delta"]["content"] for event in events[:2]] == ["hel", "lo ä"]
+    assert [event.body and event.body["choices"][0]["delta"]["content"] for event in events[:2]] == ["hel", "lo ä"]
     assert events[2].finish_reason == "length"
     assert events[3].usage == Usage(input_tokens=5, output_tokens=7)
+    assert events[3].body is not None
     assert events[3].body["usage"] == WORDS
     assert events[4:] == [Event(done=True)]
     assert decode(parrot.decoder(make_call()), *(bytes([byte]) for byte in STREAM)) == events
@@ -99,7 +113,8 @@ def test_a_cut_at_any_byte_is_a_cut(parrot, make_call):
 
 
 @pytest.mark.parametrize(("stream", "cause"), [
-    (b'{"squawk": "cat!"}\n', "stream_error"), (b"garbage\n", "malformed"), (b"{}\n", "malformed"), (b"x" * 2_000_000, "malformed"),
+    (b'{"squawk": "cat!"}\n', "stream_error"), (b"garbage\n", "malformed"), (b"{}\n", "malformed"),
+    (b"x" * 2_000_000, "malformed"),
 ])
 def test_a_stream_that_breaks_says_how(parrot, make_call, stream, cause):
     with pytest.raises(AttemptFailed) as failed:
@@ -117,9 +132,12 @@ def test_an_end_without_counts_has_no_usage(parrot, make_call):
     assert [event.usage for event in decode(parrot.decoder(make_call()), b'{"end": {}}\n')] == [None, None]
 
 
-@given(st.lists(st.binary(max_size=9) | st.sampled_from([STREAM, b"\n"]) | st.dictionaries(
-    st.sampled_from(["word", "end", "heard", "said", "squawk"]), st.none() | st.integers(-9, 9) | st.text() | st.lists(st.booleans()),
-).map(lambda line: dumps(line) + b"\n"), max_size=5))
+FIELDS = st.sampled_from(["word", "end", "heard", "said", "squawk"])
+LINES = st.dictionaries(FIELDS, st.none() | st.integers(-9, 9) | st.text() | st.lists(st.booleans()))
+PIECES = st.binary(max_size=9) | st.sampled_from([STREAM, b"\n"]) | LINES.map(lambda line: dumps(line) + b"\n")
+
+
+@given(st.lists(PIECES, max_size=5))
 def test_whatever_its_upstream_sends_is_an_event_or_a_failed_attempt(parrot, make_call, pieces):
     try:
         events = decode(parrot.decoder(make_call()), *filter(None, pieces))

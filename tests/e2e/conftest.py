@@ -1,5 +1,8 @@
 """A gateway in front of simulated providers, all in one process, on real sockets."""
 
+import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -151,3 +154,71 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 @pytest.fixture
 def messages() -> Callable[[str], list[dict[str, Any]]]:
     return lambda text: [{"role": "user", "content": text}]
+
+
+@dataclass
+class Town:
+    """Real processes in a folder: `lockgate` commands, started and ended for real."""
+
+    folder: Path
+    running: list[asyncio.subprocess.Process] = field(default_factory=list)
+    drains: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def run(self, *arguments: str, code: int = 0) -> str:
+        """Run one command to its end; its standard output, or standard error where it was to fail."""
+        process = await self._spawn(*arguments)
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == code, (arguments, process.returncode, out, err)
+        return (err if code else out).decode()
+
+    async def start(self, *arguments: str) -> tuple[asyncio.subprocess.Process, str]:
+        """Start a server and wait for its ready line; the process and its URL."""
+        process = await self._spawn(*arguments)
+        self.running.append(process)
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        if " ready on " not in line:
+            _out, err = await asyncio.wait_for(process.communicate(), 60)
+            raise AssertionError((arguments, line, err.decode()))
+        self.drains.append(asyncio.create_task(_drain(process)))
+        return process, line.rsplit(" ready on ", 1)[1].strip()
+
+    async def _spawn(self, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway.cli", *arguments, cwd=self.folder,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+
+    async def lay(self, upstream: str, *, routes: str = ROUTES, config: str = "") -> None:
+        """A deployment whose providers `one` and `two` are one simulator."""
+        await self.run("init", "deployment")
+        self.folder = self.folder / "deployment"
+        for shipped in (*self.folder.glob("routes/*.toml"), *self.folder.glob("policies/*.toml")):
+            shipped.unlink()
+        (self.folder / "routes/routes.toml").write_text(routes)
+        (self.folder / "config.toml").write_text("".join(
+            f'[providers.{name}]\nadapter = "openai"\nbase_url = "{upstream}"\n' for name in ("one", "two"))
+            + f'[admin]\ntoken = "file:secrets/admin-token"\n{config}')
+
+    async def key(self) -> str:
+        text: str = json.loads(await self.run("keys", "create", "--name", "tests", "--json"))["key"]
+        return text
+
+    async def stop_all(self) -> None:
+        for process in self.running:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        await asyncio.gather(*self.drains)
+
+
+async def _drain(process: asyncio.subprocess.Process) -> None:
+    """Read what a server says, so that it never waits for its reader."""
+    await process.communicate()
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    """An empty folder for real processes; all of them are gone afterwards."""
+    made = Town(tmp_path)
+    yield made
+    await made.stop_all()

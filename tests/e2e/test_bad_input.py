@@ -1,6 +1,7 @@
 """Bad input gets a clear error with the right code; nothing is lost, nothing leaks, nothing reaches a provider."""
 
 import asyncio
+import io
 import json
 
 import pytest
@@ -82,22 +83,24 @@ async def test_a_body_over_the_limit_is_refused_whole(house, chunked):
 
     session = await house.http()
     headers = {"Authorization": f"Bearer {house.key}", "Content-Type": "application/json"}
-    async with session.post(CHAT, data=pieces() if chunked else b"x" * 11 * 1024 * 1024, headers=headers) as answer:
+    async with session.post(CHAT, data=pieces() if chunked else io.BytesIO(b"x" * 11 * 1024 * 1024), headers=headers) as answer:
         assert answer.status == 413
         assert (await answer.json())["error"]["code"] == "body_too_large"
     assert house.one.requests == []
 
 
-async def raw(house, request: bytes, *, shut: bool = True) -> bytes:
+async def raw(house, request: bytes) -> bytes:
     url = house.gateway.url.removeprefix("http://")
     host, port = url.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    if shut:
-        writer.write_eof()
     answer = await asyncio.wait_for(reader.read(), 20)
     writer.close()
     return answer
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
 
 
 def head(house, *lines: str) -> bytes:
@@ -106,15 +109,15 @@ def head(house, *lines: str) -> bytes:
 
 async def test_a_body_that_never_ends_is_given_up_after_its_deadline(house):
     await house.open(config='[server]\nbody_timeout = "50ms"\n')
-    answer = await raw(house, head(house, "Content-Length: 100", "Connection: close") + b'{"model"', shut=False)
-    assert answer.startswith(b"HTTP/1.1 408 ")
+    answer = await raw(house, head(house, "Content-Length: 100", "Connection: close") + b'{"model"')
+    assert status_of(answer) == 408
     assert b"body_timeout" in answer
 
 
 async def test_chunked_nonsense_is_refused(house):
     await house.open()
     answer = await raw(house, head(house, "Transfer-Encoding: chunked", "Connection: close") + b"zz\r\nnonsense\r\n")
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert status_of(answer) == 400
     assert b"invalid_request" in answer
     assert house.one.requests == []
 
@@ -122,7 +125,7 @@ async def test_chunked_nonsense_is_refused(house):
 async def test_a_header_of_100_kb_is_refused(house):
     await house.open()
     answer = await raw(house, head(house, "X-Big: " + "x" * 100_000))
-    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert status_of(answer) == 431
     assert b"headers_too_large" in answer
 
 
@@ -130,7 +133,7 @@ async def test_a_header_of_100_kb_is_refused(house):
 async def test_what_is_not_http_gets_an_answer_that_repeats_nothing(house, request_):
     await house.open()
     answer = await raw(house, request_)
-    assert answer.startswith(b"HTTP/1.1 400 ") or answer.startswith(b"HTTP/1.0 400 ")
+    assert status_of(answer) == 400
     assert b"GARBAGE" not in answer
 
 
@@ -139,7 +142,7 @@ async def test_a_request_framed_in_two_ways_is_refused(house, framing):
     """Request smuggling: two servers that disagree where a request ends."""
     await house.open()
     answer = await raw(house, head(house, *framing) + b"0\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert status_of(answer) == 400
     assert house.one.requests == []
 
 
@@ -164,7 +167,7 @@ async def test_a_body_that_is_not_called_json_is_refused(house):
 async def test_a_wrong_path_or_method_gets_the_dialects_own_error(house, method, path, status, code):
     await house.open()
     answer = await raw(house, f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert status_of(answer) == status
     assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["code"] == code
 
 

@@ -48,7 +48,7 @@ async def test_a_dead_port_falls_back(house, messages):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         dead = taken.getsockname()[1]
-        await house.open(config=f'[providers.dead]\nadapter = "openai"\nbase_url = "http://127.0.0.1:{dead}/v1"\n', routes='''
+        await house.open(config=f'[providers.dead]\nadapter = "openai"\nbase_url = "http://127.0.0.1:{dead}/v1"\n', routes="""
 [[route]]
 name = "r"
 [[route.targets]]
@@ -59,7 +59,7 @@ provider = "two"
 model = "sim-small"
 [route.retry]
 attempts = 1
-''')
+""")
         raw = await house.client().chat.completions.with_raw_response.create(model="r", messages=messages("say alive"))
     assert raw.headers["x-lockgate-target"] == "two/sim-small"
     (row,) = await house.calls()
@@ -93,7 +93,7 @@ async def test_a_silent_provider_costs_its_deadline_and_no_more(house, messages)
 
 
 async def test_a_first_token_that_never_comes_falls_back_although_headers_came(house, messages):
-    await house.open(routes='''
+    await house.open(routes="""
 [[route]]
 name = "r"
 [[route.targets]]
@@ -106,7 +106,7 @@ model = "m"
 first_token = "50ms"
 [route.retry]
 attempts = 1
-''')
+""")
     house.one.play(always(delay_first_token_s=60.0))
     stream = await house.client().chat.completions.create(model="r", messages=messages("say here"), stream=True)
     assert "".join([c.choices[0].delta.content or "" async for c in stream if c.choices]) == "here"

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+
 from gateway.call import Attempt, AttemptEnd, CallRecord, Origin, Outcome, Principal, Target, Usage
 from gateway.telemetry import Telemetry
 

@@ -1,9 +1,10 @@
 """What text from outside looks like in a line or a span."""
 
 import pytest
-from gateway.telemetry.clean import LONG, SHORT, Cleaner
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gateway.telemetry.clean import LONG, SHORT, Cleaner
 
 
 @pytest.fixture

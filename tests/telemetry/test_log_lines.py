@@ -6,11 +6,12 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gateway.call import CallRecord, Outcome, Principal, Usage
 from gateway.telemetry.clean import Cleaner
 from gateway.telemetry.log_lines import CALL_FIELDS, call_fields, call_level, event_fields, json_line, text_line
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 @pytest.fixture

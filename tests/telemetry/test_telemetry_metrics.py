@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from gateway.call import AttemptEnd, CallRecord, Principal, Usage
 from gateway.telemetry.metrics import METRICS, Metrics, cause_class
-from prometheus_client.parser import text_string_to_metric_families
 
 
 def samples(metrics: Metrics) -> Mapping[tuple[str, tuple[str, ...]], float]:
@@ -66,7 +67,7 @@ def test_an_unknown_cost_is_counted_as_unknown_and_not_as_nothing(metrics, recor
 
 
 def test_names_that_callers_make_up_do_not_become_labels(metrics, refused):
-    """Each label value is a series for ever: a caller who can make them up can fill the memory of the gateway and its scraper."""
+    """Each label value is a series for ever: a caller who can make them up can fill the gateway's memory."""
     for n in range(1_000):
         metrics.count(replace(refused, route=f"model-{n}\nlockgate_calls_total 1e9", code="unknown_route", decision=""))
     assert samples(metrics)["lockgate_calls_total", ("unknown_route", "refused", "", "search")] == 1_000
@@ -75,7 +76,8 @@ def test_names_that_callers_make_up_do_not_become_labels(metrics, refused):
 
 @pytest.mark.parametrize(("cause", "counted"), [
     ("", ""), ("connect", "connect"), ("timeout:first_token", "timeout:first_token"), ("status:503", "status:5xx"),
-    ("status:429", "status:4xx"), ("status:", "other"), ("status:999", "other"), ("timeout:lunch", "other"), ("x" * 99, "other"),
+    ("status:429", "status:4xx"), ("status:", "other"), ("status:999", "other"), ("timeout:lunch", "other"),
+    ("x" * 99, "other"),
 ])
 def test_causes_are_a_few_names(attempt, cause, counted):
     assert cause_class(replace(attempt, end=AttemptEnd.FAILED, cause=cause)) == counted
@@ -121,6 +123,11 @@ def test_every_metric_is_as_documented(metrics, record, refused):
         family = shown[spec.name]
         assert (family.type, family.documentation) == (spec.kind, spec.help)
         assert {name for sample in family.samples for name in sample.labels} - {"le"} == set(spec.labels)
+
+
+def test_an_answer_without_usage_counts_no_tokens(metrics, record, attempt):
+    metrics.count(replace(record, attempts=(replace(attempt, usage=None),), usage=None))
+    assert b"lockgate_tokens_total{" not in metrics.render()
 
 
 def test_a_provider_that_reports_negative_tokens_is_refused(metrics, record: CallRecord, attempt):

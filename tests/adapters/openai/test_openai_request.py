@@ -79,7 +79,7 @@ def test_the_first_wrong_thing_is_named_by_its_pointer(dialect, operation, body,
     ({"max_to\u212aens": 1}, "/max_to\u212aens"),
     ({"stream_options": {"Include_Usage": True}}, "/stream_options/Include_Usage"),
     ({"messages": [*MESSAGES, {"role": "user", "content": "hi", "Content": "evil"}]}, "/messages/1/Content"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "TEXT": "evil"}]}]}, "/messages/0/content/0/TEXT"),
+    ({"messages": [{"role": "user", "content": [{"text": "hi", "TEXT": "evil"}]}]}, "/messages/0/content/0/TEXT"),
     ({"tools": [{"type": "function", "function": {"name": "safe", "Name": "drop_tables"}}]}, "/tools/0/function/Name"),
     ({"tools": [{"type": "function", "Function": {"name": "drop_tables"}}]}, "/tools/0/Function"),
     ({"tool_choice": {"type": "function", "function": {"NAME": "x"}}}, "/tool_choice/function/NAME"),
@@ -123,7 +123,9 @@ def test_without_a_key_no_authorization_is_sent(adapter, make_call):
     assert "authorization" not in adapter.encode(make_call(), TARGET, None).headers
 
 
-@pytest.mark.parametrize("options", [{}, {"stream_options": None}, {"stream_options": {"include_usage": False, "include_obfuscation": False}}])
+@pytest.mark.parametrize("options", [
+    {}, {"stream_options": None}, {"stream_options": {"include_usage": False, "include_obfuscation": False}},
+])
 def test_the_usage_of_a_stream_is_always_asked_for_beside_the_clients_own_options(adapter, make_call, options):
     call = make_call(stream=True, **options)
     before = copy.deepcopy(call.body)
@@ -136,19 +138,21 @@ def test_the_usage_of_a_stream_is_always_asked_for_beside_the_clients_own_option
 
 RESERVED = {"model", "messages", "stream", "stream_options"}
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 
 
 @given(fields=st.dictionaries(st.text().map("x_".__add__), JSON), stream=st.booleans())
-def test_every_field_the_gateway_does_not_know_reaches_the_provider_unchanged(adapter, dialect, make_call, fields, stream):
-    call = make_call(stream=stream, **{"tools": [{"x_own": fields}], **fields})
+def test_every_field_the_gateway_does_not_know_reaches_the_provider(adapter, dialect, make_call, fields, stream):
+    fields = {"tools": [{"x_own": fields}], **fields}
+    call = make_call(stream=stream, **fields)
     before = copy.deepcopy(call.body)
     assert dialect.read("chat", loads(dumps(call.body))) == Ask("public", stream=stream)
     sent = loads(adapter.encode(call, TARGET, None).body)
-    assert {name: value for name, value in sent.items() if name not in RESERVED} == {"tools": [{"x_own": fields}], **fields}
+    assert {name: value for name, value in sent.items() if name not in RESERVED} == fields
     assert call.body == before
 
 

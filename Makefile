@@ -1,0 +1,63 @@
+# Needs python3 (3.11 or newer) with venv, and make. Everything else comes from the locked requirements into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP_TOOLS := pip-tools==7.6.2
+PROVEN := gateway/core/*,gateway/wire/*,adapters/*
+
+.PHONY: help demo test test-real check bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show this.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.demo ## See it work: a gateway, simulated providers, the official client. Needs no account anywhere.
+	$(BIN)/lockgate demo
+
+test: $(VENV)/.dev ## Run the tests; core, wire and adapters must be covered in every branch.
+	$(BIN)/coverage erase
+	$(BIN)/pytest -n 2 -rs -m "not real" --cov --cov-branch --cov-report=
+	$(BIN)/coverage report --include='$(PROVEN)' --fail-under=100
+
+test-real: $(VENV)/.dev ## Run the tests that need a real model server, wherever one is installed.
+	$(BIN)/pytest -rs -m real
+
+check: $(VENV)/.dev ## Lint, types, import contracts.
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## Measure CPU per call and latency beside nginx (needs nginx and wrk).
+	$(BIN)/python -m benchmarks
+
+lock: ## Resolve the requirements anew, with hashes; from the public index, whatever this machine is set to.
+	$(PYTHON) -m venv .make/lock
+	.make/lock/bin/pip install --quiet $(PIP_TOOLS)
+	$(call COMPILE,requirements.txt,--extra otlp)
+	$(call COMPILE,requirements-demo.txt,--extra otlp --extra demo --constraint requirements.txt)
+	$(call COMPILE,requirements-dev.txt,--extra otlp --extra demo --constraint requirements.txt requirements-dev.in)
+
+# pip is named because a package depends on it, and with hashes every package must be pinned: hence --allow-unsafe.
+COMPILE = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= CUSTOM_COMPILE_COMMAND="make lock" \
+	.make/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
+	--no-emit-trusted-host --no-emit-find-links --build-deps-for editable --output-file $(1) $(2) pyproject.toml
+
+clean: ## Remove what make and the tools made.
+	rm -rf $(VENV) .make build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { echo "python3 needs its venv module: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+# The stamps hold until a lock file changes. The development set has the demo's in it.
+$(VENV)/.demo: requirements-demo.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --require-hashes --requirement requirements-demo.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --require-hashes --requirement requirements-dev.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@ $(VENV)/.demo

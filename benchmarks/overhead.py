@@ -1,0 +1,226 @@
+"""What one governed call costs, next to nginx's `proxy_pass` in the same run: CPU of the gateway's process per request, and latency.
+
+Everything is on: a key is checked, 100 rules are loaded of which 10 apply, the journal is durable before the answer (bodies
+included), metrics and the log are written. Upstream of both is one nginx that answers a fixed chat completion. Needs nginx and
+wrk from the system's packages; says so and ends with code 0 where they are absent.
+
+    python benchmarks/overhead.py [--seconds 5] [--json] [--profile FILE]
+"""
+
+import argparse
+import json
+import os
+import re
+import selectors
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+LOCKGATE = [sys.executable, "-m", "gateway.cli"]
+CONNECTIONS = (64, 4)
+ANSWER = json.dumps({
+    "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "static",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello to the whole world, and be well. " * 4}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 24, "completion_tokens": 36, "total_tokens": 60},
+})
+BODY = json.dumps({
+    "model": "static", "temperature": 0.2, "max_tokens": 64,
+    "messages": [{"role": "system", "content": "You are kind and brief."}, {"role": "user", "content": "Say hello to the world, please, and be kind."}],
+})
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One run: CPU in µs a request of the process under test, requests a second, latency in ms."""
+
+    what: str
+    connections: int
+    requests: int
+    cpu_us: float
+    rate: float
+    p50_ms: float
+    p99_ms: float
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seconds", type=int, default=5, help="length of each run")
+    options.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options.add_argument("--profile", metavar="FILE", help="profile the gateway at 64 connections with py-spy, if installed, into FILE (speedscope)")
+    chosen = options.parse_args()
+    absent = [tool for tool in ("nginx", "wrk") if shutil.which(tool) is None]
+    if absent:
+        print(f"not measured: {' and '.join(absent)} not installed (the system's packages have them: apt-get install nginx wrk)")
+        return
+    with tempfile.TemporaryDirectory(prefix="lockgate-bench-") as folder, ExitStack() as stack:
+        figures = measure(Path(folder), stack, chosen.seconds, chosen.profile)
+    if chosen.json:
+        print(json.dumps([asdict(figure) for figure in figures], indent=2))
+    else:
+        table(figures)
+
+
+def measure(folder: Path, stack: ExitStack, seconds: int, profile: str | None) -> list[Figure]:
+    upstream = stack.enter_context(nginx(folder / "upstream", f"return 200 '{ANSWER}';", "default_type application/json;"))
+    proxied = stack.enter_context(nginx(
+        folder / "proxy", "proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection '';",
+        f"upstream up {{ server 127.0.0.1:{upstream.port}; keepalive 128; }}"))
+    gateway, key = stack.enter_context(lockgate(folder / "gateway", upstream.port))
+    script = folder / "call.lua"
+    script.write_text(f"wrk.method='POST'; wrk.headers['Content-Type']='application/json'; wrk.headers['Authorization']='Bearer {key}'\nwrk.body=[[{BODY}]]\n")
+    figures = []
+    for connections in CONNECTIONS:
+        for what, server in (("nginx proxy_pass", proxied), ("lockgate", gateway)):
+            load(server.port, script, connections, 1)  # warm
+            if profile and what == "lockgate" and connections == CONNECTIONS[0]:
+                stack.enter_context(profiled(gateway.pids[0], profile, seconds))
+            figures.append(load_and_count(what, server, script, connections, seconds))
+    return figures
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    pids: list[int]
+
+    def cpu_s(self) -> float:
+        ticks = 0
+        for pid in self.pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def load_and_count(what: str, server: Server, script: Path, connections: int, seconds: int) -> Figure:
+    before = server.cpu_s()
+    said = load(server.port, script, connections, seconds)
+    used = server.cpu_s() - before
+    requests = int(number(r"(\d+) requests in", said))
+    if re.search(r"Non-2xx or 3xx responses|Socket errors", said):
+        raise SystemExit(f"{what}: not every answer was a 200:\n{said}")
+    return Figure(what, connections, requests, used / requests * 1e6, number(r"Requests/sec:\s+([\d.]+)", said),
+                  latency(said, "50%"), latency(said, "99%"))
+
+
+def load(port: int, script: Path, connections: int, seconds: int) -> str:
+    return subprocess.run(
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), f"http://127.0.0.1:{port}/v1/chat/completions"],
+        check=True, capture_output=True, text=True, timeout=seconds + 30).stdout
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise SystemExit(f"wrk did not say {pattern!r}:\n{text}")
+    return float(found[1])
+
+
+def latency(text: str, percentile: str) -> float:
+    found = re.search(rf"{percentile}\s+([\d.]+)(us|ms|s)", text)
+    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]] if found else float("nan")
+
+
+@contextmanager
+def nginx(folder: Path, location: str, top: str) -> Iterator[Server]:
+    folder.mkdir()
+    port = free_port()
+    http_top, inside = (top, "") if top.startswith("upstream") else ("", top)
+    (folder / "nginx.conf").write_text(f"""
+daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;
+events {{ worker_connections 1024; }}
+http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u;
+  scgi_temp_path {folder}/s; keepalive_requests 100000000; {http_top}
+  server {{ listen 127.0.0.1:{port}; location / {{ {inside} {location} }} }} }}
+""")
+    process = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        yield Server(port, [process.pid])
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextmanager
+def lockgate(folder: Path, upstream: int) -> Iterator[tuple[Server, str]]:
+    subprocess.run([*LOCKGATE, "init", str(folder)], check=True, capture_output=True)
+    for shipped in (*folder.glob("policies/*.toml"), *folder.glob("routes/*.toml")):
+        shipped.unlink()
+    (folder / "config.toml").write_text(f"""
+[auth]
+pepper = "file:secrets/pepper"
+[providers.up]
+adapter = "openai"
+base_url = "http://127.0.0.1:{upstream}/v1"
+[prices."up/static"]
+input = "1.00"
+output = "2.00"
+""")
+    (folder / "routes/static.toml").write_text('[[route]]\nname = "static"\n[[route.targets]]\nprovider = "up"\nmodel = "static"\n')
+    (folder / "policies/rules.toml").write_text("".join(rule(n) for n in range(100)))
+    made = subprocess.run([*LOCKGATE, "keys", "create", "--name", "bench", "--team", "team-0", "--json"], cwd=folder, check=True, capture_output=True)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*LOCKGATE, "serve", "--port", "0"], cwd=folder, stdout=subprocess.PIPE, stderr=log)
+    assert process.stdout is not None
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            line = process.stdout.readline().decode() if selector.select(30) else ""
+        if "ready on" not in line:
+            raise SystemExit(f"lockgate did not start: {(folder / 'log').read_text()}")
+        yield Server(int(line.rsplit(":", 1)[1]), [process.pid]), json.loads(made.stdout)["key"]
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+def rule(n: int) -> str:
+    """Ten rules for the caller's team, ninety for others; none of the ten denies, so all ten are evaluated."""
+    return (f'[[rule]]\nid = "rule-{n}"\nmatch = {{ teams = ["team-{n % 10}"] }}\n'
+            f"when = '''request.size > {100_000 + n} && request.model.startsWith(\"x{n}\")'''\neffect = \"deny\"\nmessage = \"no\"\n")
+
+
+@contextmanager
+def profiled(pid: int, file: str, seconds: int) -> Iterator[None]:
+    if shutil.which("py-spy") is None:
+        print("not profiled: py-spy is not installed", file=sys.stderr)
+        yield
+        return
+    process = subprocess.Popen(["py-spy", "record", "-p", str(pid), "-d", str(seconds), "-f", "speedscope", "-o", file], stdout=subprocess.DEVNULL)
+    yield
+    process.wait(seconds + 30)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+    raise SystemExit(f"nothing listens on port {port}")
+
+
+def table(figures: list[Figure]) -> None:
+    print(f"{'':<18}{'conns':>6}{'requests':>10}{'CPU µs/req':>12}{'× nginx':>9}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}")
+    for figure in figures:
+        base = next(other for other in figures if other.connections == figure.connections)
+        print(f"{figure.what:<18}{figure.connections:>6}{figure.requests:>10}{figure.cpu_us:>12.1f}{figure.cpu_us / base.cpu_us:>9.1f}"
+              f"{figure.rate:>9.0f}{figure.p50_ms:>9.2f}{figure.p99_ms:>9.2f}")
+    print(f"\nPython {sys.version.split()[0]}, {os.cpu_count()} processors shared by load, upstream and the process under test; CPU is of that process alone.")
+
+
+if __name__ == "__main__":
+    main()

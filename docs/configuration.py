@@ -1,0 +1,141 @@
+"""Writes docs/configuration.md from the models of the configuration: `python docs/configuration.py > docs/configuration.md`."""  # noqa: INP001 - a program, not a module of a package
+
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gateway.config import Config, PolicyFile, RoutesFile
+from gateway.units import Written
+
+_HEAD: Final = """<!-- Made by docs/configuration.py from the models in gateway/config.py; a test compares. Change those, then run
+     `python docs/configuration.py > docs/configuration.md`. -->
+
+# Configuration
+
+A deployment is a folder: `config.toml`, and beside it `routes/`, `policies/` and `adapters/`. `lockgate init DIR` makes one,
+`lockgate check` reads all of it and names everything that is wrong with file, line and key. Everything is strict: an unknown key is
+an error, and nothing is converted.
+
+| kind | written as |
+|---|---|
+| duration | a string of a number and a unit: `"250ms"`, `"30s"`, `"5m"`, `"24h"`, `"7d"` |
+| size | a string of a whole number and a unit: `"512KiB"`, `"10MiB"` |
+| USD | a string of a decimal number, no sign, no exponent: `"0.40"` |
+| reference | where a secret is, never the secret: `"env:NAME"`, or `"file:PATH"` relative to the folder of `config.toml` |
+| glob | a string in which `*` stands for anything, `?` for one character, `[ab]` for one of them; case matters |
+
+A price that is not in `[prices]` is taken from the published ones that ship with Lockgate (`genai-prices`), by the provider's
+`price_provider` and the model's name. Where a provider charges by the hour of the day, it is the price outside those hours. A price
+that nobody knows is reported as unknown, never as 0.
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [_HEAD, "## config.toml\n"]
+    for name, field in Config.model_fields.items():
+        model = _model(field)
+        parts.append(_section(f"`[{name}]`" if not _keyed(field) else _title(model), model))
+    for folder, file in (("routes/*.toml", RoutesFile), ("policies/*.toml", PolicyFile)):
+        parts.append(f"## {folder}\n")
+        parts.extend(_section(_title(model), model) for model in _models(file))
+    return "\n".join(parts)
+
+
+def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The models below one, from the outside in."""
+    for field in model.model_fields.values():
+        if _is_model(_inner(field)):
+            yield _model(field)
+            yield from _models(_model(field))
+
+
+def _title(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").partition(":")[0]
+
+
+def _section(title: str, model: type[BaseModel]) -> str:
+    doc = (model.__doc__ or "").strip()
+    says = doc.partition(":")[2].strip() if doc.startswith("`") and ":" in doc else doc
+    rows = [_row(name, field) for name, field in model.model_fields.items() if not field.exclude and not _is_model(_inner(field))]
+    return "\n".join([f"### {title}\n", says[:1].upper() + says[1:] + "\n", "| key | kind | default | |", "|---|---|---|---|", *rows, ""])
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else _default(field)
+    cells = (f"`{name}`", _kind(field), default, field.description or "")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value in (None, {}, ()):
+        return "none"
+    written = _written(field)
+    if written:
+        return f'`"{written.show(value)}"`'
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(f'"{each}"' for each in value) + "]`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def _kind(field: FieldInfo) -> str:
+    written = _written(field)
+    inner = _inner(field)
+    if written:
+        return written.kind
+    if _keyed(field):
+        return "table of strings"
+    if get_origin(field.annotation) is tuple:
+        return "list of " + (_choices(inner) or "globs" if inner is not str else "strings")
+    return _choices(inner) or {str: "string", int: "whole number", bool: "`true` or `false`"}[inner]
+
+
+def _choices(kind: Any) -> str:
+    return ", ".join(f'`"{choice}"`' for choice in get_args(kind)) if get_origin(kind) is Literal else ""
+
+
+def _written(field: FieldInfo) -> Written | None:
+    metadata = list(field.metadata)
+    for part in get_args(field.annotation):
+        metadata += getattr(part, "__metadata__", ())
+    return next((each for each in metadata if isinstance(each, Written)), None)
+
+
+def _keyed(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Mapping or get_origin(field.annotation) is dict
+
+
+def _inner(field: FieldInfo) -> Any:
+    """The type without what is around it: optional, a list's entries, a mapping's values, annotations."""
+    kind: Any = field.annotation
+    while get_args(kind) and get_origin(kind) is not Literal:
+        if get_origin(kind) in {types.UnionType, Union}:
+            kind = next(part for part in get_args(kind) if part is not types.NoneType)
+        else:
+            kind = get_args(kind)[1 if _is_mapping(kind) else 0]
+    return kind
+
+
+def _is_mapping(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _model(field: FieldInfo) -> type[BaseModel]:
+    model: type[BaseModel] = _inner(field)
+    return model
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,120 @@
+"""`lockgate check`: loads and compiles the whole configuration and prints everything that is wrong, then what deserves a look."""
+
+import dataclasses
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import click
+
+from gateway.cli.output import config_option, emit_json, json_option
+from gateway.config import Deployment, read_deployment
+from gateway.errors import ConfigError, Problem
+from gateway.snapshot import SENSITIVE_HEADER, Snapshot, compile_snapshot, is_loopback
+from gateway.toml_source import KeyPath
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_SHORTEST_SECRET: Final = 16
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@config_option
+@json_option
+def check(*, config_path: str, as_json: bool) -> None:
+    """Load, compile and check the whole configuration. Exit code 1 if anything is wrong; warnings alone leave it 0."""
+    folder = Path(config_path).parent
+    try:
+        deployment = read_deployment(Path(config_path))
+        snapshot = compile_snapshot(deployment, os.environ)
+    except ConfigError as error:
+        _report([_placed(problem, folder) for problem in error.problems], [], None, as_json=as_json)
+        sys.exit(1)
+    _report([], [_placed(warning, folder) for warning in warnings(deployment, snapshot)], snapshot, as_json=as_json)
+
+
+def _report(problems: list[Problem], found: list[Problem], snapshot: Snapshot | None, *, as_json: bool) -> None:
+    loaded = None if snapshot is None else {
+        "providers": len(snapshot.providers), "routes": len(snapshot.routes), "rules": len(snapshot.bundle.rules),
+        "bundle": snapshot.bundle.digest}
+    if as_json:
+        emit_json({"ok": not problems, "problems": [dataclasses.asdict(each) for each in problems],
+                   "warnings": [dataclasses.asdict(each) for each in found], "loaded": loaded})
+        return
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    for warning in found:
+        click.echo(f"warning: {warning}", err=True)
+    if loaded:
+        click.echo("ok: " + ", ".join(f"{value} {name}" for name, value in loaded.items() if name != "bundle")
+                   + f", bundle {loaded['bundle']}" + (f"; {len(found)} warnings" if found else ""))
+
+
+def _placed(problem: Problem, folder: Path) -> Problem:
+    """The file as it is reached from here, so that an editor or a terminal can open it."""
+    return replace(problem, file=os.path.relpath(folder / problem.file)) if problem.file else problem
+
+
+def warnings(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
+    """What works and still deserves a look."""
+    return [*_of_access(deployment), *_of_providers(deployment), *_of_secrets(deployment, snapshot), *_of_prices(deployment, snapshot)]
+
+
+def _of_access(deployment: Deployment) -> Iterator[Problem]:
+    if not deployment.config.auth.required:
+        yield deployment.problem(("auth", "required"), "everybody who reaches the port may call", "set it to true and create keys")
+    if not deployment.routes:
+        yield deployment.problem(("paths", "routes"), "there is no route, so no call can be made", "add a file with a [[route]]")
+
+
+def _of_providers(deployment: Deployment) -> Iterator[Problem]:
+    for name, provider in deployment.config.providers.items():
+        url = urlsplit(provider.base_url)
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            yield deployment.problem(("providers", name, "base_url"), "not encrypted: keys and bodies can be read on the way",
+                                     "use https unless the network between is your own")
+        yield from _of_headers(deployment, ("providers", name, "headers"), provider.headers)
+    yield from _of_headers(deployment, ("otlp", "headers"), deployment.config.otlp.headers)
+
+
+def _of_headers(deployment: Deployment, path: KeyPath, headers: Mapping[str, str]) -> Iterator[Problem]:
+    for name, value in headers.items():
+        if SENSITIVE_HEADER.search(name.lower()) and not value.startswith(("env:", "file:")):
+            yield deployment.problem((*path, name), "looks like a secret in plain sight", 'refer to it: "env:NAME" or "file:PATH"')
+
+
+def _of_secrets(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
+    config = deployment.config
+    references: list[tuple[KeyPath, str | None]] = [
+        (("auth", "pepper"), config.auth.pepper if config.auth.required else None), (("admin", "token"), config.admin.token)]
+    for (path, _), secret in zip(references, (snapshot.pepper, snapshot.admin_token), strict=True):
+        if secret is not None and len(secret.reveal()) < _SHORTEST_SECRET:
+            yield deployment.problem(path, f"shorter than {_SHORTEST_SECRET} characters, so it can be guessed",
+                                     "make one with: openssl rand -hex 32")
+    references += [(("providers", name, "api_key"), provider.api_key) for name, provider in config.providers.items()]
+    for path, reference in references:
+        if reference is not None and reference.startswith("file:"):
+            file = deployment.folder / reference.removeprefix("file:")
+            if file.stat().st_mode & _OTHERS:
+                yield deployment.problem(path, f"{reference} can be read by others on this machine", f"chmod 600 {file}")
+
+
+def _of_prices(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
+    for given in deployment.routes:
+        for number, to in enumerate(snapshot.routes[given.name].targets):
+            if to.price is None:
+                yield deployment.problem_in(
+                    given.source, ("targets", number), f"the price of {to.target} is not known, nor will be what a call costs",
+                    f'set [prices."{to.target}"], or `price_provider` of the provider')
+    yield from _unused(deployment, (str(to.target) for route in snapshot.routes.values() for to in route.targets))
+
+
+def _unused(deployment: Deployment, targets: Iterable[str]) -> Iterator[Problem]:
+    used = set(targets)
+    for key in deployment.config.prices:
+        if key not in used:
+            yield deployment.problem(("prices", key), "no route has this target", "a slip in its name leaves the real one without a price")

@@ -1,0 +1,68 @@
+"""`lockgate init`: a deployment folder that starts as it is. Never touches what is already there."""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Final
+
+import click
+
+from gateway.errors import SetupError
+from gateway.plugins import shipped
+
+_SECRET_BYTES: Final = 32
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def init(*, folder: Path) -> None:
+    """Make a deployment in DIR: configuration, rules, routes, an admin token (shown once).
+
+    It works as it is with `lockgate simulate` as the provider; no account is needed.
+    """
+    token = lay(folder)
+    config = folder / "config.toml"
+    click.echo(f"Made {folder}: config.toml, policies/, routes/, adapters/, secrets/.\n")
+    click.echo(f"Admin token (shown once, kept in {folder / 'secrets' / 'admin-token'}):\n\n  {token}\n")
+    click.echo("Next:\n\n"
+               "  lockgate simulate --port 9090\n"
+               f"  lockgate keys create --config {config} --name me\n"
+               f"  lockgate serve --config {config}\n")
+
+
+def lay(folder: Path) -> str:
+    """Lay out a new deployment and return its admin token. Raises `SetupError` where something is already there."""
+    token = secrets.token_urlsafe(_SECRET_BYTES)
+    try:
+        _make_empty(folder)
+        for kind in ("policies", "routes"):
+            _copy(kind, "*.toml", folder)
+        _copy("adapters", "README.md", folder)
+        (folder / "secrets").mkdir(mode=0o700)
+        _write_secret(folder / "secrets" / "pepper", secrets.token_urlsafe(_SECRET_BYTES))
+        _write_secret(folder / "secrets" / "admin-token", token)
+        shutil.copyfile(shipped("config.example.toml"), folder / "config.toml")  # the last: without it nothing runs on a half-made folder
+    except OSError as error:
+        raise SetupError(f"Cannot make the deployment in {folder}: {error.strerror} ({error.filename}). "
+                         "Choose a folder that you may write to; remove what is half-made.") from error
+    return token
+
+
+def _make_empty(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise SetupError(f"{folder} is not empty; nothing was changed. Name a folder that is new or empty.")
+
+
+def _copy(kind: str, pattern: str, folder: Path) -> None:
+    """The shipped files of one kind, without their modes: what is installed may be read-only."""
+    (folder / kind).mkdir()
+    for path in sorted(shipped(kind).glob(pattern)):
+        shutil.copyfile(path, folder / kind / path.name)
+
+
+def _write_secret(path: Path, value: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # never readable by others, not even for a moment
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{value}\n")

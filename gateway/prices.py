@@ -1,0 +1,107 @@
+"""What a target costs: the operator's own price first, then the published one of genai-prices' bundled data. Never the network.
+
+A price is looked up when the configuration is loaded. Where a provider charges by the time of day, the price that stands outside
+the hours is taken; where one has announced a change of price for a day, the price of the day of loading.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Decimal
+from typing import Final
+
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelInfo, ModelPrice, StartDateConstraint, TieredPrices
+
+from gateway.call import Target
+from gateway.config import PriceConfig
+from gateway.core.money import Price, Tier
+from gateway.units import plausible
+
+# genai-prices' name of each class of token, and ours.
+_CLASSES: Final[Mapping[str, str]] = {
+    "input_mtok": "input", "output_mtok": "output", "cache_read_mtok": "cache_read", "cache_write_mtok": "cache_write",
+    "input_audio_mtok": "input_audio", "output_audio_mtok": "output_audio",
+}
+_REQUEST: Final = "requests_kcount"
+
+
+def configured_price(price: PriceConfig) -> Price:
+    """A `[prices]` entry as a price."""
+    return Price(price.input, price.output, price.cached_input, price.cache_write, price.input_audio, price.output_audio, price.request)
+
+
+def published_price(provider: str, model: str, now_ns: int) -> Price | None:
+    """What genai-prices knows of a provider's model at a wall time; None where it does not know it, or not by the token."""
+    try:
+        found = get_snapshot().find_provider_model(model, None, provider, None)[1]
+    except LookupError:
+        return None
+    return _price(_standing(found, datetime.fromtimestamp(now_ns / 1e9, UTC)))
+
+
+def price_of(target: Target, prices: Mapping[str, PriceConfig], price_provider: str | None, now_ns: int) -> Price | None:
+    """The price of a target; None where nobody knows it, which is reported as unknown and never as 0."""
+    own = prices.get(str(target))
+    if own is not None:
+        return configured_price(own)
+    return published_price(price_provider, target.model, now_ns) if price_provider else None
+
+
+def knows_provider(provider: str) -> bool:
+    """Whether genai-prices knows a provider by this id."""
+    try:
+        get_snapshot().find_provider(None, provider, None)
+    except LookupError:
+        return False
+    return True
+
+
+def price_providers() -> list[str]:
+    """Every provider id that genai-prices knows."""
+    return sorted(provider.id for provider in get_snapshot().providers)
+
+
+def _standing(model: ModelInfo, day: datetime) -> ModelPrice:
+    """The last price that holds on that day at any hour, as `ModelInfo.get_prices` chooses, without its hours of the day."""
+    if isinstance(model.prices, ModelPrice):
+        return model.prices
+    standing = [each.prices for each in model.prices
+                if each.constraint is None or (isinstance(each.constraint, StartDateConstraint) and each.constraint.active(day))]
+    return standing[-1] if standing else model.prices[0].prices
+
+
+def _price(known: ModelPrice) -> Price | None:
+    listed = {ours: getattr(known, theirs) for theirs, ours in _CLASSES.items() if getattr(known, theirs) is not None}
+    if "input" not in listed:
+        return None  # charged by the minute, the picture, the page: not by what we count
+    if not all(plausible(_pico(each, 10**6)) for value in listed.values() for each in _every(value)):
+        return None  # a mistake in the data is not billed to anybody
+    starts = sorted({tier.start for value in listed.values() if isinstance(value, TieredPrices) for tier in value.tiers})
+    per_call = getattr(known, _REQUEST)
+    request = _pico(_at(per_call, 0), 10**9) if per_call is not None else 0  # USD per thousand calls
+    tiers = tuple(Tier(start, _flat(listed, start + 1, request)) for start in starts)
+    return replace(_flat(listed, 0, request), tiers=tiers)
+
+
+def _flat(listed: Mapping[str, Decimal | TieredPrices], input_tokens: int, request: int) -> Price:
+    """The price of a call with so many input tokens."""
+    rates = {name: _pico(_at(value, input_tokens), 10**6) for name, value in listed.items()}
+    # Embeddings list no output and have none. Nothing is ever free by omission.
+    return Price(rates["input"], rates.get("output", rates["input"]), rates.get("cache_read"), rates.get("cache_write"),
+                 rates.get("input_audio"), rates.get("output_audio"), request)
+
+
+def _every(value: Decimal | TieredPrices) -> list[Decimal]:
+    return [value.base, *(tier.price for tier in value.tiers)] if isinstance(value, TieredPrices) else [value]
+
+
+def _at(value: Decimal | TieredPrices, input_tokens: int) -> Decimal:
+    if not isinstance(value, TieredPrices):
+        return value
+    return next((tier.price for tier in reversed(value.tiers) if input_tokens > tier.start), value.base)
+
+
+def _pico(usd: Decimal, scale: int) -> int:
+    """Exact where the data is; what was divided out of another unit (0.18000000000000002) is rounded up, as every line of a cost is."""
+    return int((usd * scale).to_integral_value(ROUND_CEILING))

@@ -1,0 +1,249 @@
+"""The compiled configuration: immutable, complete, with every name resolved. A call is handled on one snapshot from begin to end.
+
+Owns the meaning of the settings; their shape is `config.py`'s. Everything that can be wrong is found here, before the first call.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from gateway.call import Target
+from gateway.clock import Clock, SystemClock
+from gateway.config import Config, Deployment, ProviderConfig, RouteConfig
+from gateway.core.decide import Bundle, compile_bundle
+from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
+from gateway.errors import ConfigError, Problem, SetupError
+from gateway.plugins import load_adapter, load_dialect, shipped
+from gateway.prices import knows_provider, price_of, price_providers
+from gateway.secret import Secret, resolve
+from gateway.toml_source import KeyPath
+from gateway.validation import nearest
+from gateway.wire.protocol import Adapter, Dialect
+
+# Header names whose value is a credential, however it got there.
+SENSITIVE_HEADER: Final = re.compile(r"authorization|cookie|(^|[-_])(key|token|secret|password|signature)([-_]|$)")
+# What frames a message or names its receiver is the transport's to say (request smuggling).
+_FRAMING: Final = frozenset({
+    "host", "connection", "content-length", "content-type", "transfer-encoding", "upgrade", "te", "trailer", "expect"})
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """An upstream with its credentials. `base_url` has no slash at its end; header names are lower case; `max_answer` is in bytes."""
+
+    name: str
+    adapter: Adapter
+    base_url: str
+    api_key: Secret | None
+    headers: Mapping[str, str] = field(repr=False)
+    max_answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that the handling of a call reads. `secrets` is every secret known, for scrubbing; `folder` that of config.toml."""
+
+    config: Config
+    folder: Path
+    providers: Mapping[str, Provider]
+    routes: Mapping[str, Route]
+    bundle: Bundle
+    dialects: tuple[Dialect, ...]
+    pepper: Secret | None
+    admin_token: Secret | None
+    otlp_headers: Mapping[str, str] = field(repr=False)
+    secrets: tuple[Secret, ...]
+
+
+def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: Clock | None = None) -> Snapshot:
+    """Resolve every name, secret, adapter, price and rule. `environ` is where `env:` references are looked up.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    work = _Compilation(deployment, environ, clock or SystemClock())
+    config = deployment.config
+    providers = {name: made for name, given in config.providers.items() if (made := work.provider(name, given)) is not None}
+    routes = work.routes(providers)
+    bundle = work.bundle()
+    dialects = work.dialects()
+    pepper = work.secret(("auth", "pepper"), config.auth.pepper) if config.auth.required else None
+    admin_token = work.secret(("admin", "token"), config.admin.token)
+    otlp_headers = work.headers(("otlp", "headers"), config.otlp.headers)
+    work.check_prices()
+    work.problems += [deployment.problem(path, message, hint) for path, message, hint in _open_doors(config.server.host, config)]
+    if work.problems or bundle is None:
+        raise ConfigError(list(dict.fromkeys(work.problems)))
+    return Snapshot(config, deployment.folder, MappingProxyType(providers), MappingProxyType(routes), bundle, dialects,
+                    pepper, admin_token, otlp_headers, tuple(work.secrets))
+
+
+def refuse_open_doors(host: str, deployment: Deployment) -> None:
+    """Raise `SetupError` where listening on `host` would let everybody in: other than loopback without keys or admin token."""
+    doors = _open_doors(host, deployment.config)
+    if doors:
+        raise SetupError(" ".join(f"{message[0].upper()}{message[1:]}: {hint}." for _path, message, hint in doors))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _open_doors(host: str, config: Config) -> list[tuple[KeyPath, str, str]]:
+    if is_loopback(host):
+        return []
+    doors: list[tuple[KeyPath, str, str]] = []
+    if not config.auth.required:
+        doors.append((("auth", "required"), f"{host} is reachable by others, who may then call without a key",
+                      "set `auth.required = true`, or `server.host` to 127.0.0.1"))
+    if config.admin.token is None:
+        doors.append((("admin", "token"), f"{host} is reachable by others, and there is no admin token",
+                      'set `admin.token` to a reference ("file:secrets/admin-token"), or `server.host` to 127.0.0.1'))
+    return doors
+
+
+class _Compilation:
+    """One run of the compiler: what it has found wrong and the secrets it has seen."""
+
+    def __init__(self, deployment: Deployment, environ: Mapping[str, str], clock: Clock) -> None:
+        self.problems: list[Problem] = []
+        self.secrets: list[Secret] = []
+        self._deployment = deployment
+        self._config = deployment.config
+        self._environ = environ
+        self._now_ns = clock.now_ns()
+        self._plugins = (deployment.folder / deployment.config.paths.adapters, shipped("adapters"))
+
+    def provider(self, name: str, given: ProviderConfig) -> Provider | None:
+        """One provider; None where its adapter cannot be had."""
+        at: KeyPath = ("providers", name)
+        api_key = self.secret((*at, "api_key"), given.api_key)
+        headers = self.headers((*at, "headers"), given.headers)
+        if given.price_provider is not None and not knows_provider(given.price_provider):
+            self._wrong((*at, "price_provider"), f"genai-prices knows no provider {given.price_provider!r}",
+                        nearest(given.price_provider, price_providers()))
+        try:
+            adapter = load_adapter(given.adapter, self._plugins)
+        except ConfigError as error:
+            self._plugin_failed((*at, "adapter"), error)
+            return None
+        return Provider(name, adapter, given.base_url, api_key, headers, given.max_answer)
+
+    def routes(self, providers: Mapping[str, Provider]) -> dict[str, Route]:
+        """Every route by its name."""
+        first: dict[str, RouteConfig] = {}
+        for given in self._deployment.routes:
+            if first.setdefault(given.name, given) is not given:
+                self.problems.append(self._deployment.problem_in(
+                    given.source, ("name",), f"the route {given.name!r} is defined twice", f"first at {first[given.name].source}"))
+        return {name: self._route(given, providers) for name, given in first.items()}
+
+    def _route(self, given: RouteConfig, providers: Mapping[str, Provider]) -> Route:
+        targets = []
+        for number, each in enumerate(given.targets):
+            if each.provider not in self._config.providers:
+                self.problems.append(self._deployment.problem_in(
+                    given.source, ("targets", number, "provider"), f"there is no provider {each.provider!r}",
+                    nearest(each.provider, self._config.providers)))
+                continue
+            target = Target(each.provider, each.model)
+            price_provider = self._config.providers[each.provider].price_provider
+            targets.append(RouteTarget(target, price_of(target, self._config.prices, price_provider, self._now_ns)))
+        adapters = [providers[each.provider].adapter for each in given.targets if each.provider in providers]
+        deadlines, retry = given.deadlines, given.retry
+        return Route(
+            given.name, self._operations(given, adapters), tuple(targets),
+            Deadlines(deadlines.connect, deadlines.headers, deadlines.first_token, deadlines.idle, deadlines.total),
+            Retry(retry.attempts, retry.base, retry.cap),
+        )
+
+    def _operations(self, given: RouteConfig, adapters: list[Adapter]) -> frozenset[str]:
+        """What every target can do. What a route promises by itself and a target cannot do is a problem, or a fallback would fail."""
+        possible = frozenset(given.operations).intersection(*(adapter.operations for adapter in adapters))
+        promised = set(given.operations) if "operations" in given.model_fields_set else set()
+        if not possible or promised - possible:
+            lacking = ", ".join(sorted(promised - possible or given.operations))
+            self.problems.append(self._deployment.problem_in(
+                given.source, ("operations",), f"not every target's adapter can do this: {lacking}",
+                "name what all of them can do, or give the target a route of its own"))
+        return possible
+
+    def bundle(self) -> Bundle | None:
+        """The compiled rules; None where one of them is wrong."""
+        try:
+            return compile_bundle(self._deployment.rules, self._config.policy.engine)
+        except ConfigError as error:
+            self.problems += error.problems
+            return None
+
+    def dialects(self) -> tuple[Dialect, ...]:
+        """The dialects that clients may speak, none of which may claim another's endpoint."""
+        made: list[Dialect] = []
+        owners: dict[tuple[str, str], str] = {}
+        for number, name in enumerate(self._config.server.dialects):
+            at: KeyPath = ("server", "dialects", number)
+            try:
+                made.append(load_dialect(name, self._plugins))
+            except ConfigError as error:
+                self._plugin_failed(at, error)
+                continue
+            for endpoint in made[-1].endpoints:
+                owner = owners.setdefault((endpoint.method, endpoint.path), name)
+                if owner != name:
+                    self._wrong(at, f"{name} and {owner} both answer {endpoint.method} {endpoint.path}", "take one of them out")
+        return tuple(made)
+
+    def secret(self, path: KeyPath, reference: str | None) -> Secret | None:
+        """The secret behind a reference; None where there is none or it cannot be had."""
+        if reference is None:
+            return None
+        try:
+            secret = resolve(reference, self._environ, self._deployment.folder)
+        except ValueError as error:
+            self._wrong(path, str(error))
+            return None
+        self.secrets.append(secret)
+        return secret
+
+    def headers(self, path: KeyPath, given: Mapping[str, str]) -> Mapping[str, str]:
+        """Headers to send, names in lower case, references resolved."""
+        made: dict[str, str] = {}
+        for name, value in given.items():
+            lower, at = name.lower(), (*path, name)
+            if lower in made:
+                self._wrong(at, "the same header twice: upper and lower case make no difference")
+            if lower in _FRAMING:
+                self._wrong(at, "this header is the transport's own", "take it out")
+            if value.startswith(("env:", "file:")):
+                secret = self.secret(at, value)
+                made[lower] = secret.reveal() if secret else ""
+                continue
+            if SENSITIVE_HEADER.search(lower):
+                self.secrets.append(Secret(value))
+            made[lower] = value
+        return MappingProxyType(made)
+
+    def check_prices(self) -> None:
+        """Every `[prices."provider/model"]` names a provider that is there."""
+        for key in self._config.prices:
+            provider, slash, model = key.partition("/")
+            if not slash or not model:
+                self._wrong(("prices", key), "a price is for a target", 'write [prices."PROVIDER/MODEL"]')
+            elif provider not in self._config.providers:
+                self._wrong(("prices", key), f"there is no provider {provider!r}", nearest(provider, self._config.providers))
+
+    def _wrong(self, path: KeyPath, message: str, hint: str | None = None) -> None:
+        self.problems.append(self._deployment.problem(path, message, hint))
+
+    def _plugin_failed(self, path: KeyPath, error: ConfigError) -> None:
+        """A plugin that is not there is a wrong setting; one that is broken is a problem of its own file."""
+        self.problems += [problem if problem.file else self._deployment.problem(path, problem.message, problem.hint)
+                          for problem in error.problems]

@@ -1,0 +1,236 @@
+"""What must hold in any database, as a list of queries that find where it does not. Reads only, also beside a running gateway."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.store.bodies import unpack
+from gateway.store.database import Connection
+from gateway.store.library import sqlite3
+from gateway.store.scrub import KEY_PATTERN
+
+# A clock that is being corrected runs backwards a little; more than this is worth an operator's look.
+CLOCK_TOLERANCE_NS: Final = 60_000_000_000
+
+# How many rows of one broken invariant are shown; the rest is counted by running again once these are understood.
+_MOST_ROWS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """One thing that must hold. `sql` returns the rows that break it; `explanation` says what such a row means.
+
+    A `note` is worth knowing and breaks nothing. The query may use `:now_ns` and `:tolerance_ns`.
+    """
+
+    name: str
+    sql: str
+    explanation: str
+    note: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The rows that break one invariant, or that one note is about."""
+
+    invariant: Invariant
+    rows: tuple[dict[str, Any], ...]
+
+
+INVARIANTS: Final = (
+    Invariant(
+        "file-is-sound",
+        "SELECT integrity_check AS problem FROM pragma_integrity_check WHERE integrity_check != 'ok'",
+        "SQLite finds the file damaged: restore a backup, or recover what is left with `sqlite3 DB .recover`",
+    ),
+    Invariant(
+        "references-hold",
+        'SELECT "table", rowid AS row, parent FROM pragma_foreign_key_check',
+        "a row names a call that is not there",
+    ),
+    Invariant(
+        "attempt-has-its-call",
+        "SELECT seq, n FROM attempts WHERE seq NOT IN (SELECT seq FROM calls) "
+        "UNION ALL SELECT seq, n FROM dispatches WHERE seq NOT IN (SELECT seq FROM calls)",
+        "something was sent upstream of which no call is on record",
+    ),
+    Invariant(
+        "outcome-has-its-call",
+        "SELECT seq, outcome FROM outcomes WHERE seq NOT IN (SELECT seq FROM calls)",
+        "a call ended that never began",
+    ),
+    Invariant(
+        "call-is-recorded-once",
+        "SELECT id, count(*) AS times FROM calls GROUP BY id HAVING count(*) > 1 "
+        "UNION ALL SELECT calls.id, count(*) FROM outcomes JOIN calls USING (seq) GROUP BY calls.seq HAVING count(*) > 1",
+        "a call has two records or two outcomes",
+    ),
+    Invariant(
+        "ended-call-has-an-outcome",
+        "SELECT calls.id FROM calls WHERE seq IN (SELECT seq FROM attempts) AND seq NOT IN (SELECT seq FROM outcomes)",
+        "the end of an attempt is written together with the call's outcome, and here the outcome is missing",
+    ),
+    Invariant(
+        "outcome-is-known",
+        "SELECT calls.id, outcome FROM outcomes JOIN calls USING (seq) "
+        "WHERE outcome NOT IN ('completed', 'refused', 'failed', 'cut', 'cancelled', 'interrupted')",
+        "an outcome that no version of this schema writes",
+    ),
+    Invariant(
+        "completed-means-succeeded",
+        'SELECT calls.id, (SELECT "end" FROM attempts WHERE attempts.seq = calls.seq ORDER BY n DESC LIMIT 1) AS last_end '
+        "FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND last_end IS NOT 'succeeded'",
+        "the client was given an answer as complete, and the last attempt did not deliver one",
+    ),
+    Invariant(
+        "completed-has-no-error",
+        "SELECT calls.id, code FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND code != ''",
+        "a call that completed carries an error code",
+    ),
+    Invariant(
+        "cut-is-never-complete",
+        "SELECT calls.id, attempts.n FROM attempts JOIN outcomes USING (seq) JOIN calls USING (seq) "
+        "WHERE attempts.\"end\" = 'cut' AND outcome = 'completed'",
+        "a stream that broke was reported as complete",
+    ),
+    Invariant(
+        "refused-was-not-sent",
+        "SELECT calls.id, outcome, decision FROM calls LEFT JOIN outcomes USING (seq) "
+        "WHERE (outcome = 'refused' OR decision = 'deny') AND (provider != '' OR seq IN (SELECT seq FROM attempts) "
+        "OR seq IN (SELECT seq FROM dispatches))",
+        "a call that was denied or refused was sent to a provider",
+    ),
+    Invariant(
+        "sent-means-allowed",
+        "SELECT calls.id, decision FROM calls WHERE decision != 'allow' AND (provider != '' OR seq IN (SELECT seq FROM attempts))",
+        "a call left the gateway without a decision that allows it",
+    ),
+    Invariant(
+        "sent-means-intended",
+        "SELECT calls.id, attempts.n FROM attempts JOIN calls USING (seq) "
+        "WHERE (n = 1 AND calls.provider = '') "
+        "OR (n > 1 AND NOT EXISTS (SELECT 1 FROM dispatches WHERE dispatches.seq = attempts.seq AND dispatches.n = attempts.n))",
+        "an attempt was made whose intent was not on disk first",
+    ),
+    Invariant(
+        "refused-says-why",
+        "SELECT calls.id FROM calls JOIN outcomes USING (seq) WHERE outcome = 'refused' AND code = ''",
+        "a call was refused without an error code",
+    ),
+    Invariant(
+        "attempts-are-numbered",
+        "SELECT calls.id, count(*) AS attempts, max(n) AS last FROM attempts JOIN calls USING (seq) GROUP BY calls.seq "
+        "HAVING min(n) != 1 OR max(n) != count(*)",
+        "an attempt is missing: their numbers run from 1 without a gap",
+    ),
+    # The rule of `Progress.cost_nusd`: the known costs together, unknown where an attempt that delivered has no known cost, or where
+    # all failed and one of them may have been billed.
+    Invariant(
+        "cost-adds-up",
+        "SELECT calls.id, outcomes.cost_nusd AS call_nusd, sum(attempts.cost_nusd) AS attempts_nusd "
+        "FROM outcomes JOIN calls USING (seq) LEFT JOIN attempts USING (seq) GROUP BY outcomes.seq "
+        "HAVING outcomes.cost_nusd IS NOT CASE "
+        "WHEN total(attempts.\"end\" != 'failed' AND attempts.cost_nusd IS NULL) > 0 THEN NULL "
+        "WHEN total(attempts.\"end\" != 'failed') = 0 AND count(attempts.n) > count(attempts.cost_nusd) THEN NULL "
+        "ELSE coalesce(sum(attempts.cost_nusd), 0) END AND NOT (outcome = 'interrupted' AND outcomes.cost_nusd IS NULL)",
+        "the call's cost is not that of its attempts together",
+    ),
+    Invariant(
+        "times-are-in-order",
+        "SELECT calls.id, received_ns, ended_ns, NULL AS n FROM calls JOIN outcomes USING (seq) "
+        "WHERE ended_ns < received_ns - :tolerance_ns "
+        "UNION ALL SELECT calls.id, attempts.started_ns, attempts.ended_ns, n FROM attempts JOIN calls USING (seq) "
+        "WHERE attempts.ended_ns < attempts.started_ns - :tolerance_ns OR attempts.started_ns < received_ns - :tolerance_ns "
+        "OR attempts.first_byte_ns < attempts.started_ns - :tolerance_ns",
+        "something ended more than a minute before it began: the machine's clock was set back, or the row is wrong",
+    ),
+    Invariant(
+        "no-key-in-any-row",
+        "SELECT 'calls' AS place, id FROM calls WHERE holds_key(id, key, name, team, org, route, session, run, step, tags, traceparent, "
+        "rule, labels, bundle, reasons, provider, model) "
+        "UNION ALL SELECT 'outcomes', id FROM outcomes JOIN calls USING (seq) "
+        "WHERE holds_key(outcomes.code, outcomes.message, outcomes.finish_reasons) "
+        "UNION ALL SELECT 'attempts', id FROM attempts JOIN calls USING (seq) "
+        "WHERE holds_key(attempts.provider, attempts.model, attempts.cause, attempts.message) "
+        "UNION ALL SELECT 'dispatches', id FROM dispatches JOIN calls USING (seq) "
+        "WHERE holds_key(dispatches.provider, dispatches.model) "
+        "UNION ALL SELECT 'keys', id FROM keys WHERE holds_key(id, name, team, org, roles, routes)",
+        "a virtual key stands in clear text: revoke it (`lockgate keys revoke`), then remove the row",
+    ),
+    Invariant(
+        "no-key-in-any-body",
+        "SELECT 'request' AS place, id FROM calls WHERE body_holds_key(request_encoding, request) "
+        "UNION ALL SELECT 'response', id FROM outcomes JOIN calls USING (seq) WHERE body_holds_key(response_encoding, response)",
+        "a virtual key stands in a stored body: revoke it (`lockgate keys revoke`), then remove the row",
+    ),
+    Invariant(
+        "bodies-can-be-read",
+        "SELECT 'request' AS place, id FROM calls WHERE body_is_damaged(request_encoding, request) "
+        "UNION ALL SELECT 'response', id FROM outcomes JOIN calls USING (seq) WHERE body_is_damaged(response_encoding, response)",
+        "a stored body cannot be unpacked",
+    ),
+    Invariant(
+        "calls-of-dead-processes",
+        "SELECT calls.id, coalesce(owners.name, 'process ' || owner) AS process, received_ns FROM calls "
+        "LEFT JOIN owners ON owners.id = calls.owner "
+        "WHERE seq NOT IN (SELECT seq FROM outcomes) AND (owners.id IS NULL OR owners.lease_ns < :now_ns)",
+        "these calls were open when their process died; the next gateway on this database closes them as `interrupted`",
+        note=True,
+    ),
+)
+
+
+def examine(connection: Connection, *, now_ns: int, invariants: Iterable[Invariant] = INVARIANTS) -> Iterator[Finding]:
+    """One finding for each invariant that does not hold and each note with something to say, as they are found.
+
+    All queries see the database of one moment.
+    """
+    for name, arguments, function in (
+        ("holds_key", -1, _holds_key), ("body_holds_key", 2, _body_holds_key), ("body_is_damaged", 2, _body_is_damaged),
+    ):
+        connection.create_function(name, arguments, function, deterministic=True)
+    connection.execute("BEGIN")
+    try:
+        for invariant in invariants:
+            rows = _rows(connection, invariant.sql, now_ns)
+            if rows:
+                yield Finding(invariant, rows)
+    finally:
+        with suppress(sqlite3.Error):  # nothing was written; in a damaged file even the end of a transaction may fail
+            connection.execute("ROLLBACK")
+
+
+def _rows(connection: Connection, sql: str, now_ns: int) -> tuple[dict[str, Any], ...]:
+    try:
+        cursor = connection.execute(sql, {"now_ns": now_ns, "tolerance_ns": CLOCK_TOLERANCE_NS})
+        found = cursor.fetchmany(_MOST_ROWS)
+    except sqlite3.DatabaseError as error:  # a damaged page is a finding of every query that meets it
+        return ({"problem": str(error)},)
+    columns = [column[0] for column in cursor.description]
+    return tuple(dict(zip(columns, row, strict=True)) for row in found)
+
+
+_KEY: Final = re.compile(KEY_PATTERN)
+_KEY_BYTES: Final = re.compile(KEY_PATTERN.encode())
+
+
+def _holds_key(*texts: str) -> bool:
+    return _KEY.search("\n".join(texts)) is not None
+
+
+def _body_holds_key(encoding: str, data: bytes) -> bool:
+    try:
+        body = unpack(encoding, data)
+    except ValueError:
+        return False  # `bodies-can-be-read` tells of it
+    return body is not None and _KEY_BYTES.search(body) is not None
+
+
+def _body_is_damaged(encoding: str, data: bytes) -> bool:
+    try:
+        unpack(encoding, data)
+    except ValueError:
+        return True
+    return False

@@ -1,0 +1,177 @@
+"""Real processes, really killed: what was dispatched is on record, what is wrong at start is said, what runs is let end."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from gateway.store.database import open_readonly
+
+CHAT = "/v1/chat/completions"
+
+
+async def talk(url: str, key: str, dice: random.Random, answered: list[str]) -> None:
+    """Call after call, plain and streamed, until the gateway is gone; ids of whole answers go to `answered`."""
+    async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}) as session:
+        while True:
+            body = {"model": dice.choice(["fast", "backed-up"]), "stream": dice.random() < 0.5,
+                    "messages": [{"role": "user", "content": f"words {dice.randrange(1, 20)}"}]}
+            try:
+                async with session.post(CHAT, json=body) as answer:
+                    text = await answer.text()
+                    assert answer.status == 200, text
+                    assert not body["stream"] or text.endswith("data: [DONE]\n\n")
+                    answered.append(answer.headers["X-Lockgate-Call"])
+            except aiohttp.ClientError:
+                return
+
+
+async def test_after_kill_9_at_any_moment_every_dispatched_call_has_its_intent_and_the_doctor_is_content(town):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    _simulator, upstream = await town.start("simulate", "--port", "0")
+    await town.lay(upstream)
+    key = await town.key()
+    answered: list[str] = []
+    for _round in range(4):
+        gateway, url = await town.start("serve", "--port", "0")
+        clients = [asyncio.create_task(talk(url, key, random.Random(dice.random()), answered)) for _ in range(8)]
+        wanted = len(answered) + dice.randrange(1, 40)
+        async with asyncio.timeout(60):
+            while len(answered) < wanted:
+                await asyncio.sleep(0)
+        gateway.send_signal(signal.SIGKILL)
+        await gateway.wait()
+        await asyncio.wait_for(asyncio.gather(*clients), 60)
+        await town.run("doctor")
+    async with aiohttp.ClientSession() as session, session.get(upstream.removesuffix("/v1") + "/sim/log") as said:
+        received = [entry["client_request_id"] for entry in (await said.json())["requests"]]
+    connection = open_readonly(town.folder / "lockgate.db")
+    intents = {f"{call}.1" for (call,) in connection.execute("SELECT id FROM calls WHERE provider != ''")}
+    intents |= {f"{call}.{n}" for call, n in connection.execute("SELECT id, n FROM dispatches JOIN calls USING (seq)")}
+    completed = {call for (call,) in connection.execute("SELECT id FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed'")}
+    connection.close()
+    assert set(received) <= intents, "the provider received what no intent is on record for"
+    assert len(received) == len(set(received)), "an attempt was sent twice"
+    assert set(answered) <= completed, "an answer was given whose outcome was lost"
+
+
+def children_of(process: asyncio.subprocess.Process) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_lets_calls_in_flight_end_and_takes_no_new_ones(town, workers):
+    _simulator, upstream = await town.start("simulate", "--port", "0")
+    await town.lay(upstream, routes='[[route]]\nname = "slow"\n[[route.targets]]\nprovider = "one"\nmodel = "m!delay_between_tokens=20ms"\n')
+    key = await town.key()
+    gateway, url = await town.start("serve", "--port", "0", "--workers", str(workers))
+    async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}) as session:
+        body = {"model": "slow", "stream": True, "messages": [{"role": "user", "content": "words 40"}]}
+        async with session.post(CHAT, json=body) as answer:
+            await answer.content.readline()
+            gateway.terminate()
+            rest = await answer.text()
+    assert rest.endswith("data: [DONE]\n\n")
+    assert await asyncio.wait_for(gateway.wait(), 60) == 0
+    (row,) = json.loads(await town.run("calls", "tail", "--json"))
+    assert row["outcome"] == "completed"
+    await town.run("doctor")
+
+
+async def test_several_workers_share_the_port_the_file_and_the_counts_and_a_dead_one_is_replaced(town):
+    _simulator, upstream = await town.start("simulate", "--port", "0")
+    await town.lay(upstream)
+    gateway, url = await town.start("serve", "--port", "0", "--workers", "3")
+    key = await town.key()  # made while they run: each of them sees it within a second
+    async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}, connector=aiohttp.TCPConnector(force_close=True)) as session:
+        good = 0
+        async with asyncio.timeout(30):
+            while good < 30:
+                async with session.post(CHAT, json={"model": "fast", "messages": [{"role": "user", "content": "say x"}]}) as answer:
+                    assert answer.status in (200, 401)
+                    good = good + 1 if answer.status == 200 else 0
+        children = children_of(gateway)
+        assert len(children) == 3
+        os.kill(children[0], signal.SIGKILL)
+        for _ in range(30):  # the socket outlives a worker: what waits in its queue goes to the others
+            try:
+                async with session.post(CHAT, json={"model": "fast", "messages": [{"role": "user", "content": "say x"}]}) as answer:
+                    good += answer.status == 200
+            except aiohttp.ClientError:  # this one was with the worker that died
+                continue
+        async with asyncio.timeout(30):
+            while len(now := children_of(gateway)) < 3 or children[0] in now:
+                await asyncio.sleep(0)
+        async with session.get("/metrics") as answer:
+            counted = [float(line.rsplit(" ", 1)[1]) for line in (await answer.text()).splitlines()
+                       if line.startswith("lockgate_calls_total{") and 'outcome="completed"' in line]
+    assert sum(counted) >= 50
+    rows = json.loads(await town.run("calls", "tail", "-n", "500", "--outcome", "completed", "--json"))
+    assert len(rows) >= good
+    gateway.terminate()
+    assert await asyncio.wait_for(gateway.wait(), 60) == 0
+    await town.run("doctor")
+
+
+async def test_a_port_in_use_is_said_with_what_to_do(town):
+    await town.lay("http://127.0.0.1:1/v1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        said = await town.run("serve", "--port", str(taken.getsockname()[1]), code=1)
+    assert "--port" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("path", ["a directory", "read-only", "newer", "not a database"])
+async def test_a_database_that_cannot_be_used_is_said_with_what_to_do(town, path):
+    await town.lay("http://127.0.0.1:1/v1")
+    database = town.folder / "lockgate.db"
+    if path == "a directory":
+        database.mkdir()
+    elif path == "not a database":
+        database.write_bytes(b"hello" * 1000)
+    else:
+        await town.key()
+        if path == "newer":
+            from sqlite_utils.utils import sqlite3
+
+            connection = sqlite3.connect(database)
+            connection.execute("PRAGMA user_version = 999")
+            connection.close()
+        elif os.geteuid() == 0:
+            pytest.skip("root may write a read-only file; the store's own tests cover it by other means")
+        else:
+            database.chmod(0o400)
+    said = await town.run("serve", "--port", "0", code=1)
+    assert "lockgate.db" in said
+    assert "Traceback" not in said
+
+
+async def test_an_unset_reference_is_said_by_file_line_and_key(town):
+    await town.lay("http://127.0.0.1:1/v1", config='[providers.three]\nadapter = "openai"\nbase_url = "https://api.example.com/v1"\napi_key = "env:LOCKGATE_NO_SUCH"\n')
+    said = await town.run("serve", "--port", "0", code=1)
+    assert "config.toml:" in said
+    assert "api_key" in said
+    assert "LOCKGATE_NO_SUCH" in said
+
+
+async def test_a_typo_in_the_configuration_is_said_with_the_nearest_name(town):
+    await town.lay("http://127.0.0.1:1/v1", config="[server]\nprot = 1\n")
+    said = await town.run("serve", code=1)
+    assert "config.toml:" in said
+    assert "port" in said
+
+
+async def test_doors_open_to_the_world_without_authentication_are_not_opened(town):
+    await town.lay("http://127.0.0.1:1/v1", config="[auth]\nrequired = false\n")
+    said = await town.run("serve", "--host", "0.0.0.0", "--port", "0", code=1)  # noqa: S104 - this is what must not work
+    assert "auth.required" in said

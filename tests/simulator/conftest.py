@@ -1,0 +1,64 @@
+"""A simulator on a free port, and the two kinds of client that look at it: the official one and a bare one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import pytest
+from openai import AsyncOpenAI
+
+from gateway.simulator import Simulator
+
+Ask = Callable[..., dict[str, object]]
+
+
+class HandClock:
+    """A clock that ticks a millisecond each time it is read; nobody waits on it, what was asked for is noted."""
+
+    def __init__(self) -> None:
+        self.ns = 1_700_000_000_000_000_000
+        self.waited: list[float] = []
+        self.released = asyncio.Event()
+        self.released.set()
+
+    def now_ns(self) -> int:
+        self.ns += 1_000_000
+        return self.ns
+
+    def monotonic(self) -> float:
+        return self.ns / 1e9
+
+    async def sleep(self, seconds: float) -> None:
+        self.waited.append(seconds)
+        await self.released.wait()
+
+
+@pytest.fixture
+def hand_clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Simulator]:
+    async with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def client(sim: Simulator) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=sim.url, api_key="sk-test", max_retries=0) as openai_client:
+        yield openai_client
+
+
+@pytest.fixture
+async def bare() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+        yield session
+
+
+@pytest.fixture
+def ask() -> Ask:
+    """The smallest body of a chat, with what a test adds to it."""
+    def body(text: str = "hello", **more: object) -> dict[str, object]:
+        return {"model": "sim-model", "messages": [{"role": "user", "content": text}], **more}
+    return body

@@ -1,0 +1,139 @@
+"""Each invariant finds the violation that is planted for it, and nothing in a database that is as it should be."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gateway.call import AttemptEnd, Outcome
+from gateway.store.bodies import pack
+from gateway.store.database import open_readonly
+from gateway.store.doctor import INVARIANTS, Finding, examine
+from gateway.store.sqlite import SqliteStore
+
+KEY = "lgk_" + "a" * 12 + "_" + "b" * 32
+
+# Statements that break one invariant of a database with the calls of `_history`. Call 1 completed, 2 was refused, 3 is open.
+PLANTED: dict[str, tuple[str, ...]] = {
+    "references-hold": ("INSERT INTO dispatches VALUES (99, 2, 'p', 'm', 1, 0.0)",),
+    "attempt-has-its-call": ("INSERT INTO dispatches VALUES (99, 2, 'p', 'm', 1, 0.0)",),
+    "outcome-has-its-call": ("DELETE FROM calls WHERE seq = 1",),
+    "call-is-recorded-once": (
+        "CREATE TABLE copy AS SELECT * FROM calls", "DROP TABLE calls", "ALTER TABLE copy RENAME TO calls",
+        "INSERT INTO calls SELECT 9, id, owner, received_ns, key, name, team, org, dialect, operation, route, stream, session, run, "
+        "step, tags, traceparent, decision, rule, labels, bundle, reasons, provider, model, request_encoding, request "
+        "FROM calls WHERE seq = 1",
+    ),
+    "ended-call-has-an-outcome": ("DELETE FROM outcomes WHERE seq = 1",),
+    "outcome-is-known": ("UPDATE outcomes SET outcome = 'fine' WHERE seq = 1",),
+    "completed-means-succeeded": ("UPDATE attempts SET \"end\" = 'failed' WHERE seq = 1",),
+    "completed-has-no-error": ("UPDATE outcomes SET code = 'overloaded' WHERE seq = 1",),
+    "cut-is-never-complete": ("UPDATE attempts SET \"end\" = 'cut' WHERE seq = 1",),
+    "refused-was-not-sent": ("UPDATE calls SET provider = 'alpha' WHERE seq = 2",),
+    "sent-means-allowed": ("UPDATE calls SET decision = '' WHERE seq = 1",),
+    "sent-means-intended": ("DELETE FROM dispatches WHERE seq = 4",),
+    "refused-says-why": ("UPDATE outcomes SET code = '' WHERE seq = 2",),
+    "attempts-are-numbered": ("UPDATE attempts SET n = 3 WHERE seq = 4 AND n = 2",),
+    "cost-adds-up": ("UPDATE outcomes SET cost_nusd = 1 WHERE seq = 1",),
+    "times-are-in-order": ("UPDATE outcomes SET ended_ns = 1 WHERE seq = 1",),
+    "no-key-in-any-row": (f"UPDATE calls SET session = 'my key is {KEY}.' WHERE seq = 1",),
+    "bodies-can-be-read": ("UPDATE outcomes SET response_encoding = 'zlib', response = x'0102' WHERE seq = 1",),
+    "calls-of-dead-processes": ("UPDATE owners SET lease_ns = 0",),
+}
+
+
+@pytest.fixture
+async def history(store: SqliteStore, samples: ModuleType) -> None:
+    """One call of each kind, as the proxy records them."""
+    journal = store.journal
+    await journal.begin(samples.intent(1, request=b'{"a":1}' * 500))
+    await journal.finish(samples.completed(1), response=b"{}")
+    await journal.refuse(samples.refused(2), request=b"{}")
+    await journal.begin(samples.intent(3))
+    await journal.begin(samples.intent(4))
+    await journal.dispatch(samples.dispatch(4, 2))
+    billed_perhaps = samples.attempt(1, end=AttemptEnd.FAILED, cause="timeout:headers", usage=None, cost_nusd=None, first_byte_ns=None)
+    await journal.finish(samples.completed(4, attempts=(billed_perhaps, samples.attempt(2, target=samples.OTHER))), response=None)
+    await journal.begin(samples.intent(5))
+    cut = samples.attempt(1, end=AttemptEnd.CUT, cause="cut", usage=None, cost_nusd=None)
+    await journal.finish(
+        samples.completed(5, outcome=Outcome.CUT, code="upstream_failed", attempts=(cut,), usage=None, cost_nusd=None), response=b"part")
+    await journal.begin(samples.intent(6))
+    await journal.finish(
+        samples.completed(6, outcome=Outcome.CANCELLED, status=499, code="client_gone", attempts=(), cost_nusd=0), response=None)
+    await journal.begin(samples.intent(7))
+    await journal.finish(samples.completed(
+        7, outcome=Outcome.FAILED, status=502, code="upstream_failed", attempts=(billed_perhaps,), cost_nusd=None, usage=None), response=None)
+    await store.keys.create(samples.key(1))
+
+
+@pytest.mark.usefixtures("history")
+class TestDoctor:
+    """On a database with one call of each kind."""
+
+    def test_a_sound_database_is_clean(self, diagnose: Callable[..., list[Finding]]) -> None:
+        assert diagnose() == []
+
+    @pytest.mark.parametrize("name", list(PLANTED))
+    def test_a_planted_violation_is_found(
+        self, name: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        sql("PRAGMA foreign_keys = OFF")
+        for statement in PLANTED[name]:
+            sql(statement)
+        found = {finding.invariant.name: finding.rows for finding in diagnose()}
+        assert name in found
+        assert found[name]
+
+    @pytest.mark.parametrize("table", ["calls", "outcomes"])
+    def test_a_virtual_key_in_a_stored_body_is_found(
+        self, table: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        body = "request" if table == "calls" else "response"
+        encoding, data = pack(f'{{"note":"{"padding " * 500}{KEY}"}}'.encode())
+        assert encoding == "zlib"
+        sql(f"UPDATE {table} SET {body}_encoding = ?, {body} = ? WHERE seq = 1", encoding, data)  # noqa: S608 - two fixed names
+        assert [(finding.invariant.name, finding.rows[0]["place"]) for finding in diagnose()] == [("no-key-in-any-body", body)]
+
+    async def test_a_damaged_file_is_found(
+        self, store: SqliteStore, path: Path, samples: ModuleType, diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        for n in range(100, 160):
+            await store.journal.begin(samples.intent(n, request=b"r" * 400))
+        await store.close()
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            for page in range(size // 4096 - 8, size // 4096):
+                file.seek(page * 4096)
+                file.write(b"\xff" * 512)
+        assert "file-is-sound" in {finding.invariant.name for finding in diagnose()}
+
+    def test_an_open_call_of_a_dead_process_is_a_note_not_a_violation(
+        self, samples: ModuleType, diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        found = diagnose(now_ns=samples.NOW_NS + 10**15)
+        assert [(finding.invariant.name, finding.invariant.note) for finding in found] == [("calls-of-dead-processes", True)]
+        assert [row["id"] for row in found[0].rows] == [samples.call_id(3)]
+
+    async def test_interrupted_calls_are_as_they_should_be(
+        self, path: Path, samples: ModuleType, diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        successor = SqliteStore(path, "two")
+        await successor.start(now_ns=samples.NOW_NS + 10**15)
+        await successor.close()
+        assert diagnose() == []
+
+    def test_only_so_many_rows_are_shown(self, sql: Callable[..., Any], path: Path, samples: ModuleType) -> None:
+        sql("PRAGMA foreign_keys = OFF")
+        sql("WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 500) "
+            "INSERT INTO dispatches SELECT 99, i, 'p', 'm', 1, 0.0 FROM n")
+        with closing(open_readonly(path)) as connection:
+            assert all(len(finding.rows) <= 100 for finding in examine(connection, now_ns=samples.NOW_NS))
+
+
+def test_every_invariant_has_a_planted_violation() -> None:
+    elsewhere = {"no-key-in-any-body", "file-is-sound"}
+    assert {invariant.name for invariant in INVARIANTS} == set(PLANTED) | elsewhere

@@ -1,0 +1,126 @@
+"""A call that its process did not live to end is closed as interrupted: once, by whoever looks first."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gateway.errors import StoreError
+from gateway.store.sqlite import SqliteStore
+
+LEASE_NS = 10
+
+
+@pytest.fixture
+async def others(path: Path, store: SqliteStore, samples: ModuleType) -> AsyncIterator[list[SqliteStore]]:
+    """Two more processes on the file of `store`."""
+    opened = [SqliteStore(path, name) for name in ("two", "three")]
+    for other in opened:
+        await other.start(now_ns=samples.NOW_NS)
+    yield opened
+    for other in opened:
+        await other.close()
+
+
+async def test_an_open_call_of_a_dead_process_is_interrupted_with_its_attempts(
+    store: SqliteStore, others: list[SqliteStore], samples: ModuleType,
+) -> None:
+    await store.journal.begin(samples.intent(1))
+    await store.journal.dispatch(samples.dispatch(1, 2))
+    await store.journal.begin(samples.intent(2))
+    await store.journal.finish(samples.completed(2), response=None)
+    await store.heartbeat(now_ns=samples.NOW_NS, lease_ns=LEASE_NS)
+    assert await others[0].heartbeat(now_ns=samples.NOW_NS + LEASE_NS, lease_ns=LEASE_NS) == 0
+    assert await others[0].heartbeat(now_ns=samples.NOW_NS + LEASE_NS + 1, lease_ns=LEASE_NS) == 1
+    call = await others[1].journal.call(samples.call_id(1))
+    assert call is not None
+    assert (call["outcome"], call["status"], call["cost_usd"]) == ("interrupted", None, None)
+    assert call["ended_ns"] == samples.NOW_NS + LEASE_NS + 1
+    assert [(tried["n"], tried["target"], tried["end"], tried["cause"]) for tried in call["attempts"]] == [
+        (1, "alpha/small-1", "cancelled", "interrupted"), (2, "beta/large-2", "cancelled", "interrupted")]
+    finished = await store.journal.call(samples.call_id(2))
+    assert finished is not None
+    assert finished["outcome"] == "completed"
+
+
+async def test_processes_that_sweep_at_once_close_each_call_once(
+    store: SqliteStore, others: list[SqliteStore], samples: ModuleType,
+) -> None:
+    for n in range(20):
+        await store.journal.begin(samples.intent(n))
+    late = samples.NOW_NS + 10**15
+    closed = await asyncio.gather(*(other.heartbeat(now_ns=late, lease_ns=LEASE_NS) for other in others * 5))
+    assert sum(closed) == 20
+
+
+async def test_a_process_that_slept_through_its_lease_cannot_end_the_call_a_second_time_and_goes_on(
+    store: SqliteStore, others: list[SqliteStore], samples: ModuleType,
+) -> None:
+    late = samples.NOW_NS + 10**12
+    await store.journal.begin(samples.intent(1))
+    assert await others[0].heartbeat(now_ns=late, lease_ns=LEASE_NS) == 1
+    with pytest.raises(StoreError, match="already has its outcome"):
+        await store.journal.finish(samples.completed(1), response=None)
+    await store.journal.begin(samples.intent(2))
+    assert await store.heartbeat(now_ns=late, lease_ns=LEASE_NS) == 0
+    assert await others[0].heartbeat(now_ns=late + 1, lease_ns=LEASE_NS) == 0
+    await store.journal.finish(samples.completed(2), response=None)
+
+
+async def test_what_a_process_begins_after_its_lease_is_swept_too(
+    store: SqliteStore, others: list[SqliteStore], samples: ModuleType,
+) -> None:
+    late = samples.NOW_NS + 10**12
+    await others[0].heartbeat(now_ns=late, lease_ns=LEASE_NS)
+    await store.journal.begin(samples.intent(1))
+    assert await others[0].heartbeat(now_ns=late, lease_ns=LEASE_NS) == 1
+
+
+async def test_a_start_recovers_at_once_what_a_former_process_of_the_same_name_left(
+    path: Path, store: SqliteStore, samples: ModuleType,
+) -> None:
+    await store.journal.begin(samples.intent(1))
+    successor = SqliteStore(path, "one")
+    await successor.start(now_ns=samples.NOW_NS + 5)
+    call = await successor.journal.call(samples.call_id(1))
+    assert call is not None
+    assert call["outcome"] == "interrupted"
+    await successor.close()
+
+
+async def test_a_closed_store_leaves_its_open_calls_to_the_next(
+    path: Path, others: list[SqliteStore], samples: ModuleType, sql: Callable[..., Any],
+) -> None:
+    leaving = SqliteStore(path, "four")
+    await leaving.start(now_ns=samples.NOW_NS)
+    await leaving.journal.begin(samples.intent(1))
+    await leaving.close()
+    assert await others[0].heartbeat(now_ns=samples.NOW_NS + 1, lease_ns=LEASE_NS) == 1
+    assert sql("SELECT name FROM owners ORDER BY id") == [("one",), ("two",), ("three",)]
+
+
+async def test_recovery_looks_no_further_back_than_the_oldest_open_call(
+    store: SqliteStore, samples: ModuleType, sql: Callable[..., Any],
+) -> None:
+    """Otherwise it would read the whole journal, which grows without end."""
+    for n in (1, 2, 3):
+        await store.journal.begin(samples.intent(n))
+    await store.journal.finish(samples.completed(1), response=None)
+    await store.journal.finish(samples.completed(3), response=None)
+    await store.heartbeat(now_ns=samples.NOW_NS, lease_ns=LEASE_NS)
+    assert sql("SELECT floor FROM owners") == [(2,)]
+    await store.journal.finish(samples.completed(2), response=None)
+    await store.heartbeat(now_ns=samples.NOW_NS, lease_ns=LEASE_NS)
+    assert sql("SELECT floor FROM owners") == [(4,)]
+
+
+async def test_a_process_long_dead_is_forgotten(
+    store: SqliteStore, others: list[SqliteStore], samples: ModuleType, sql: Callable[..., Any],
+) -> None:
+    await others[0].heartbeat(now_ns=samples.NOW_NS + 10**18, lease_ns=LEASE_NS)
+    assert sql("SELECT name FROM owners") == [("two",)]
+    assert await store.heartbeat(now_ns=samples.NOW_NS + 10**18, lease_ns=LEASE_NS) == 0
+    assert sql("SELECT count(*) FROM owners WHERE name = 'one'") == [(1,)]
