@@ -35,14 +35,15 @@ bench: $(VENV)/.dev ## Measure CPU per call and latency beside nginx (needs ngin
 lock: ## Resolve the requirements anew, with hashes; from the public index, whatever this machine is set to.
 	$(PYTHON) -m venv .make/lock
 	.make/lock/bin/pip install --quiet $(PIP_TOOLS)
-	$(call COMPILE,requirements.txt,--extra otlp)
-	$(call COMPILE,requirements-demo.txt,--extra otlp --extra demo --constraint requirements.txt)
-	$(call COMPILE,requirements-dev.txt,--extra otlp --extra demo --constraint requirements.txt requirements-dev.in)
+	$(COMPILE) requirements.txt $(WITH_BUILD) --extra otlp pyproject.toml
+	$(COMPILE) requirements-demo.txt $(WITH_BUILD) --extra otlp --extra demo --constraint requirements.txt pyproject.toml
+	$(COMPILE) requirements-dev.txt requirements-dev.in
 
 # pip is named because a package depends on it, and with hashes every package must be pinned: hence --allow-unsafe.
 COMPILE = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= CUSTOM_COMPILE_COMMAND="make lock" \
 	.make/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
-	--no-emit-trusted-host --no-emit-find-links --build-deps-for editable --output-file $(1) $(2) pyproject.toml
+	--no-emit-trusted-host --no-emit-find-links --output-file
+WITH_BUILD := --build-deps-for editable
 
 clean: ## Remove what make and the tools made.
 	rm -rf $(VENV) .make build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

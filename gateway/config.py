@@ -158,7 +158,7 @@ class PriceConfig(Strict):
 
 
 class TargetConfig(Strict):
-    """`[[route.targets]]`: one place where the call may go."""
+    """`[[route.targets]]`: one place where the call may go; the next one is for when the one before has failed."""
 
     provider: Label = Field(description="The name of a `[providers.NAME]`.")
     model: ModelName = Field(description="The model's name there.")

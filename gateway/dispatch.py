@@ -94,7 +94,7 @@ class Dispatcher:
         finally:
             if answer is not None:
                 answer.release()  # back to the pool if it was read to its end, else closed: the provider stops working
-        case.finish_reasons = reply.finish_reasons
+        case.finish_reasons = tuple(map(self.scrub, reply.finish_reasons))
         case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=answer.status, usage=reply.usage)
         return reply
 

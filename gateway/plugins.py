@@ -79,8 +79,8 @@ def _module(name: str, path: Path) -> ModuleType:
         return known
     within = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(unique, path, submodule_search_locations=within)
-    if spec is None or spec.loader is None:
-        raise ConfigError([Problem(str(path), None, "", "Python cannot import this file")])
+    assert spec is not None  # noqa: S101 - Python has a loader for every file that ends in .py
+    assert spec.loader is not None  # noqa: S101 - the same
     module = importlib.util.module_from_spec(spec)
     sys.modules[unique] = module  # before it runs: relative imports and dataclasses look it up
     try:

@@ -4,10 +4,12 @@ A price is looked up when the configuration is loaded. Where a provider charges 
 the hours is taken; where one has announced a change of price for a day, the price of the day of loading.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
+from fractions import Fraction
 from typing import Final
 
 from genai_prices.data_snapshot import get_snapshot
@@ -104,4 +106,4 @@ def _at(value: Decimal | TieredPrices, input_tokens: int) -> Decimal:
 
 def _pico(usd: Decimal, scale: int) -> int:
     """Exact where the data is; what was divided out of another unit (0.18000000000000002) is rounded up, as every line of a cost is."""
-    return int((usd * scale).to_integral_value(ROUND_CEILING))
+    return math.ceil(Fraction(usd) * scale)  # a Decimal would round as the host process has set its context

@@ -110,7 +110,7 @@ class Progress:
             received_ns=self.received_ns, ended_ns=ended_ns, outcome=outcome, status=status, code=code, message=message,
             decision=decision.name if decision else "", rule=(decision.rule or "") if decision else "",
             labels=decision.labels if decision else (), bundle=decision.bundle if decision else "",
-            reasons=tuple(reason_json(reason) for reason in decision.reasons) if decision else (),
+            reasons=tuple([reason_json(reason) for reason in decision.reasons if reason.verdict != "not_matched"]) if decision else (),
             attempts=tuple(self.attempts), usage=_last_usage(self.attempts), cost_nusd=self.cost_nusd(),
             first_byte_ns=self.first_byte_ns, finish_reasons=self.finish_reasons,
         )

@@ -45,8 +45,9 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request at the door: its headers are read, its body is not. `headers` looks names up without regard to case."""
+    """A request at the door: its headers are read, its body is not. `headers` looks names up without regard to case; `id` is the call's."""
 
+    id: str
     dialect: Dialect
     operation: str
     headers: Mapping[str, str] = field(repr=False)
@@ -87,7 +88,6 @@ class Proxy:
         self._journal = journal
         self._telemetry = telemetry
         self._clock = clock
-        self._ids = ids
         self._scrubber = Scrubber(snapshot.secrets)
         self._dispatcher = Dispatcher(transport, journal, clock, ids, self._scrubber.text)
         self._settling: set[asyncio.Task[None]] = set()
@@ -120,7 +120,7 @@ class Proxy:
             ClientGone: there was nobody left to answer; the call is settled.
         """
         snapshot = self.snapshot  # read once: a call ends under what it began with
-        case = Progress(self._ids.call_id(), arrival.dialect.name, arrival.operation, self._clock.now_ns())
+        case = Progress(arrival.id, arrival.dialect.name, arrival.operation, self._clock.now_ns())
         self.in_flight += 1
         try:
             await self.handle(case, snapshot, arrival, client)
@@ -180,7 +180,7 @@ class Proxy:
             case.end_attempt(AttemptEnd.CUT, ended_ns=self._clock.now_ns(), failure=failure)
             raise UpstreamFailed(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
         finally:
-            case.finish_reasons = tuple(case.tally.finish_reasons)
+            case.finish_reasons = tuple(map(self._scrubber.text, case.tally.finish_reasons))
             if not ended:
                 stream.answer.abort()  # the provider stops working, and billing, at once
         return rest
@@ -218,15 +218,15 @@ class Proxy:
     ) -> None:
         """Write the outcome; returns when it is on disk. A caller who was never known leaves no row: a stranger cannot fill the disk."""
         case.settled = True
-        record = self._scrubber.record(case.record(
-            outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
-            message=error.message if error else ""))
+        record = case.record(outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
+                             message=self._scrubber.text(error.message) if error else "")
         if response is None and case.tally and case.tally.assembler:
             response = case.tally.assembler.body()
         try:
             if case.begun:
                 await self._journal.finish(record, response=self._stored(response))
             elif case.principal is not NOBODY:
+                record = self._scrubber.record(record)  # a call that was begun was scrubbed when its intent was written
                 await self._journal.refuse(record, request=self._stored(case.call.body if case.call else None))
         finally:
             self._telemetry.publish(record)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -14,9 +15,10 @@ _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _LONGEST_S: Final = 366 * 86400.0
 _LARGEST: Final = 1024**4
+_DEAREST_CALL: Final = 1000 * 10**12  # pico-USD
 
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)", re.ASCII)
-_SIZE: Final = re.compile(r"(\d{1,12})(B|KiB|MiB|GiB)", re.ASCII)
+_SIZE: Final = re.compile(r"(\d{1,13})(B|KiB|MiB|GiB)", re.ASCII)
 _USD: Final = re.compile(r"\d{1,9}(?:\.\d{1,18})?", re.ASCII)
 _REFERENCE: Final = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\x00-\x1f\x7f]+")
 
@@ -66,18 +68,18 @@ def show_size(size: int) -> str:
     return f"{size // _BYTES[unit]}{unit}"
 
 
-def parse_usd(value: object) -> Decimal:
+def parse_usd(value: object) -> Fraction:
     """`"0.40"` as an exact number of USD. Raises `ValueError` for anything else: a float, a sign, an exponent."""
     if not isinstance(value, str) or _USD.fullmatch(value) is None:
         raise ValueError('an amount of money is a string of a decimal number in USD: "0.40"')
-    return Decimal(value)
+    return Fraction(value)  # a Decimal would round as the host process has set its context
 
 
 def _pico(value: object, scale: int) -> int:
     pico = parse_usd(value) * scale
-    if pico != int(pico):
+    if pico.denominator != 1:
         raise ValueError("the amount has more digits than can be counted exactly (a millionth of a millionth of a USD)")
-    return int(pico)
+    return pico.numerator
 
 
 def parse_token_price(value: object) -> int:
@@ -86,8 +88,11 @@ def parse_token_price(value: object) -> int:
 
 
 def parse_request_price(value: object) -> int:
-    """USD per call as pico-USD, exact or refused with `ValueError`."""
-    return _pico(value, 10**12)
+    """USD per call as pico-USD, exact or refused with `ValueError`, as is more than $1000."""
+    pico = _pico(value, 10**12)
+    if pico > _DEAREST_CALL:
+        raise ValueError("a call costs at most $1000")
+    return pico
 
 
 def plausible(pico: int) -> bool:

@@ -12,7 +12,7 @@ from gateway.toml_source import KeyPath, Source
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_PLAIN: Final = {"tuple_type": "should be a list", "model_type": "should be a table", "mapping_type": "should be a table",
+_PLAIN: Final = {"tuple_type": "should be a list", "model_type": "should be a table", "dict_type": "should be a table",
                  "too_short": "must not be empty"}
 _HIDDEN: Final = frozenset({"source"})  # fields that the loader sets, not a file
 

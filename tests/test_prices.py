@@ -35,18 +35,20 @@ USAGES = [
 
 
 def test_the_operators_own_price_goes_before_the_published_one():
-    own = PriceConfig(input="1.00", output="2.00")
+    own = PriceConfig.model_validate({"input": "1.00", "output": "2.00"})
     target = Target("mine", "gpt-4o")
     assert price_of(target, {"mine/gpt-4o": own}, "openai", NOW_NS) == Price(1_000_000, 2_000_000)
     assert price_of(target, {}, "openai", NOW_NS) == published_price("openai", "gpt-4o", NOW_NS)
 
 
 def test_every_class_of_a_configured_price_arrives_where_it_belongs():
-    own = PriceConfig(input="1", output="2", cached_input="3", cache_write="4", input_audio="5", output_audio="6", request="0.000007")
+    own = PriceConfig.model_validate({"input": "1", "output": "2", "cached_input": "3", "cache_write": "4", "input_audio": "5",
+                                      "output_audio": "6", "request": "0.000007"})
     assert configured_price(own) == Price(10**6, 2 * 10**6, 3 * 10**6, 4 * 10**6, 5 * 10**6, 6 * 10**6, 7 * 10**6)
 
 
-@pytest.mark.parametrize(("provider", "model"), [("openai", "no-such-model"), ("no-such-provider", "gpt-4o"), ("", "gpt-4o"), ("openai", "")])
+@pytest.mark.parametrize(("provider", "model"), [
+    ("openai", "no-such-model"), ("no-such-provider", "gpt-4o"), ("", "gpt-4o"), ("openai", "")])
 def test_a_price_that_nobody_knows_is_none_and_never_zero(provider, model):
     assert published_price(provider, model, NOW_NS) is None
 
@@ -120,7 +122,8 @@ def _model(*prices: ConditionalPrice) -> ModelInfo:
 
 def test_the_price_that_stands_is_taken_whatever_the_hour():
     night = TimeOfDateConstraint(time(0), time(23, 59))
-    model = _model(ConditionalPrice(prices=ModelPrice(input_mtok=Decimal(4))), ConditionalPrice(night, prices=ModelPrice(input_mtok=Decimal(1))))
+    model = _model(ConditionalPrice(prices=ModelPrice(input_mtok=Decimal(4))),
+                   ConditionalPrice(night, prices=ModelPrice(input_mtok=Decimal(1))))
     assert _standing(model, NOW).input_mtok == 4
 
 

@@ -98,13 +98,9 @@ def show(*, call_id: str, config_path: str, as_json: bool) -> None:
 def ended_calls(connection: Connection, wanted: CallFilter, *, wait: Callable[[], bool]) -> Iterator[Mapping[str, Any]]:
     """The latest calls and then every further one, each once and when it has ended, until `wait` returns true."""
     newest = next(iter(list_calls(connection, CallFilter(limit=1))), None)
-    pending: dict[str, None] = {}
-    for row in reversed(list_calls(connection, wanted)):
-        if row["outcome"] == OPEN and wanted.outcome is None:
-            pending[row["id"]] = None
-        else:
-            yield row
     after = newest["id"] if newest else None
+    pending = {row["id"]: None for row in reversed(list_calls(connection, CallFilter(limit=_PAGE, outcome=OPEN)))}
+    yield from (row for row in reversed(list_calls(connection, wanted)) if row["id"] not in pending)
     while not wait():
         fresh = list(_since(connection, after))
         after = fresh[-1]["id"] if fresh else after

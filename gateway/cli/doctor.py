@@ -26,7 +26,8 @@ def doctor(*, database: Path | None, config_path: str, as_json: bool) -> None:
         findings = list(examine(connection, now_ns=SystemClock().now_ns()))
     broken = [finding for finding in findings if not finding.invariant.note]
     if as_json:
-        emit_json({"database": str(path), "checked": len(INVARIANTS), "clean": not broken, "findings": [_json(found) for found in findings]})
+        found_json = [_json(found) for found in findings]
+        emit_json({"database": str(path), "checked": len(INVARIANTS), "clean": not broken, "findings": found_json})
     else:
         for found in findings:
             _print(found)

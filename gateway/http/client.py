@@ -1,35 +1,36 @@
-"""The way back to the client over aiohttp. The server side's foreign exceptions are mapped here and nowhere else."""
+"""The way back to the client over aiohttp. The server side's foreign exceptions are mapped here and nowhere else.
 
-import asyncio
-from collections.abc import Awaitable, Mapping
+No wait here has a deadline of its own: a client that takes nothing is cut off by its connection (`server.py`).
+"""
+
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
 
 from gateway.errors import ClientGone
 
-_LAST_BYTES_S: Final = 60.0  # how long a client may take to receive what is left; a running stream is bounded by its route's deadlines
 _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies between must not collect a stream
 
 
 class HttpClient:
-    """One request's way back. `response` is what was begun, None until then."""
+    """One request's way back. `call_id` names it in the answer and the log; `response` is what was begun, None until then."""
 
-    __slots__ = ("_request", "response")
+    __slots__ = ("_request", "call_id", "response")
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, call_id: str) -> None:
         self._request = request
+        self.call_id = call_id
         self.response: web.StreamResponse | None = None
 
     async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str = "application/json") -> None:
         """Send a whole answer."""
-        response = web.Response(status=status, headers={**headers, "Content-Type": content_type}, body=body)
-        self.response = response
-        await self._last(self._send(response))
-
-    async def _send(self, response: web.Response) -> None:
-        await response.prepare(self._request)
-        await response.write_eof()
+        self.response = response = web.Response(status=status, headers={**headers, "Content-Type": content_type}, body=body)
+        try:
+            await response.prepare(self._request)
+            await response.write_eof()
+        except ConnectionError as error:
+            raise _gone() from error
 
     async def open(self, status: int, headers: Mapping[str, str], content_type: str) -> None:
         """Begin a streamed answer."""
@@ -48,7 +49,10 @@ class HttpClient:
 
     async def end(self, data: bytes) -> None:
         """Send the last part of a streamed answer and close it."""
-        await self._last(self._opened().write_eof(data))
+        try:
+            await self._opened().write_eof(data)
+        except ConnectionError as error:
+            raise _gone() from error
 
     def abort(self) -> None:
         """Drop the connection: an answer that broke inside the gateway must not look like a whole one."""
@@ -59,16 +63,6 @@ class HttpClient:
         if self.response is None:
             raise RuntimeError("a stream is written to before it was opened")
         return self.response
-
-    async def _last(self, sending: Awaitable[None]) -> None:
-        try:
-            async with asyncio.timeout(_LAST_BYTES_S):
-                await sending
-        except TimeoutError as error:
-            self.abort()
-            raise ClientGone("The client did not take its answer.") from error
-        except ConnectionError as error:
-            raise _gone() from error
 
 
 def _gone() -> ClientGone:

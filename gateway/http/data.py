@@ -21,7 +21,7 @@ def call_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handler:
     """The handler of one endpoint whose operation is a governed call."""
 
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
-        await proxy.serve(_arrival(request, proxy, dialect, endpoint), client)
+        await proxy.serve(_arrival(request, client, proxy, dialect, endpoint), client)
 
     return handle
 
@@ -30,20 +30,20 @@ def models_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handle
     """The handler of the list of models: authenticated, but not a call, so neither judged nor recorded."""
 
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
-        arrival = _arrival(request, proxy, dialect, endpoint)
+        arrival = _arrival(request, client, proxy, dialect, endpoint)
         _check_origin(request, proxy)
         await client.answer(200, {}, proxy.models(arrival))
 
     return handle
 
 
-def _arrival(request: web.BaseRequest, proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Arrival:
+def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Arrival:
     async def body() -> bytes:
         _check_origin(request, proxy)
         server = proxy.snapshot.config.server
         return await _read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
 
-    return Arrival(dialect, endpoint.operation, request.headers, presented_key(request), body)
+    return Arrival(client.call_id, dialect, endpoint.operation, request.headers, presented_key(request), body)
 
 
 def presented_key(request: web.BaseRequest) -> str | None:

@@ -22,6 +22,7 @@ from gateway.telemetry import Telemetry
 from gateway.wire.protocol import Dialect
 
 _FIRST_REQUEST_S: Final = 30.0  # a connection that sends no whole request head in this time is closed
+_STUCK_S: Final = 60.0  # a client that takes nothing of what waits for it in this time is cut off
 
 
 class Surface:
@@ -51,11 +52,11 @@ class Surface:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
         handler, dialect = self._table.get((request.method, path)) or self._find(request.method, path)
-        client = HttpClient(request)
+        client = HttpClient(request, self._ids.call_id())
         try:
             await handler(request, client)
         except CallError as error:
-            await self._refuse(client, dialect, error, self._ids.call_id())
+            await self._refuse(client, dialect, error)
         except ClientGone:
             client.abort()
         except Exception as error:  # noqa: BLE001 - the HTTP boundary
@@ -84,7 +85,8 @@ class Surface:
         response.force_close()
         return response
 
-    async def _refuse(self, client: HttpClient, dialect: Dialect | None, error: CallError, call_id: str) -> None:
+    async def _refuse(self, client: HttpClient, dialect: Dialect | None, error: CallError) -> None:
+        call_id = client.call_id
         headers = {"X-Lockgate-Call": call_id, "X-Request-Id": call_id, "X-Should-Retry": "true" if error.should_retry else "false"}
         try:
             if dialect is None:
@@ -95,13 +97,12 @@ class Surface:
             client.abort()
 
     async def _defect(self, client: HttpClient, dialect: Dialect | None, error: Exception) -> None:
-        call_id = self._ids.call_id()
         told = "".join(traceback.format_exception(error))
-        self._telemetry.event("error", "defect", call=call_id, error=f"{type(error).__name__}: {error}", traceback=told)
+        self._telemetry.event("error", "defect", call=client.call_id, error=f"{type(error).__name__}: {error}", traceback=told)
         if client.response is not None:
             client.abort()  # part of an answer is out: a cut connection is the only thing left that cannot be taken for its end
             return
-        await self._refuse(client, dialect, InternalError(f"The gateway failed inside. Its log has the details under {call_id}."), call_id)
+        await self._refuse(client, dialect, InternalError(f"The gateway failed inside. Its log has the details under {client.call_id}."))
 
 
 class Listener(web.Server):
@@ -125,10 +126,11 @@ class Listener(web.Server):
 class _Connection(web.RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_first_request", "_surface")
+    __slots__ = ("_first_request", "_stuck", "_surface")
 
     def __init__(self, surface: Surface, manager: web.Server, **settings: Any) -> None:
         self._surface = surface
+        self._stuck: asyncio.TimerHandle | None = None
         super().__init__(manager, **settings)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -137,7 +139,23 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._first_request.cancel()
+        self._moves()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client is slower than its answer. Costs nothing while clients are fast, unlike a deadline around every write."""
+        super().pause_writing()
+        if self.transport is not None:
+            self._stuck = asyncio.get_running_loop().call_later(_STUCK_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._moves()
+
+    def _moves(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _close_if_silent(self) -> None:
         if self._request_count == 0:

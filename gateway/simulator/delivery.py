@@ -14,6 +14,7 @@ from gateway.simulator.script import Drop, End, Hang, Head, Reset, Step, Wait, W
 
 _LINGER_NONE = struct.pack("ii", 1, 0)  # close() then sends RST instead of FIN (SO_LINGER, socket(7))
 _FLUSH_POLL_S = 0.001
+_RESET_AFTER_S = 0.02
 
 
 async def deliver(request: web.Request, entry: Entry, steps: Iterable[Step], clock: Clock) -> web.StreamResponse:
@@ -72,12 +73,17 @@ async def _head(request: web.Request, entry: Entry, step: Head) -> web.StreamRes
 
 
 async def _break(request: web.Request, entry: Entry, *, abruptly: bool) -> None:
-    """Close the connection before its time, once all that was written is out: an abrupt close would swallow it."""
+    """Close the connection before its time, once all that was written is out.
+
+    A reset makes both kernels throw away what has not been read, so it comes a moment after the last byte.
+    """
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone")
     while transport.get_write_buffer_size():  # noqa: ASYNC110 - a transport has no event for "all is out"; ends with the task
         await asyncio.sleep(_FLUSH_POLL_S)
+    if abruptly and entry.sent_bytes:
+        await asyncio.sleep(_RESET_AFTER_S)
     entry.end = "cut"
     if abruptly:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)

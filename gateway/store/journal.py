@@ -142,6 +142,7 @@ class Finish(Job[None]):
         try:
             connection.execute(INSERT_OUTCOME, (seq, *self._values))
         except sqlite3.IntegrityError as error:
+            self._calls.seqs.pop(self._record.id, None)  # another process took this one for dead and closed the call
             raise _ended_before(self._record.id) from error
         for values in self._attempts:
             connection.execute(INSERT_ATTEMPT, (seq, *values))

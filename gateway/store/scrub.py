@@ -21,6 +21,11 @@ KEY_PATTERN: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{32}"
 _SHORTEST: Final = 8
 
 
+# The fields of a record and of its origin that others than the gateway write to.
+_WRITTEN: Final = ("route", "message", "rule", "labels", "finish_reasons", "reasons")
+_SAID: Final = ("session", "run", "step", "traceparent", "tags")
+
+
 class Scrubber:
     """Replaces every known secret, plain or as it stands inside JSON, and everything that looks like a virtual key, by `[secret]`.
 
@@ -66,11 +71,11 @@ class Scrubber:
         if record.reasons:
             written.append(repr(record.reasons))
         joined = "\n".join(written)
-        if self.text(joined) is joined:
+        if self.text(joined) == joined:
             return record
         return replace(
-            record, **{name: self.value(getattr(record, name)) for name in ("route", "message", "rule", "labels", "finish_reasons", "reasons")},
-            origin=replace(origin, **{name: self.value(getattr(origin, name)) for name in ("session", "run", "step", "traceparent", "tags")}),
+            record, **{name: self.value(getattr(record, name)) for name in _WRITTEN},
+            origin=replace(origin, **{name: self.value(getattr(origin, name)) for name in _SAID}),
             attempts=tuple(replace(attempt, message=self.text(attempt.message)) for attempt in record.attempts),
         )
 

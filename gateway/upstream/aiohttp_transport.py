@@ -1,4 +1,8 @@
-"""A pooled HTTP/1.1 client on aiohttp's. It adds deadlines and strictness; what aiohttp raises is mapped here."""
+"""A pooled HTTP/1.1 client on aiohttp's. It adds deadlines and strictness; what aiohttp raises is mapped here.
+
+Known to be weaker than the lean client (aiohttp 3.14.5): its parser takes bare line feeds and folded headers, and an incomplete second
+answer in the packet that ends the first one is dropped without a word, so that the connection is used again.
+"""
 
 import asyncio
 import functools
@@ -7,6 +11,7 @@ import ssl
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Final
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -49,6 +54,7 @@ class _Connector(aiohttp.TCPConnector):
     def __init__(self, connections_per_origin: int, idle_s: float, tls: ssl.SSLContext) -> None:
         super().__init__(limit=0, limit_per_host=connections_per_origin, keepalive_timeout=idle_s, ssl=tls)
         self._readers: dict[ResponseHandler, aiohttp.StreamReader] = {}
+        self._used: WeakSet[ResponseHandler] = WeakSet()
 
     def watch(self, protocol: ResponseHandler, content: aiohttp.StreamReader) -> None:
         """Let `content` fail when the connection does. aiohttp leaves its reader waiting after a bad chunk (seen in 3.14.5)."""
@@ -71,14 +77,16 @@ class _Connector(aiohttp.TCPConnector):
         while self._is_stale(connection):
             connection.close()
             connection = await super().connect(req, traces, timeout)
+        if connection.protocol is not None:
+            self._used.add(connection.protocol)
         _SENDING.get().connected(connection)
         return connection
 
     def _is_stale(self, connection: Connection) -> bool:
         """Whether a used connection holds what nobody asked for, here or in its socket: it would pass for the next answer."""
         protocol, transport = connection.protocol, connection.transport
-        if protocol not in self._readers or transport is None:
-            return False  # a new one
+        if protocol is None or transport is None or protocol not in self._used:
+            return False
         return protocol.should_close or not message.is_quiet(message.poll(transport))
 
 
@@ -175,17 +183,20 @@ class AiohttpTransport:
         message.header_lines(request)
         if self._session.closed:
             raise failures.no_connection(where, ConnectionAbortedError("the gateway is stopping"))
-        response, protocol = await self._response(request, where, connect_s, headers_s)
-        answer = AiohttpAnswer(response, protocol, where)
+        sending, response = await self._response(request, where, connect_s, headers_s)
+        assert sending.protocol is not None  # noqa: S101 - for the type checker: what was answered had a connection
+        assert sending.transport is not None  # noqa: S101 - the same
+        answer = AiohttpAnswer(response, sending.protocol, where)
         fault = answer.fault()
         if fault is not None:
+            sending.transport.abort()  # with a short body it lies in the pool already
             answer.abort()
             raise failures.malformed(where, fault)
-        self._connector.watch(protocol, response.content)
+        self._connector.watch(sending.protocol, response.content)
         return answer
 
     async def _response(self, request: HttpRequest, where: str, connect_s: float,
-                        headers_s: float) -> tuple[aiohttp.ClientResponse, ResponseHandler]:
+                        headers_s: float) -> tuple[_Sending, aiohttp.ClientResponse]:
         body = request.body if len(request.body) < _LARGE else io.BytesIO(request.body)
         timeout = asyncio.timeout(connect_s)
         sending = _Sending(timeout, headers_s)
@@ -204,8 +215,7 @@ class AiohttpTransport:
             if isinstance(error, _FOREIGN):
                 raise _mapped(error, where, None) from error
             raise
-        assert sending.protocol is not None  # noqa: S101 - for the type checker: whatever was answered had a connection
-        return response, sending.protocol
+        return sending, response
 
     async def close(self) -> None:
         await self._session.close()

@@ -37,10 +37,11 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """A connection of a pool, open from `connection_made` on. `where` names the peer in messages."""
 
-    __slots__ = ("_active", "_buffered", "_chunks", "_codings", "_complete", "_deadline", "_deadline_name", "_deadline_s",
-                 "_encodings", "_error", "_error_cause", "_fault", "_head_done", "_head_only", "_head_size", "_interim", "_keep",
-                 "_loop", "_owner", "_parser", "_poll", "_quiet", "_reading_paused", "_rest", "_retired", "_timer",
-                 "_timer_at", "_transport", "_until_close", "_waiter", "_where", "_writing_paused", "headers", "idle_since", "status")
+    __slots__ = ("_active", "_buffered", "_chunks", "_codings", "_complete", "_deadline", "_deadline_name",
+                 "_deadline_s", "_encodings", "_error", "_error_cause", "_fault", "_head_count", "_head_done",
+                 "_head_only", "_head_size", "_interim", "_keep", "_loop", "_owner", "_parser", "_poll", "_quiet",
+                 "_reading_paused", "_rest", "_retired", "_timer", "_timer_at", "_transport", "_until_close",
+                 "_waiter", "_where", "_writing_paused", "headers", "idle_since", "status")
 
     def __init__(self, where: str, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
         self._where = where
@@ -71,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._encodings: list[str] = []
         self._codings: list[str] = []
         self._head_size = 0
+        self._head_count = 0
         self._quiet = 0
         self._interim = False
         self._head_done = False
@@ -294,8 +296,9 @@ class Connection(asyncio.Protocol):
         if self._complete:
             return
         self._head_size += len(name) + len(value) + 4
-        if self._head_size > MAX_HEAD:
-            self._fault = f"headers over {MAX_HEAD} bytes"
+        self._head_count += 1
+        if self._head_size > MAX_HEAD or self._head_count > MAX_HEADERS:
+            self._fault = f"more than {MAX_HEADERS} headers or {MAX_HEAD} bytes of them"
         elif not self._head_done:  # a trailer is dropped: nothing that decides may come after the body
             lower, text = name.lower().decode("latin-1"), value.decode("latin-1")
             if lower == "transfer-encoding":
@@ -303,8 +306,6 @@ class Connection(asyncio.Protocol):
             elif lower == "content-encoding":
                 self._codings.append(text)
             self.headers.setdefault(lower, text)
-            if len(self.headers) > MAX_HEADERS:
-                self._fault = f"more than {MAX_HEADERS} headers"
 
     def on_headers_complete(self) -> None:
         parser = self._parser

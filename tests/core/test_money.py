@@ -70,7 +70,7 @@ def test_a_cost_is_within_a_nano_dollar_a_class_of_the_exact_sum_and_never_below
     read = min(usage.cache_read_tokens, total - audio - write)
     out = max(usage.output_tokens, usage.output_audio_tokens)
 
-    def rate(own, plain):
+    def rate(own: int | None, plain: int) -> int:
         return plain if own is None else own
 
     exact = Decimal(

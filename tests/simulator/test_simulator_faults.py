@@ -1,8 +1,10 @@
 """How a fault is written down."""
 
+from pathlib import Path
+
 import pytest
 
-from gateway.simulator.faults import NO_FAULT, Fault, duration_s, parse_fault
+from gateway.simulator.faults import FAULT_KEYS, NO_FAULT, Fault, duration_s, parse_fault
 
 
 @pytest.mark.parametrize(("text", "fault"), [
@@ -52,3 +54,8 @@ def test_a_pace_fills_only_the_delays_that_a_fault_leaves_open():
 def test_the_log_shows_only_what_a_fault_sets():
     assert Fault(status=500, times=2).to_json() == {"status": 500, "times": 2}
     assert Fault(cut_after_chunks=0).to_json() == {"cut_after_chunks": 0}
+
+
+def test_every_key_is_documented():
+    reference = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text("utf-8")
+    assert [key for key in sorted(FAULT_KEYS) if f"`{key}" not in reference] == []

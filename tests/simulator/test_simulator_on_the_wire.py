@@ -91,13 +91,13 @@ async def test_a_cut_stream_is_reset_after_its_chunks(bare, sim, ask):
     assert (entry.end, entry.chunks, entry.sent_bytes, entry.usage) == ("cut", 3, len(received), None)
 
 
-async def test_everything_before_a_cut_arrives_however_slowly_it_is_read(bare, sim, ask):
-    """A reset throws away what the kernel and the event loop still hold, so the simulator waits until all is out."""
+async def test_a_cut_waits_until_a_large_chunk_has_left_the_process(bare, sim, ask):
+    """What is then still in the kernels is lost with the connection, as it is when a real one breaks."""
     _status, _kind, received, error = await call(bare, sim, ask(stream=True), "huge=8MiB;cut_after_chunks=2")
     assert error in ("ClientOSError", "ClientPayloadError")
     [entry] = await sim.finished(1)
-    assert (entry.end, entry.chunks, entry.sent_bytes) == ("cut", 2, len(received))
-    assert len(received) > 8 * 1024 * 1024
+    assert (entry.end, entry.chunks) == ("cut", 2)
+    assert 1024 * 1024 < len(received) <= entry.sent_bytes
 
 
 @pytest.mark.parametrize("more", ["", ";cut_after_chunks=2"])

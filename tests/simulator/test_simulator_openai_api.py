@@ -224,6 +224,8 @@ async def test_completions_answer_every_prompt_plain_and_streamed(client):
         texts[chunk.choices[0].index] += chunk.choices[0].text
     assert texts[0] == "a b"
     assert texts[1]
+    huge = await client.completions.create(model="m!huge=100KiB", prompt="x")
+    assert len(huge.choices[0].text) == 100 * 1024
 
 
 async def test_embeddings_are_unit_vectors_the_same_in_both_encodings(client, bare, sim):

@@ -129,7 +129,8 @@ def test_a_read_only_file_or_folder_is_refused(public_folder: Path, read_only: s
     if read_only == "folder":
         path.unlink()
     program = (
-        "import os, sys; from pathlib import Path; from gateway.errors import StoreError; from gateway.store.database import open_writable\n"
+        "import os, sys; from pathlib import Path; from gateway.errors import StoreError\n"
+        "from gateway.store.database import open_writable\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"  # after the imports: this user may not read the interpreter
         "try: open_writable(Path(sys.argv[1]), synchronous='full', busy_timeout_s=1)\n"
         "except StoreError as error: print(error.message)"
@@ -179,3 +180,15 @@ async def test_a_store_that_cannot_start_says_so_and_holds_nothing(path: Path, s
     sql("COMMIT")
     with pytest.raises(StoreError, match='is "full" or "normal"'):
         SqliteStore(path, "one", synchronous="off")
+
+
+async def test_a_store_that_cannot_be_read_does_not_keep_its_writing_connection(
+    path: Path, samples: ModuleType, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise StoreError("no more file descriptors")
+
+    monkeypatch.setattr(sqlite_module, "open_readonly", fail)
+    with pytest.raises(StoreError, match="descriptors"):
+        await SqliteStore(path, "one").start(now_ns=samples.NOW_NS)
+    assert [file.name for file in path.parent.iterdir()] == ["lockgate.db"]  # a connection that is open has a -wal beside it

@@ -52,14 +52,14 @@ async def test_after_kill_9_at_any_moment_every_acknowledged_verb_is_on_disk(
         assert not errors, (seed, errors)
         whole = "".join(lines) + rest
         for line in whole[:whole.rfind("\n") + 1].splitlines():
-            verb, number = line.split()
+            verb, _, number = line.partition(" ")
             acknowledged.add((verb, int(number)))
     store = SqliteStore(path, "survivor")
     await store.start(now_ns=samples.NOW_NS + 10**15)
     found = await _all(store)
     await store.close()
-    for verb, number in acknowledged:
-        row = found[samples.call_id(number)]
+    for verb, n in acknowledged:
+        row = found[samples.call_id(n)]
         assert verb == "begun" or row["outcome"] == "completed", (seed, row)
     assert {row["outcome"] for row in found.values()} <= {"completed", "interrupted"}, seed
     assert diagnose(now_ns=samples.NOW_NS + 10**15) == [], seed
@@ -156,6 +156,22 @@ async def test_one_bad_record_does_not_take_its_neighbours_with_it(store: Sqlite
     assert "cannot be stored" in str(results[5])
     assert "already recorded" in str(results[6])
     assert len(await _all(store)) == 8
+
+
+async def test_a_record_that_makes_no_row_is_refused_before_it_costs_a_transaction(store: SqliteStore, samples: ModuleType) -> None:
+    await store.journal.begin(samples.intent(1))
+    with pytest.raises(StoreError, match="cannot be stored"):
+        await store.journal.finish(samples.completed(1, attempts=(samples.attempt(1, waited_s="soon"),)), response=None)
+    await store.journal.finish(samples.completed(1), response=None)
+
+
+async def test_a_query_that_fails_and_one_too_many_make_the_store_unavailable(store: SqliteStore) -> None:
+    with pytest.raises(StoreUnavailable, match="no such column"):
+        await store._reader.read(lambda connection: connection.execute("SELECT no_such"))
+    waiting = [asyncio.ensure_future(store.keys.generation()) for _ in range(257)]
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [result for result in results if result != 0] == [results[-1]]
+    assert "256 queries already wait" in str(results[-1])
 
 
 async def test_a_cancelled_wait_neither_loses_nor_tears_the_record(

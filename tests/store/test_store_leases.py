@@ -15,7 +15,7 @@ LEASE_NS = 10
 
 
 @pytest.fixture
-async def others(path: Path, store: SqliteStore, samples: ModuleType) -> AsyncIterator[list[SqliteStore]]:
+async def others(path: Path, samples: ModuleType) -> AsyncIterator[list[SqliteStore]]:
     """Two more processes on the file of `store`."""
     opened = [SqliteStore(path, name) for name in ("two", "three")]
     for other in opened:
@@ -68,6 +68,7 @@ async def test_a_process_that_slept_through_its_lease_cannot_end_the_call_a_seco
     assert await store.heartbeat(now_ns=late, lease_ns=LEASE_NS) == 0
     assert await others[0].heartbeat(now_ns=late + 1, lease_ns=LEASE_NS) == 0
     await store.journal.finish(samples.completed(2), response=None)
+    assert repr(store._calls) == "OpenCalls(owner=1, open=0)"
 
 
 async def test_what_a_process_begins_after_its_lease_is_swept_too(
@@ -99,7 +100,7 @@ async def test_a_closed_store_leaves_its_open_calls_to_the_next(
     await leaving.journal.begin(samples.intent(1))
     await leaving.close()
     assert await others[0].heartbeat(now_ns=samples.NOW_NS + 1, lease_ns=LEASE_NS) == 1
-    assert sql("SELECT name FROM owners ORDER BY id") == [("one",), ("two",), ("three",)]
+    assert sql("SELECT name FROM owners ORDER BY id") == [("two",), ("three",)]
 
 
 async def test_recovery_looks_no_further_back_than_the_oldest_open_call(

@@ -80,7 +80,8 @@ async def test_a_failed_transaction_is_rolled_back_and_its_jobs_tried_one_by_one
     notes.failing["bad"] = sqlite3.OperationalError("no such thing")
     writer = Writer("db", deadline_s=30)
     writer.start(notes)
-    results = await asyncio.gather(writer.write(_job("a", 1)), writer.write(_job("bad")), writer.write(_job("c", 3)), return_exceptions=True)
+    results = await asyncio.gather(
+        writer.write(_job("a", 1)), writer.write(_job("bad")), writer.write(_job("c", 3)), return_exceptions=True)
     assert (results[0], results[2]) == (1, 3)
     assert isinstance(results[1], StoreUnavailable)
     assert notes.statements == [

@@ -25,10 +25,10 @@ async def _call(store: SqliteStore, n: int) -> None:
     if n % 3 == 0:
         await store.journal.dispatch(samples.dispatch(n, 2))
         failed = samples.attempt(1, end=samples.AttemptEnd.FAILED, cause="status:500", cost_nusd=0)
-        tries = (failed, samples.attempt(2, target=samples.OTHER))
+        tries = [failed, samples.attempt(2, target=samples.OTHER)]
     else:
-        tries = (samples.attempt(1),)
-    await store.journal.finish(samples.completed(n, attempts=tries), response=b"a" * 3000)
+        tries = [samples.attempt(1)]
+    await store.journal.finish(samples.completed(n, attempts=tuple(tries)), response=b"a" * 3000)
     _tell(f"ended {n}")
 
 

@@ -1,0 +1,173 @@
+"""`lockgate calls` and `lockgate doctor` from a terminal, beside a store that is open."""
+
+import importlib.util
+import json
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway.call import AttemptEnd
+from gateway.cli.calls import calls, ended_calls
+from gateway.errors import SetupError, StoreError
+from gateway.store.database import open_readonly
+from gateway.store.protocol import CallFilter
+from gateway.store.rows import JOURNAL_FIELDS
+from gateway.store.sqlite import SqliteStore
+
+
+@pytest.fixture(scope="module")
+def samples() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("samples", Path(__file__).parents[1] / "store" / "samples.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    for folder in ("policies", "routes", "adapters"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "config.toml"
+    file.write_text('[store]\npath = "data.db"\n')
+    return file
+
+
+@pytest.fixture
+async def store(config: Path, samples: ModuleType) -> AsyncIterator[SqliteStore]:
+    opened = SqliteStore(config.with_name("data.db"), "one")
+    await opened.start(now_ns=samples.NOW_NS)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def history(store: SqliteStore, samples: ModuleType) -> None:
+    await store.journal.begin(samples.intent(1, request=b'{"model":"fast","messages":[]}'))
+    await store.journal.dispatch(samples.dispatch(1, 2))
+    failed = samples.attempt(1, end=AttemptEnd.FAILED, cause="status:500", message="\x1b[31mboom\x9b2J", cost_nusd=0, usage=None)
+    await store.journal.finish(
+        samples.completed(1, attempts=(failed, samples.attempt(2, target=samples.OTHER))), response=b'{"ok":true}')
+    await store.journal.refuse(samples.refused(2, route="\x1b]0;owned\x07slow", message="not \x1b[2J here"), request=b"\x1b[31mred\n{")
+    await store.journal.begin(samples.intent(3))
+    unknown = samples.attempt(1, cost_nusd=None, usage=None)
+    await store.journal.finish(samples.completed(3, attempts=(unknown,), cost_nusd=None, usage=None), response=None)
+    await store.journal.begin(samples.intent(4))
+
+
+def _run(config: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(calls, [*arguments, "--config", str(config)])
+
+
+def _ids(result: Result) -> list[int]:
+    assert result.exit_code == 0, result.output
+    return [int(row["id"][5:]) for row in json.loads(result.stdout)]
+
+
+@pytest.mark.usefixtures("history")
+class TestCalls:
+    """With four calls on record: completed at the second try, refused, completed at an unknown cost, open."""
+
+    def test_the_latest_stand_last_as_in_any_log(self, config: Path) -> None:
+        assert _ids(_run(config, "tail", "--json")) == [1, 2, 3, 4]
+        assert _ids(_run(config, "tail", "-n", "2", "--json")) == [3, 4]
+
+    @pytest.mark.parametrize(("arguments", "expected"), [
+        (("--outcome", "open"), [4]), (("--outcome", "refused"), [2]), (("--route", "fast"), [1, 3, 4]), (("--key", "nobody"), []),
+        (("--session", "s-1", "--outcome", "completed"), [1, 3]),
+    ])
+    def test_calls_are_filtered(self, config: Path, arguments: tuple[str, ...], expected: list[int]) -> None:
+        assert _ids(_run(config, "tail", "--json", *arguments)) == expected
+
+    def test_a_table_shows_cost_and_target_and_an_unknown_cost_is_not_nothing(self, config: Path) -> None:
+        lines = _run(config, "tail").stdout.splitlines()
+        assert lines[0].split() == ["time", "id", "key", "route", "target", "outcome", "code", "cost_usd", "seconds"]
+        assert "beta/large-2" in lines[1]
+        assert "0.0000015" in lines[1]
+        assert "forbidden" in lines[2]
+        assert " unknown " in lines[3]
+        assert "open" in lines[4]
+
+    def test_one_call_is_shown_whole(self, config: Path, samples: ModuleType) -> None:
+        result = _run(config, "show", samples.call_id(1))
+        assert result.exit_code == 0
+        for part in ("completed", "office-hours", "a.toml:3", "status:500", "beta/large-2", "0.0000015", '"messages": []', '"ok": true'):
+            assert part in result.stdout
+        shown = json.loads(_run(config, "show", samples.call_id(1), "--json").stdout)
+        assert (shown["cost_usd"], len(shown["attempts"]), shown["response"]) == ("0.0000015", 2, '{"ok":true}')
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 4])
+    def test_nothing_that_was_stored_steers_the_terminal(self, config: Path, samples: ModuleType, n: int) -> None:
+        for result in (_run(config, "tail"), _run(config, "show", samples.call_id(n))):
+            assert result.exit_code == 0
+            assert not [character for character in result.output if not character.isprintable() and character != "\n"]
+
+    def test_an_unknown_call_is_an_error_that_says_what_to_do(self, config: Path) -> None:
+        result = _run(config, "show", "call_\x1b[31m")
+        assert result.exit_code == 1
+        assert "there is no call 'call_\\x1b[31m' on record; `lockgate calls tail` lists the latest" in result.stderr
+
+    async def test_following_shows_each_call_once_when_it_has_ended(
+        self, config: Path, store: SqliteStore, samples: ModuleType,
+    ) -> None:
+        done = 0
+        seen: list[int] = []
+
+        def wait() -> bool:
+            return done == 4
+
+        with closing(open_readonly(config.with_name("data.db"))) as connection:
+            feed = ended_calls(connection, CallFilter(limit=2), wait=wait)
+            seen.append(int(next(feed)["id"][5:]))  # call 3 has ended, call 4 is open
+            await store.journal.finish(samples.completed(4), response=None)
+            await store.journal.begin(samples.intent(5))
+            row = next(feed)
+            assert tuple(row) == JOURNAL_FIELDS
+            seen.append(int(row["id"][5:]))
+            await store.journal.refuse(samples.refused(6), request=None)
+            seen.append(int(next(feed)["id"][5:]))
+            await store.journal.finish(samples.completed(5), response=None)
+            seen.append(int(next(feed)["id"][5:]))
+            done = 4
+            assert list(feed) == []
+        assert seen == [3, 4, 6, 5]
+
+    async def test_following_filters_and_misses_nothing_of_a_burst(
+        self, config: Path, store: SqliteStore, samples: ModuleType,
+    ) -> None:
+        turns = iter([False, True])
+        for n in range(100, 150):
+            await store.journal.refuse(samples.refused(n, route="burst" if n % 2 else "slow"), request=None)
+        with closing(open_readonly(config.with_name("data.db"))) as connection:
+            feed = ended_calls(connection, CallFilter(limit=1, route="burst"), wait=lambda: next(turns))
+            first = next(feed)
+            assert first["id"] == samples.call_id(149)
+            for n in range(2000, 2600):
+                await store.journal.refuse(samples.refused(n, route="burst" if n % 2 else "slow"), request=None)
+            assert [int(row["id"][5:]) for row in feed] == list(range(2001, 2600, 2))
+
+    def test_following_prints_a_line_a_call_until_it_is_interrupted(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(event: Any, timeout: float) -> bool:
+            _ = event, timeout
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("threading.Event.wait", interrupt)
+        table, lines = _run(config, "tail", "-f"), _run(config, "tail", "-f", "--json")
+        assert isinstance(table.exception, SystemExit | click.Abort)
+        assert len([line for line in table.stdout.splitlines() if line.startswith("20")]) == 3
+        assert [json.loads(line)["outcome"] for line in lines.stdout.splitlines() if line] == ["completed", "refused", "completed"]
+
+
+def test_a_database_in_memory_or_not_there_is_told(config: Path) -> None:
+    result = _run(config, "tail")
+    assert isinstance(result.exception, StoreError)
+    assert "there is no database at" in result.exception.message
+    config.write_text('[store]\npath = ":memory:"\n')
+    assert isinstance(_run(config, "tail").exception, SetupError)

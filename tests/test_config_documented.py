@@ -1,0 +1,95 @@
+"""config.example.toml and docs/configuration.md hold every setting, with the defaults that are in force."""
+
+import re
+import runpy
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+
+from gateway.config import Config, PriceConfig, ProviderConfig, RouteConfig, RoutesFile, RuleConfig
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = (ROOT / "config.example.toml").read_text()
+SECTIONS = [name for name in Config.model_fields if name not in {"providers", "prices"}]
+# What the example sets although it has no default: the folder that `lockgate init` makes has an admin token.
+SET_WITHOUT_DEFAULT = {("admin", "token")}
+
+
+def uncommented(text: str) -> str:
+    """The file with the settings that are shown as comments in force, up to where whole tables are comments."""
+    head = re.sub(r"^# ((?:endpoint|headers|api_key|price_provider) = )", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^# (?:A real one|Whatever is compatible).*?(?=^# ----)", "", head, flags=re.MULTILINE | re.DOTALL)
+
+
+def models(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """A model and those below it."""
+    inner = [part for field in model.model_fields.values() for part in (field.annotation, *get_args(field.annotation))
+             if isinstance(part, type) and issubclass(part, BaseModel)]
+    return [model, *(below for each in inner for below in models(each))]
+
+
+ALL: list[type[BaseModel]] = [*models(Config), *models(RouteConfig), *models(RuleConfig), ProviderConfig, PriceConfig]
+
+
+def test_the_example_loads_as_it_is():
+    Config.model_validate(tomllib.loads(EXAMPLE))
+    Config.model_validate(tomllib.loads(uncommented(EXAMPLE)))
+
+
+def test_the_example_has_every_setting_and_no_other():
+    data = tomllib.loads(uncommented(EXAMPLE))
+    assert set(data) == set(Config.model_fields)
+    for name in SECTIONS:
+        assert list(data[name]) == list(type(getattr(Config(), name)).model_fields), name
+    assert set(data["providers"]["simulator"]) == set(ProviderConfig.model_fields)
+    assert set(data["prices"]["simulator/sim-model"]) == set(PriceConfig.model_fields)
+
+
+def test_the_example_shows_the_defaults_that_are_in_force():
+    config, default = Config.model_validate(tomllib.loads(EXAMPLE)), Config()
+    for name in SECTIONS:
+        section = getattr(config, name)
+        for key in type(section).model_fields:
+            if (name, key) not in SET_WITHOUT_DEFAULT:
+                assert getattr(section, key) == getattr(getattr(default, name), key), (name, key)
+    assert config.providers["simulator"].max_answer == ProviderConfig.model_fields["max_answer"].default
+    assert config.prices["simulator/sim-model"].force is PriceConfig.model_fields["force"].default
+
+
+def test_every_setting_of_the_example_has_a_sentence_above_it():
+    lines = EXAMPLE.split("# ---- Prices")[0].splitlines()
+    shared = {"cache_write", "output", "output_audio"}
+    for before, line in pairwise(lines):
+        setting = re.match(r"(?:# )?([a-z_]+) = ", line)
+        if setting and not before.startswith(("# [", "# adapter", "# base_url", "# api_key")) and setting[1] not in shared:
+            assert re.match(r"# .*[.:]$", before), line
+
+
+def test_the_shipped_routes_use_what_the_example_configures():
+    config = Config.model_validate(tomllib.loads(EXAMPLE))
+    for path in (ROOT / "routes").glob("*.toml"):
+        for route in RoutesFile.model_validate(tomllib.loads(path.read_text())).route:
+            for target in route.targets:
+                assert target.provider in config.providers
+                assert f"{target.provider}/{target.model}" in config.prices
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_every_setting_says_what_it_is_for(model):
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if inner is None or not any(isinstance(part, type) and issubclass(part, BaseModel) for part in (inner, *get_args(inner))):
+            assert field.description, name
+
+
+def test_the_reference_is_what_the_models_say():
+    made = runpy.run_path(str(ROOT / "docs/configuration.py"))["reference"]()
+    assert (ROOT / "docs/configuration.md").read_text() == made, "run: python docs/configuration.py > docs/configuration.md"
+    for model in ALL:
+        for name, field in model.model_fields.items():
+            if field.description and not field.exclude:
+                assert f"| `{name}` |" in made or f"{name}]]`" in made

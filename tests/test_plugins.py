@@ -1,0 +1,161 @@
+"""Adapters are found by name in the right folder, are imported once, and a broken one is explained by file and line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import plugins
+from gateway.errors import ConfigError, Problem
+from gateway.plugins import load_adapter, load_dialect, shipped
+
+ADAPTER = """
+class A:
+    name = {name!r}
+    operations = frozenset({{"chat"}})
+    def encode(self, call, target, api_key): ...
+    def decode(self, call, body): ...
+    def decode_error(self, status, headers, body): ...
+    def decoder(self, call): ...
+ADAPTER = A()
+"""
+
+
+def problem_of(name: str, folders: list[Path]) -> Problem:
+    with pytest.raises(ConfigError) as caught:
+        load_adapter(name, folders)
+    assert len(caught.value.problems) == 1
+    return caught.value.problems[0]
+
+
+def test_the_shipped_adapter_and_dialect_load():
+    assert load_adapter("openai", [shipped("adapters")]).name == "openai"
+    assert load_dialect("openai", [shipped("adapters")]).endpoints
+
+
+def test_the_configured_folder_goes_before_the_shipped_one(tmp_path):
+    (tmp_path / "openai.py").write_text(ADAPTER.format(name="mine"))
+    assert load_adapter("openai", [tmp_path, shipped("adapters")]).name == "mine"
+
+
+def test_a_folder_goes_before_a_file_as_in_python(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/__init__.py").write_text(ADAPTER.format(name="folder"))
+    (tmp_path / "x.py").write_text(ADAPTER.format(name="file"))
+    assert load_adapter("x", [tmp_path]).name == "folder"
+
+
+def test_a_package_may_import_its_own_modules_relatively(tmp_path):
+    package = tmp_path / "pack"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "from . import names\nfrom .inner import deep\n" + ADAPTER.format(name="x").replace("'x'", "names.NAME + deep.NAME"))
+    (package / "names.py").write_text("NAME = 'a'\n")
+    (package / "inner/__init__.py").write_text("")
+    (package / "inner/deep.py").write_text("from ..names import NAME\n")
+    assert load_adapter("pack", [tmp_path]).name == "aa"
+
+
+def test_two_plugins_of_one_name_in_two_folders_do_not_meet(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "same").mkdir(parents=True)
+        (tmp_path / folder / "same/names.py").write_text(f"NAME = {folder!r}\n")
+        (tmp_path / folder / "same/__init__.py").write_text("from .names import NAME\n" + ADAPTER.format(name="x").replace("'x'", "NAME"))
+    assert [load_adapter("same", [tmp_path / folder]).name for folder in ("a", "b", "a")] == ["a", "b", "a"]
+
+
+def test_one_file_is_one_module_in_a_process(tmp_path):
+    (tmp_path / "one.py").write_text(ADAPTER.format(name="one"))
+    assert load_adapter("one", [tmp_path]) is load_adapter("one", [tmp_path / "." / "..", tmp_path])
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/b", "a.b", "", ".", "..", "Evil", "evil\n", "evil\x00", "1evil", "e" * 65, "évil"])
+def test_a_name_is_never_a_path(tmp_path, name):
+    (tmp_path / "evil.py").write_text("raise SystemError('it ran')")
+    inner = tmp_path / "adapters"
+    inner.mkdir()
+    problem = problem_of(name, [inner])
+    assert problem.file == ""
+    assert problem.message == f"there is no adapter named {name!r}"
+
+
+def test_a_name_that_is_not_there_is_answered_with_the_nearest(tmp_path):
+    (tmp_path / "anthropic.py").write_text("")
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "Not-A-Name.py").write_text("")
+    (tmp_path / "folder").mkdir()
+    assert problem_of("openia", [tmp_path, tmp_path / "missing", shipped("adapters")]).hint == 'did you mean "openai"?'
+    assert problem_of("zzz", [tmp_path]).hint == "there is anthropic"
+
+
+@pytest.mark.parametrize(("text", "line", "expected"), [
+    ("\n\nimport no_such_module\n", 3, "ModuleNotFoundError: No module named 'no_such_module'"),
+    ("x = 1\n\ndef f():\n    return 1 / 0\nf()\n", 4, "ZeroDivisionError: division by zero"),
+    ("x = 1\ndef (:\n", 2, "SyntaxError"),
+    ("import sys\nsys.exit(3)\n", 2, "SystemExit: 3"),
+    ("import json\njson.loads('x')\n", 2, "JSONDecodeError"),
+    ("x = '\x00'\n", None, "null bytes"),
+])
+def test_an_exception_while_importing_names_the_plugins_own_file_and_line(tmp_path, text, line, expected):
+    (tmp_path / "bad.py").write_text(text)
+    problem = problem_of("bad", [tmp_path])
+    assert (problem.file, problem.line) == (str(tmp_path / "bad.py"), line)
+    assert expected in problem.message
+
+
+def test_a_failing_submodule_is_the_one_that_is_named_and_nothing_is_left_behind(tmp_path):
+    package = tmp_path / "broken"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import good, bad\n")
+    (package / "good.py").write_text("")
+    (package / "bad.py").write_text("\nraise ValueError('why')\n")
+    problem = problem_of("broken", [tmp_path])
+    assert (problem.file, problem.line) == (str(package / "bad.py"), 2)
+    assert not [name for name in sys.modules if name.startswith("lockgate_plugin_broken_")]
+    (package / "bad.py").write_text("# mended, with another length\n")
+    (package / "__init__.py").write_text("from . import good, bad\n" + ADAPTER.format(name="mended"))
+    assert load_adapter("broken", [tmp_path]).name == "mended"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("", "the adapter 'x' exports no ADAPTER"),
+    (ADAPTER.format(name="x").replace("A()", "A"), "ADAPTER of 'x' is a class; export an instance of it: A()"),
+    (ADAPTER.format(name="x").replace("    name = 'x'\n", ""), "ADAPTER of 'x' has no `name`"),
+    (ADAPTER.format(name="x").replace("def decoder", "def dekoder"), "ADAPTER of 'x' has no method `decoder`"),
+    (ADAPTER.format(name="x").replace("def decoder(self, call): ...", "decoder = 3"), "ADAPTER of 'x' has no method `decoder`"),
+])
+def test_what_an_adapter_lacks_is_said(tmp_path, text, expected):
+    (tmp_path / "x.py").write_text(text)
+    problem = problem_of("x", [tmp_path])
+    assert (problem.file, problem.key, problem.message) == (str(tmp_path / "x.py"), "ADAPTER", expected)
+
+
+def test_everything_that_a_dialect_lacks_is_said_at_once(tmp_path):
+    (tmp_path / "x.py").write_text("class D:\n    name = 'x'\nDIALECT = D()\n")
+    with pytest.raises(ConfigError) as caught:
+        load_dialect("x", [tmp_path])
+    lacking = {problem.message.rpartition(" ")[2] for problem in caught.value.problems}
+    assert lacking == {"`endpoints`", "`stream_content_type`", "`read`", "`answer`", "`error`", "`models`", "`encoder`"}
+
+
+def test_what_ships_is_found_beside_the_package_and_inside_a_wheel(tmp_path, monkeypatch):
+    package = tmp_path / "gateway"
+    package.mkdir()
+    monkeypatch.setattr(plugins, "__file__", str(package / "plugins.py"))
+    assert shipped("routes") == tmp_path / "routes"
+    (package / "_shipped/routes").mkdir(parents=True)
+    assert shipped("routes") == package / "_shipped/routes"
+
+
+def test_everything_that_should_ship_is_there():
+    assert all(shipped(kind).is_dir() for kind in ("policies", "routes", "adapters"))
+    assert shipped("config.example.toml").is_file()
+
+
+def test_importing_the_gateway_imports_no_adapter_and_no_command_line():
+    code = ("import gateway, gateway.snapshot, sys; "
+            "print([n for n in sys.modules if n.startswith(('adapters', 'lockgate_plugin', 'gateway.cli', 'click'))])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.stdout.strip() == "[]"
