@@ -165,7 +165,7 @@ class Proxy:
         await self._settle(case, Outcome.COMPLETED, 200, response=reply.body)
         await client.answer(200, answer_headers(case), body)
 
-    async def _relay(  # noqa: PLR0913 - what a stream runs between: both ends, and the call it belongs to
+    async def _relay(
         self, case: Progress, call: Call, dialect: Dialect, client: Client, stream: OpenStream, *, idle_s: float,
     ) -> bytes:
         """Relay a stream up to its end, which is held back; returns the bytes that go out with the end."""
@@ -185,7 +185,7 @@ class Proxy:
                 stream.answer.abort()  # the provider stops working, and billing, at once
         return rest
 
-    async def _end_stream(  # noqa: PLR0913 - as above
+    async def _end_stream(
         self, case: Progress, call: Call, dialect: Dialect, client: Client, stream: OpenStream, rest: bytes,
     ) -> None:
         encoder = dialect.encoder(call)

@@ -137,7 +137,8 @@ def test_a_secret_written_out_is_refused_and_never_repeated(folder, setting, val
     ("ftp://h/v1", "http:// or https://"), ("h/v1", "http:// or https://"),
     ("http:///v1", "http:// or https://"), ("", "http:// or https://"),
     ("https://user:pass@h/v1", "credentials do not belong"), ("https://h/v1?key=1", "a query"), ("https://h/v1#a", "a query or a fragment"),
-    ("https://h:99999/v1", "not a URL"), ("https://h:x/v1", "not a URL"), ("https://[::1/v1", "not a URL"), ("https://h/a b", "printable ASCII"),
+    ("https://h:99999/v1", "not a URL"), ("https://h:x/v1", "not a URL"), ("https://[::1/v1", "not a URL"),
+    ("https://h/a b", "printable ASCII"),
     ("https://h/ü", "printable ASCII"), ("https://h\\u0000/", "printable ASCII"), ("https://h:0/", "http:// or https://")])
 def test_a_base_url_only_says_where(folder, url, expected):
     found = config_problems(folder, f'[providers.one]\nadapter = "openai"\nbase_url = "{url}"')
@@ -189,7 +190,8 @@ def test_a_wrong_entry_of_a_list_is_not_reported_as_an_empty_list_too(folder):
 
 
 @pytest.mark.parametrize(("kind", "text", "place"), [
-    ("routes/r.toml", ROUTE.replace('"fast"', '"fast"\nsource = "x"'), "4:route[0]"), ("policies/p.toml", RULE + 'source = "x"', "5:rule[0]")])
+    ("routes/r.toml", ROUTE.replace('"fast"', '"fast"\nsource = "x"'), "4:route[0]"),
+    ("policies/p.toml", RULE + 'source = "x"', "5:rule[0]")])
 def test_a_file_cannot_pretend_to_stand_elsewhere(folder, kind, text, place):
     (folder / kind).write_text(text)
     assert [problem.partition(":")[2] for problem in problems(folder)] == [f"{place}.source: unknown key"]

@@ -75,10 +75,12 @@ def test_a_whole_deployment_is_compiled(folder):
         AUTH + '[admin]\ntoken = "env:ADMIN"\n[otlp]\nendpoint = "http://127.0.0.1:4318"\nheaders = { X-Trace = "env:TRACE" }\n' + ONE
         + 'api_key = "env:KEY"\nmax_answer = "1MiB"\nheaders = { X-Team = "blue", "X-Other" = "env:TRACE" }\n'
         + '[prices."one/m"]\ninput = "1"\noutput = "2"\n')
-    routes = ROUTE + '[[route.targets]]\nprovider = "one"\nmodel = "n"\n[route.retry]\nattempts = 3\nbase = "1s"\n[route.deadlines]\ntotal = "1m"\n'
+    routes = ROUTE + '[[route.targets]]\nprovider = "one"\nmodel = "n"\n' + (
+        '[route.retry]\nattempts = 3\nbase = "1s"\n[route.deadlines]\ntotal = "1m"\n')
     snapshot = folder.compile(config, routes, '[[rule]]\nid = "no"\neffect = "deny"\nmatch = { teams = ["x"] }\n')
     provider, route = snapshot.providers["one"], snapshot.routes["fast"]
-    assert (provider.base_url, provider.max_answer, provider.api_key) == ("http://127.0.0.1:9090/v1", 1024 * 1024, Secret("sk-provider-key"))
+    assert (provider.base_url, provider.max_answer, provider.api_key) == (
+        "http://127.0.0.1:9090/v1", 1024 * 1024, Secret("sk-provider-key"))
     assert dict(provider.headers) == {"x-team": "blue", "x-other": "trace-secret"}
     assert [(to.target, to.price) for to in route.targets] == [
         (Target("one", "m"), Price(10**6, 2 * 10**6)), (Target("one", "n"), None)]
@@ -121,12 +123,17 @@ def test_without_authentication_no_pepper_is_needed(folder):
     (AUTH + ONE + 'headers = { a = "env:NONE" }', "", "config.toml:6:providers.one.headers.a: the environment variable NONE is not set"),
     (AUTH + ONE + 'headers = { a = "1", A = "2" }', "", "config.toml:6:providers.one.headers.A: the same header twice"),
     (AUTH + ONE + 'headers = { Host = "1" }', "", "config.toml:6:providers.one.headers.Host: this header is the transport's own"),
-    (AUTH + ONE.replace('"openai"', '"opneai"'), "", """config.toml:4:providers.one.adapter: there is no adapter named 'opneai' (did you mean "openai"?)"""),
-    (AUTH + ONE + 'price_provider = "opnai"', "", """config.toml:6:providers.one.price_provider: genai-prices knows no provider 'opnai' (did you mean"""),
-    (AUTH + '[server]\ndialects = ["opneai"]', "", """config.toml:4:server.dialects[0]: there is no adapter named 'opneai' (did you mean "openai"?)"""),
-    (AUTH + ONE, ROUTE.replace('"one"', '"noe"'), """routes/r.toml:4:route[0].targets[0].provider: there is no provider 'noe' (did you mean "one"?)"""),
+    (AUTH + ONE.replace('"openai"', '"opneai"'), "",
+     """config.toml:4:providers.one.adapter: there is no adapter named 'opneai' (did you mean "openai"?)"""),
+    (AUTH + ONE + 'price_provider = "opnai"', "",
+     """config.toml:6:providers.one.price_provider: genai-prices knows no provider 'opnai' (did you mean"""),
+    (AUTH + '[server]\ndialects = ["opneai"]', "",
+     """config.toml:4:server.dialects[0]: there is no adapter named 'opneai' (did you mean "openai"?)"""),
+    (AUTH + ONE, ROUTE.replace('"one"', '"noe"'),
+     """routes/r.toml:4:route[0].targets[0].provider: there is no provider 'noe' (did you mean "one"?)"""),
     (AUTH + ONE, ROUTE + ROUTE, "routes/r.toml:7:route[1].name: the route 'fast' is defined twice (first at routes/r.toml:1)"),
-    (AUTH + ONE + '[prices."noe/m"]\ninput="1"\noutput="1"', "", """config.toml:6:prices."noe/m": there is no provider 'noe' (did you mean "one"?)"""),
+    (AUTH + ONE + '[prices."noe/m"]\ninput="1"\noutput="1"', "",
+     """config.toml:6:prices."noe/m": there is no provider 'noe' (did you mean "one"?)"""),
     (AUTH + ONE + '[prices.one]\ninput="1"\noutput="1"', "", "config.toml:6:prices.one: a price is for a target"),
     (AUTH + ONE + '[prices."one/"]\ninput="1"\noutput="1"', "", 'config.toml:6:prices."one/": a price is for a target'),
 ])
@@ -138,10 +145,12 @@ def test_a_dangling_name_or_reference_is_named_with_its_place(folder, config, ro
 
 def test_everything_that_is_wrong_is_said_at_once_and_once(folder):
     (folder.path / "adapters/broken.py").write_text("\nraise ValueError('no')\n")
-    config = '[auth]\npepper = "env:A"\n' + ONE.replace('"openai"', '"broken"') + ONE.replace(".one", ".two").replace('"openai"', '"broken"')
+    config = '[auth]\npepper = "env:A"\n' + ONE.replace('"openai"', '"broken"') + (
+        ONE.replace(".one", ".two").replace('"openai"', '"broken"'))
     found = folder.problems(config, ROUTE.replace("one", "six"), '[[rule]]\nid = "r"\neffect = "deny"\nwhen = "request.modle =="\n')
     assert [problem.split(": ")[0] for problem in found] == [
-        f"{folder.path}/adapters/broken.py:2", "routes/r.toml:4:route[0].targets[0].provider", "policies/p.toml:1:rule.r.when", "config.toml:2:auth.pepper"]
+        f"{folder.path}/adapters/broken.py:2", "routes/r.toml:4:route[0].targets[0].provider",
+        "policies/p.toml:1:rule.r.when", "config.toml:2:auth.pepper"]
 
 
 def test_a_route_that_promises_what_a_target_cannot_do_is_refused(folder):
@@ -169,7 +178,8 @@ def test_two_dialects_that_answer_the_same_request_are_refused(folder):
 
 
 @pytest.mark.parametrize(("host", "expected"), [
-    ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True), ("LOCALHOST", True), (EVERYWHERE, False),
+    ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True), ("LOCALHOST", True),
+    (EVERYWHERE, False),
     ("::", False), ("10.0.0.1", False), ("example.com", False), ("127.0.0.1.example.com", False), ("localhost.example.com", False), ("", False)])
 def test_loopback_is_told_from_what_others_can_reach(host, expected):
     assert is_loopback(host) is expected

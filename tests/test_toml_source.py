@@ -1,5 +1,6 @@
 """The lines of keys are right or unknown, whatever TOML a person writes."""
 
+import string
 import tomllib
 
 import pytest
@@ -79,14 +80,15 @@ def test_every_key_of_a_nasty_file_is_on_its_line(newline):
 
 
 def _basic(text: str) -> str:
-    return '"' + "".join(sign if sign.isascii() and sign.isprintable() and sign not in '"\\' else f"\\U{ord(sign):08x}" for sign in text) + '"'
+    plain = set(string.ascii_letters + string.digits + " _-.,#[]{}='")
+    return '"' + "".join(sign if sign in plain else f"\\U{ord(sign):08x}" for sign in text) + '"'
 
 
 KEYS = st.one_of(st.text("ab-_1", min_size=1, max_size=3), st.text(st.characters(codec="utf-8"), max_size=3).map(_basic))
 SCALARS = st.one_of(
     st.integers(-9, 9).map(str), st.booleans().map(lambda value: str(value).lower()), st.just("1979-05-27 07:32:00"), st.just("-1.5e3"),
     st.text(st.sampled_from("a\"'\\#[]{}=,.\n é"), max_size=6).map(_basic),
-    st.text(st.sampled_from("a\"#[]{}=,. "), max_size=6).map(lambda text: f"'{text}'"),
+    st.text(st.sampled_from('a"#[]{}=,. '), max_size=6).map(lambda text: f"'{text}'"),
     st.text(st.sampled_from("a'#[]{}=,.\n "), max_size=6).map(lambda text: f'"""{text}"""'),
     st.text(st.sampled_from('a"#[]{}=,.\n '), max_size=6).map(lambda text: f"'''{text}'''"))
 VALUES = st.recursive(SCALARS, lambda inner: st.one_of(

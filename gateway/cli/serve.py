@@ -28,7 +28,7 @@ T = TypeVar("T")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes behind the one port.")
 @click.option("--listen-fd", type=int, hidden=True, help="A listening socket handed down by the supervisor.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where a worker tells the supervisor that it accepts connections.")
-def serve(  # noqa: PLR0913 - one parameter an option
+def serve(
     *, config_path: str, host: str | None, port: int | None, workers: int, listen_fd: int | None, ready_fd: int | None,
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT: then it stops accepting, finishes what runs, and ends.

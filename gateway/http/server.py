@@ -113,14 +113,14 @@ class Listener(web.Server):
         self._max_body = max_body
         super().__init__(surface, request_factory=self._request, handler_cancellation=True)
 
-    def _request(  # noqa: PLR0913, PLR0917 - aiohttp's own signature
+    def _request(
         self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler,
         writer: AbstractStreamWriter, task: "asyncio.Task[None]",
     ) -> web.BaseRequest:
         return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop, client_max_size=self._max_body)  # noqa: SLF001
 
     def __call__(self) -> "_Connection":
-        return _Connection(self.surface, self, loop=asyncio.get_running_loop(), auto_decompress=False, access_log=None)  # type: ignore[arg-type] # None: no access log
+        return _Connection(self.surface, self, loop=asyncio.get_running_loop(), auto_decompress=False, access_log=None)
 
 
 class _Connection(web.RequestHandler):

@@ -143,8 +143,9 @@ class AiohttpAnswer:
             self.abort()
             raise failures.late(self._where, name, seconds) from error
         except _FOREIGN as error:
+            failure = _mapped(error, self._where, self._protocol)  # first: aiohttp's close forgets how the connection ended
             self.abort()
-            raise _mapped(error, self._where, self._protocol) from error
+            raise failure from error
         except BaseException:
             self.abort()
             raise

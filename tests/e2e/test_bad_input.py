@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ CHAT = "/v1/chat/completions"
 GOOD = {"model": "fast", "messages": [{"role": "user", "content": "hi"}]}
 
 
-async def post(house, body: bytes, path: str = CHAT, **headers: str) -> tuple[int, dict]:
+async def post(house, body: bytes, path: str = CHAT, **headers: str) -> tuple[int, Any]:
     session = await house.http()
     sent = {"Authorization": f"Bearer {house.key}", "Content-Type": "application/json", **headers}
     async with session.post(path, data=body, headers=sent) as answer:

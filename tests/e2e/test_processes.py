@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from gateway.store.database import open_readonly
+from gateway.store.library import sqlite3
 
 CHAT = "/v1/chat/completions"
 
@@ -142,8 +143,6 @@ async def test_a_database_that_cannot_be_used_is_said_with_what_to_do(town, path
     else:
         await town.key()
         if path == "newer":
-            from sqlite_utils.utils import sqlite3
-
             connection = sqlite3.connect(database)
             connection.execute("PRAGMA user_version = 999")
             connection.close()

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.app import Parts
 from gateway.errors import StoreUnavailable
+from gateway.simulator import Fault, FaultRule, Scenario
 from gateway.store.memory import MemoryStore
 
 
@@ -59,8 +60,6 @@ async def test_a_stream_whose_record_cannot_be_written_does_not_end_as_complete(
 
 
 async def test_a_further_attempt_that_cannot_be_recorded_is_not_sent(house, messages):
-    from gateway.simulator import Fault, FaultRule, Scenario
-
     await house.open(parts=Parts(store=store_that_fails("dispatch")))
     house.one.play(Scenario(rules=(FaultRule(Fault(status=500)),)))
     with pytest.raises(openai.InternalServerError) as caught:
@@ -77,7 +76,7 @@ async def test_a_denial_that_cannot_be_recorded_still_denies(house, messages):
     assert house.one.requests == []
 
 
-async def test_a_store_that_is_down_is_not_ready_and_does_not_turn_keys_away(house, messages):
+async def test_a_store_that_is_down_is_not_ready_and_does_not_turn_keys_away(house, messages, monkeypatch):
     """Valid keys must never become 401 because a database is down."""
     store = MemoryStore("tests")
 
@@ -85,8 +84,8 @@ async def test_a_store_that_is_down_is_not_ready_and_does_not_turn_keys_away(hou
         raise StoreUnavailable("the disk is gone")
 
     await house.open(parts=Parts(store=store))
-    store.check = down
-    store.keys.generation = down
+    monkeypatch.setattr(store, "check", down)
+    monkeypatch.setattr(store.keys, "generation", down)
     await house.gateway.app.keyring.refresh()
     session = await house.http()
     async with session.get("/readyz") as answer:
@@ -97,7 +96,7 @@ async def test_a_store_that_is_down_is_not_ready_and_does_not_turn_keys_away(hou
     assert (await house.client().chat.completions.create(model="fast", messages=messages("say in"))).choices[0].message.content == "in"
 
 
-BROKEN = '''
+BROKEN = """
 from gateway.wire import AttemptFailed, Reply, UpstreamRequest
 
 class Broken:
@@ -110,7 +109,7 @@ class Broken:
     def decoder(self, call): ...
 
 ADAPTER = Broken()
-'''
+"""
 
 
 async def test_a_defect_is_one_error_with_an_id_that_is_in_the_log_and_a_closed_record(house, messages):
@@ -148,7 +147,7 @@ async def test_metrics_and_the_log_tell_of_each_call_without_secrets(house, mess
     session = await house.http()
     async with session.get("/metrics") as answer:
         text = await answer.text()
-    assert 'lockgate_calls_total{' in text
+    assert "lockgate_calls_total{" in text
     lines = [json.loads(line) for line in b"".join(house.lines).splitlines()]
     (call,) = [line for line in lines if line["event"] == "call"]
     assert call["outcome"] == "completed"
