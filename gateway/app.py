@@ -53,7 +53,7 @@ class App:
             log_format=config.log.format, log_level=config.log.level, write=write, scrub=Scrubber(snapshot.secrets).text, clock=self.clock,
             otlp=_otlp(snapshot), resource={"service.instance.id": str(os.getpid())},
         )
-        self.keyring = KeyRing(snapshot.pepper) if snapshot.pepper is not None and config.auth.required else None
+        self.keyring = KeyRing(snapshot.pepper, self.clock) if snapshot.pepper is not None and config.auth.required else None
         self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, transport=self.transport,
                            telemetry=self.telemetry, clock=self.clock, ids=self.ids)
         self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token)

@@ -1,11 +1,15 @@
 """How commands print: a table on a terminal, plain columns when piped, JSON when asked."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 import orjson
+
+# What JSON may hold as it is and a terminal acts on: C1 controls (U+009B begins an escape sequence) and changes of direction.
+_UNSAFE: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 config_option = click.option(
     "--config", "config_path", default="config.toml", envvar="LOCKGATE_CONFIG", show_default=True,
@@ -17,7 +21,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 def emit_json(value: Any) -> None:
     """Print one JSON document, indented for people on a terminal, one line when piped."""
     indent = orjson.OPT_INDENT_2 if sys.stdout.isatty() else 0
-    click.echo(orjson.dumps(value, option=indent).decode())
+    text = orjson.dumps(value, option=indent).decode()
+    click.echo(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
