@@ -29,8 +29,8 @@ check: $(VENV)/.dev ## Lint, types, import contracts.
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-bench: $(VENV)/.dev ## Measure CPU per call and latency beside nginx (needs nginx and wrk).
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.dev ## Measure CPU per call and latency beside nginx (needs nginx and wrk); ARGS=--json.
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 lock: ## Resolve the requirements anew, with hashes; from the public index, whatever this machine is set to.
 	$(PYTHON) -m venv .make/lock
@@ -46,7 +46,7 @@ COMPILE = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= CUSTOM_
 WITH_BUILD := --build-deps-for editable
 
 clean: ## Remove what make and the tools made.
-	rm -rf $(VENV) .make build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .make build dist .coverage .coverage.* .grimp_cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -68,6 +68,13 @@ class PathsConfig(Strict):
         "The folder of your own adapters; it is searched before those that ship."))
 
 
+class UpstreamConfig(Strict):
+    """How the gateway speaks to providers."""
+
+    transport: Literal["lean", "aiohttp"] = Field(default="lean", description=(
+        'The HTTP client: "lean" is the gateway\'s own, cheaper and stricter; "aiohttp" is the library\'s.'))
+
+
 class StoreConfig(Strict):
     """Where keys and the journal are kept."""
 
@@ -168,8 +175,9 @@ class DeadlinesConfig(Strict):
     """`[route.deadlines]`: how long to wait for what."""
 
     connect: PositiveDuration = Field(default=5.0, description="To connect to a provider, TLS included.")
-    headers: PositiveDuration = Field(default=60.0, description="For the head of its answer.")
-    first_token: PositiveDuration = Field(default=60.0, description="For the first event of a stream.")
+    headers: PositiveDuration = Field(default=300.0, description=(
+        "For the head of its answer. A plain answer's comes when the model has finished, so this bounds its thinking."))
+    first_token: PositiveDuration = Field(default=120.0, description="For the first event of a stream.")
     idle: PositiveDuration = Field(default=60.0, description="Between two pieces of a stream.")
     total: PositiveDuration = Field(default=600.0, description="For the call, all attempts together.")
 
@@ -239,6 +247,7 @@ class Config(Strict):
 
     server: ServerConfig = ServerConfig()
     paths: PathsConfig = PathsConfig()
+    upstream: UpstreamConfig = UpstreamConfig()
     store: StoreConfig = StoreConfig()
     journal: JournalConfig = JournalConfig()
     auth: AuthConfig = AuthConfig()

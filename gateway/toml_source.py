@@ -16,6 +16,7 @@ from gateway.smallfile import read_small
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES: Final = 1024 * 1024  # a file that people write; a larger one is the wrong file
+_MAX_PARTS: Final = 100
 _ERROR_LINE: Final = re.compile(r"\(at line (\d+), column \d+\)$")
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*+")
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -75,7 +76,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     """The line of every table, entry and key of a valid TOML text; empty where the scanner loses its way."""
     try:
         return _Scanner(text.replace("\r\n", "\n")).scan()
-    except (_LostError, RecursionError):
+    except (_LostError, RecursionError, tomllib.TOMLDecodeError):
         return {}
 
 
@@ -156,6 +157,8 @@ class _Scanner:
             self._skip_blank()
             if not self._take("."):
                 return keys
+            if len(keys) == _MAX_PARTS:  # nobody writes this, and noting every part of it takes quadratic time
+                raise _LostError
 
     def _quoted(self) -> str:
         found = self._match(_STRING)

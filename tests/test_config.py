@@ -245,9 +245,9 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(folder):
     assert problems(folder)[0].startswith("config.toml:5:log.level")
 
 
-def test_a_thousand_levels_of_dotted_keys_are_one_unknown_key(folder):
-    assert config_problems(folder, ".".join("a" * 1000) + " = 1") == [
-        "config.toml:1:a: unknown key (there is admin, auth, journal, log, otlp, paths, policy, prices, providers, server, store)"]
+def test_thousands_of_levels_of_dotted_keys_are_one_unknown_key(folder):
+    assert config_problems(folder, ".".join("a" * 5000) + " = 1") == [
+        "config.toml:a: unknown key (there is admin, auth, journal, log, otlp, paths, policy, prices, providers, server, store, upstream)"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "loop", "pipe", "dangling"])

@@ -110,9 +110,10 @@ def test_a_failing_submodule_is_the_one_that_is_named_and_nothing_is_left_behind
     (package / "__init__.py").write_text("from . import good, bad\n")
     (package / "good.py").write_text("")
     (package / "bad.py").write_text("\nraise ValueError('why')\n")
+    before = set(sys.modules)
     problem = problem_of("broken", [tmp_path])
     assert (problem.file, problem.line) == (str(package / "bad.py"), 2)
-    assert not [name for name in sys.modules if name.startswith("lockgate_plugin_broken_")]
+    assert set(sys.modules) == before
     (package / "bad.py").write_text("# mended, with another length\n")
     (package / "__init__.py").write_text("from . import good, bad\n" + ADAPTER.format(name="mended"))
     assert load_adapter("broken", [tmp_path]).name == "mended"

@@ -12,8 +12,10 @@ from typing import TypeVar
 
 import pytest
 import uvloop
+
 from gateway.upstream.aiohttp_transport import AiohttpTransport
 from gateway.upstream.lean_transport import LeanTransport
+from gateway.upstream.message import tls_context
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
 
 T = TypeVar("T")
@@ -157,13 +159,19 @@ def is_lean(kind) -> bool:
 Make = Callable[..., Transport]
 
 
+@pytest.fixture(scope="session")
+def system_tls() -> ssl.SSLContext:
+    """Once for all: reading the system's authorities takes longer than a test."""
+    return tls_context()
+
+
 @pytest.fixture
-async def make(kind) -> AsyncIterator[Make]:
+async def make(kind, system_tls) -> AsyncIterator[Make]:
     """Makes transports; afterwards nothing of them may be left."""
     made: list[Transport] = []
 
     def new(**options) -> Transport:
-        made.append(kind(**options))
+        made.append(kind(**{"tls": system_tls, **options}))
         return made[-1]
 
     before = asyncio.all_tasks()

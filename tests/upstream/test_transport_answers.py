@@ -1,6 +1,7 @@
 """Which answers a transport takes, where it says they end, and when a connection may carry the next request."""
 
 import pytest
+
 from gateway.errors import AttemptFailed
 
 H = b"HTTP/1.1 200 OK\r\n"

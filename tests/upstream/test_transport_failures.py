@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from gateway.errors import AttemptFailed
 
 H = b"HTTP/1.1 200 OK\r\n"

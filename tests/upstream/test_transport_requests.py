@@ -1,6 +1,7 @@
 """What a transport writes, and what it refuses to write."""
 
 import pytest
+
 from gateway.errors import AttemptFailed
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
