@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +25,7 @@ from gateway.upstream.aiohttp_transport import AiohttpTransport
 from gateway.upstream.lean_transport import LeanTransport
 from gateway.upstream.protocol import Transport
 
-TRANSPORTS: Final = {"lean": LeanTransport, "aiohttp": AiohttpTransport}
+_TRANSPORTS: Final[Mapping[str, Callable[..., Transport]]] = {"lean": LeanTransport, "aiohttp": AiohttpTransport}
 _LEASE_NS: Final = 10_000_000_000  # how long after its last sign of life a process is taken for dead
 _HEARTBEAT_S: Final = 2.0
 _KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
@@ -50,7 +50,7 @@ class App:
         self.clock = parts.clock or SystemClock()
         self.ids = parts.ids or SystemIds(self.clock)
         self.store = parts.store or _make_store(snapshot, self.ids)
-        self.transport = parts.transport or TRANSPORTS[config.upstream.transport](connections_per_origin=config.server.max_in_flight)
+        self.transport = parts.transport or _TRANSPORTS[config.upstream.transport](connections_per_origin=config.server.max_in_flight)
         self.telemetry = Telemetry(
             log_format=config.log.format, log_level=config.log.level, write=write, scrub=Scrubber(snapshot.secrets).text, clock=self.clock,
             otlp=_otlp(snapshot), resource={"service.instance.id": str(os.getpid())},

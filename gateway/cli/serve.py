@@ -5,20 +5,18 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
+from gateway.cli.loop import run_loop
 from gateway.cli.output import config_option
 from gateway.cli.supervisor import Supervisor
 from gateway.config import read_deployment
 from gateway.embed import Gateway, listen
 from gateway.errors import SetupError
 from gateway.store.sqlite import require_safe_for_several_writers
-
-T = TypeVar("T")
+from gateway.telemetry import fd_writer
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,26 +36,17 @@ def serve(
     deployment = read_deployment(Path(config_path))
     if listen_fd is not None:
         handed = socket.socket(fileno=listen_fd)
-        run_loop(_run(Gateway(deployment, sock=handed, write=_to_stderr), ready_fd=ready_fd))
+        run_loop(_run(Gateway(deployment, sock=handed, write=fd_writer(2)), ready_fd=ready_fd))
         return
     server = deployment.config.server
     sock = listen(host or server.host, server.port if port is None else port, deployment)
     if workers == 1:
-        run_loop(_run(Gateway(deployment, sock=sock, write=_to_stderr), ready_fd=None))
+        run_loop(_run(Gateway(deployment, sock=sock, write=fd_writer(2)), ready_fd=None))
         return
     if deployment.config.store.path == ":memory:":
         raise SetupError("Several workers share a database file: set `store.path` to a file, or run one worker.")
     require_safe_for_several_writers()
     sys.exit(run_loop(Supervisor(sock, Path(config_path), workers, drain_s=server.drain_timeout).run()))
-
-
-def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where there is one (everywhere but on Windows)."""
-    try:
-        import uvloop  # noqa: PLC0415 - not on every platform
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
 
 
 async def _run(gateway: Gateway, *, ready_fd: int | None) -> None:
@@ -72,8 +61,3 @@ async def _run(gateway: Gateway, *, ready_fd: int | None) -> None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
         await stop.wait()
-
-
-def _to_stderr(lines: bytes) -> None:
-    sys.stderr.buffer.write(lines)
-    sys.stderr.buffer.flush()

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
+from gateway.cli.loop import run_loop
 from gateway.clock import SystemClock
 from gateway.simulator import RequestLog, Scenario, Simulator, read_scenario
-from gateway.simulator.server import run, run_process
+from gateway.simulator.server import run
 
 
 @click.command()
@@ -30,4 +31,4 @@ def simulate(host: str, port: int, scenario_path: Path | None, log_path: Path | 
     scenario = Scenario() if scenario_path is None else read_scenario(scenario_path)
     with RequestLog(SystemClock(), keep=keep, path=log_path) as log:
         simulator = Simulator(scenario, host=host, port=port, api_key=api_key, log=log)
-        run_process(run(simulator, lambda url: click.echo(f"simulator ready on {url}")))
+        run_loop(run(simulator, lambda url: click.echo(f"simulator ready on {url}")))

@@ -2,12 +2,10 @@
 
 import asyncio
 import errno
-import gc
 import signal
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from aiohttp import web
 
@@ -16,11 +14,6 @@ from gateway.errors import SetupError
 from gateway.simulator.app import build_simulator
 from gateway.simulator.log import Entry, RequestLog
 from gateway.simulator.scenario import Scenario
-
-if sys.platform == "win32":
-    from asyncio import new_event_loop
-else:
-    from uvloop import new_event_loop
 
 _BACKLOG = 1024
 _SHUTDOWN_S = 1.0
@@ -101,13 +94,6 @@ async def run(simulator: Simulator, announce: Callable[[str], None]) -> None:
     async with simulator:
         announce(simulator.url)
         await stop.wait()
-
-
-def run_process(main: Coroutine[Any, Any, None]) -> None:
-    """Run to the end on uvloop where there is one."""
-    gc.freeze()  # what has been imported stays: no collection need look at it again
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main)
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> SetupError:

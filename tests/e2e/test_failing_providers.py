@@ -195,24 +195,22 @@ async def _read(session: aiohttp.ClientSession, body: dict[str, Any], key: str) 
         await answer.read()
 
 
-async def test_a_provider_that_repeats_its_key_in_an_error_does_not_leak_it(house, messages):
+@pytest.mark.parametrize("place", ["message", "type", "code", "param"])
+async def test_a_provider_that_repeats_its_key_in_an_error_does_not_leak_it(house, messages, aiohttp_server, place):
     """OpenAI's own 401 quotes the key. Ours to the client, the journal and the log do not."""
-    await house.open()
 
     async def echo(request: aiohttp.web.Request) -> aiohttp.web.Response:
-        return aiohttp.web.json_response({"error": {"message": f"bad: {request.headers['Authorization']}"}}, status=400)
+        return aiohttp.web.json_response({"error": {place: f"bad: {request.headers['Authorization']}"}}, status=400)
 
     app = aiohttp.web.Application()
     app.router.add_post("/v1/chat/completions", echo)
-    runner = aiohttp.web.AppRunner(app)
-    await runner.setup()
-    house.stack.push_async_callback(runner.cleanup)
-    site = aiohttp.web.TCPSite(runner, "127.0.0.1", house.one.url.split(":")[2].split("/")[0], reuse_port=False)
-    await house.one.__aexit__(None, None, None)
-    await site.start()
+    provider = await aiohttp_server(app)
+    await house.open(
+        config=f'[providers.echo]\nadapter = "openai"\nbase_url = "{provider.make_url("/v1")}"\napi_key = "env:ONE_KEY"\n',
+        routes='[[route]]\nname = "r"\n[[route.targets]]\nprovider = "echo"\nmodel = "m"\n')
     with pytest.raises(openai.BadRequestError) as caught:
-        await house.client().chat.completions.create(model="fast", messages=messages("hi"))
-    assert "sk-provider-key" not in str(caught.value.body)
+        await house.client().chat.completions.create(model="r", messages=messages("hi"))
+    assert "sk-provider-key" not in caught.value.response.text
     (row,) = await house.calls()
     assert "sk-provider-key" not in json.dumps(await house.call(row["id"]))
     await house.gateway.app.telemetry.scrape()

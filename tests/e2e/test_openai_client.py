@@ -222,3 +222,62 @@ async def test_a_synchronous_client_works_too(house, messages):
             return f"{text}{''.join(pieces)}"
 
     assert await asyncio.to_thread(talk) == "syncer"
+
+
+@pytest.mark.parametrize("transport", ["lean", "aiohttp"])
+async def test_either_http_client_serves(house, messages, transport):
+    client = (await house.open(config=f'[upstream]\ntransport = "{transport}"\n')).client()
+    answer = await client.chat.completions.create(model="fast", messages=messages("say plain"))
+    assert answer.choices[0].message.content == "plain"
+    stream = await client.chat.completions.create(model="fast", messages=messages("say a b"), stream=True)
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "a b"
+
+
+@pytest.mark.parametrize("engine", ["cel-expr-python", "cel-python"])
+async def test_either_cel_engine_judges(house, messages, engine):
+    client = (await house.open(config=f'[policy]\nengine = "{engine}"\n', policies="""
+[[rule]]
+id = "no-payroll"
+when = '''messages.exists(m, string(m.content).contains("payroll"))'''
+effect = "deny"
+message = "no"
+""")).client()
+    await client.chat.completions.create(model="fast", messages=messages("hello"))
+    with pytest.raises(openai.PermissionDeniedError):
+        await client.chat.completions.create(model="fast", messages=messages("the payroll"))
+
+
+@pytest.mark.parametrize(("bodies", "seen"), [("full", True), ("redacted", False), ("none", False)])
+async def test_the_journal_keeps_of_bodies_what_it_is_told(house, messages, bodies, seen):
+    await house.open(config=f'[journal]\nbodies = "{bodies}"\n')
+    for stream in (False, True):
+        answer = await house.client().chat.completions.create(model="fast", messages=messages("say mother"), stream=stream)
+        if stream:
+            assert [chunk async for chunk in answer]
+        row = await house.call((await house.calls())[0]["id"])
+        assert (row["request"] is None, row["response"] is None) == (bodies == "none", bodies == "none")
+        assert ("mother" in f"{row['request']}{row['response']}") is seen
+
+
+async def test_an_erroring_deny_stops_the_call_and_an_erroring_allow_lets_nothing_through(house, messages):
+    """`max_tokens` of a type that no rule can compare must not switch a rule off."""
+    await house.open(policies="""
+[[rule]]
+id = "short"
+when = "request.max_tokens > 1000"
+effect = "deny"
+message = "too long"
+""")
+    await house.client().chat.completions.create(model="fast", messages=messages("hi"), max_tokens=10)
+    for sent in ("5", [5], {"a": 1}, 2**63):
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            await house.client().chat.completions.create(model="fast", messages=messages("hi"), extra_body={"max_tokens": sent})
+        assert "policy_error" in caught.value.body["message"]
+    assert len(house.one.requests) == 1
+
+
+async def test_fifty_calls_at_once_are_answered_each_with_its_own_answer(house, messages):
+    client = (await house.open()).client()
+    answers = await asyncio.gather(*(client.chat.completions.create(model="fast", messages=messages(f"say n{n}")) for n in range(50)))
+    assert [answer.choices[0].message.content for answer in answers] == [f"n{n}" for n in range(50)]
+    assert len({row["id"] for row in await house.calls(limit=100)}) == 50

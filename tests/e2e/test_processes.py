@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -174,3 +175,32 @@ async def test_doors_open_to_the_world_without_authentication_are_not_opened(tow
     await town.lay("http://127.0.0.1:1/v1", config="[auth]\nrequired = false\n")
     said = await town.run("serve", "--host", "0.0.0.0", "--port", "0", code=1)  # noqa: S104 - this is what must not work
     assert "auth.required" in said
+
+
+async def test_workers_that_cannot_start_end_the_command_with_the_reason(town):
+    await town.lay("http://127.0.0.1:1/v1")
+    (town.folder / "lockgate.db").mkdir()
+    said = await town.run("serve", "--port", "0", "--workers", "2", code=1)
+    assert "lockgate.db" in said
+    assert "Traceback" not in said
+
+
+async def test_several_workers_need_a_file_to_share(town):
+    await town.lay("http://127.0.0.1:1/v1", config='[store]\npath = ":memory:"\n')
+    assert "store.path" in await town.run("serve", "--port", "0", "--workers", "2", code=1)
+
+
+async def test_help_starts_without_loading_what_it_does_not_need():
+    """A command line is judged by how fast it answers; what is not imported costs nothing on any machine."""
+    code = "import sys, gateway.cli; sys.argv = ['lockgate', '--help']\ntry: gateway.cli.main()\nfinally: print(*sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert b"serve" in out
+    assert not {"aiohttp", "pydantic", "rich", "sqlite_utils", "genai_prices", "celpy", "prometheus_client", "asyncio"} & set(out.decode().split())
+
+
+@pytest.mark.parametrize("command", ["serve", "init", "demo", "simulate", "check", "keys", "calls", "doctor"])
+async def test_every_command_explains_itself(town, command):
+    said = await town.run(command, "--help")
+    assert said.startswith("Usage:")
+    assert len(said) > 150

@@ -46,7 +46,7 @@ async def test_requests_stand_in_order_of_arrival_and_the_file_in_order_of_finis
             hand_clock.released.clear()
             slow = asyncio.create_task(post(bare, sim, ask(), "delay_headers=1"))
             async with asyncio.timeout(10):
-                while not sim.requests:  # noqa: ASYNC110 - no event for "the server has begun to read"
+                while not sim.requests:
                     await asyncio.sleep(0)
             await post(bare, sim, ask())
             assert [entry.end for entry in sim.requests] == ["open", "completed"]
@@ -161,7 +161,7 @@ async def test_a_wait_over_http_ends_with_the_simulator(bare):
     async with Simulator() as sim:
         waiting = asyncio.create_task(bare.get(sim.root + "/sim/log/wait?count=1&timeout=300"))
         async with asyncio.timeout(10):
-            while not sim._log._waiters:  # noqa: ASYNC110 - no event for "the wait has begun"
+            while not sim._log._waiters:
                 await asyncio.sleep(0)
     with pytest.raises(aiohttp.ClientError):
         await waiting

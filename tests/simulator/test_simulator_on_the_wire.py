@@ -149,7 +149,7 @@ async def test_a_hang_or_stall_ends_when_the_client_leaves(bare, sim, ask, fault
         if size:
             await arrived.wait()
         else:  # no byte will come; the request itself has to be there before the client leaves
-            while not (sim.requests and sim.requests[0].fault):  # noqa: ASYNC110 - no event for "the server has read it"
+            while not (sim.requests and sim.requests[0].fault):
                 await asyncio.sleep(0)
     task.cancel()
     [entry] = await sim.finished(1)
@@ -162,7 +162,7 @@ async def test_a_hang_ends_with_the_simulator(ask, bare, stream):
     async with Simulator() as sim:
         task = asyncio.create_task(call(bare, sim, ask(stream=stream), "stall_after_chunks=0"))
         async with asyncio.timeout(10):
-            while not (sim.requests and sim.requests[0].status):  # noqa: ASYNC110 - as above
+            while not (sim.requests and sim.requests[0].status):
                 await asyncio.sleep(0)
     assert (await task)[3] == "ClientPayloadError"
     assert [entry.end for entry in sim.requests] == ["cut"]
@@ -261,7 +261,7 @@ async def test_delays_come_where_they_are_asked_for(bare, ask, hand_clock):
         places: list[tuple[int, int]] = []
         for delay, place in ((1, (0, 0)), (2, (200, 0)), (3, (200, 1)), (3, (200, 2)), (3, (200, 3))):
             async with asyncio.timeout(10):
-                while len(hand_clock.waited) <= len(places):  # noqa: ASYNC110 - the simulator says nothing when it waits
+                while len(hand_clock.waited) <= len(places):
                     await asyncio.sleep(0)
             places.append((sim.requests[0].status, sim.requests[0].chunks))
             assert (hand_clock.waited[-1], places[-1]) == (delay, place)
@@ -309,7 +309,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_noticed(sim):
     writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
     await writer.drain()
     async with asyncio.timeout(10):
-        while not sim.requests:  # noqa: ASYNC110 - no event for "the server has begun to read"
+        while not sim.requests:
             await asyncio.sleep(0)
     writer.close()
     await writer.wait_closed()
@@ -323,7 +323,7 @@ async def test_a_body_that_breaks_its_own_chunking_leaves_the_simulator_up(bare,
     writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
     await writer.drain()
     async with asyncio.timeout(10):
-        while not sim.requests:  # noqa: ASYNC110 - no event for "the server has begun to read"
+        while not sim.requests:
             await asyncio.sleep(0)
     writer.write(b"zz\r\n")
     await writer.drain()

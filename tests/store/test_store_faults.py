@@ -41,7 +41,7 @@ async def test_after_kill_9_at_any_moment_every_acknowledged_verb_is_on_disk(
 ) -> None:
     """The intent of whatever was sent, and the outcome of whatever was answered."""
     seed = random.SystemRandom().randrange(2**32)
-    chance = random.Random(seed)  # noqa: S311 - chooses when to kill
+    chance = random.Random(seed)
     acknowledged: set[tuple[str, int]] = set()
     for n in range(ROUNDS):
         process = _start(path, f"victim {n}", 100_000)
