@@ -112,7 +112,7 @@ async def _first_event(answer: HttpAnswer, decoder: StreamDecoder, first_token_s
     try:
         async with asyncio.timeout(first_token_s):
             while (event := decoder.next_event()) is None:
-                decoder.feed(await answer.chunk(timeout_s=first_token_s))
+                decoder.feed(await answer.chunk(timeout_s=2 * first_token_s))  # the deadline above is the one that counts
     except TimeoutError as error:
         raise AttemptFailed("timeout:first_token", f"no event within {first_token_s:g} s", retryable=True) from error
     return event

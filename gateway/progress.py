@@ -52,6 +52,7 @@ class Progress:
     dialect: str
     operation: str
     received_ns: int
+    bodies: str = "none"  # what the journal keeps of bodies, under the settings that the call began with
     principal: Principal = NOBODY
     origin: Origin = field(default_factory=Origin)
     call: Call | None = None

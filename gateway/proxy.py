@@ -120,7 +120,8 @@ class Proxy:
             ClientGone: there was nobody left to answer; the call is settled.
         """
         snapshot = self.snapshot  # read once: a call ends under what it began with
-        case = Progress(arrival.id, arrival.dialect.name, arrival.operation, self._clock.now_ns())
+        bodies = snapshot.config.journal.bodies
+        case = Progress(arrival.id, arrival.dialect.name, arrival.operation, self._clock.now_ns(), bodies)
         self.in_flight += 1
         try:
             await self.handle(case, snapshot, arrival, client)
@@ -158,7 +159,7 @@ class Proxy:
     async def _begin(self, case: Progress, call: Call, route: Route) -> None:
         case.begun = True  # even if the wait below is cut short, the intent may be written: an outcome must follow it
         record = self._scrubber.record(case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0))
-        await self._journal.begin(Intent(record, route.targets[0].target, self._stored(call.body)))
+        await self._journal.begin(Intent(record, route.targets[0].target, self._stored(case, call.body)))
 
     async def _answer(self, case: Progress, call: Call, dialect: Dialect, client: Client, reply: Reply) -> None:
         body = dialect.answer(call, reply)
@@ -169,7 +170,7 @@ class Proxy:
         self, case: Progress, call: Call, dialect: Dialect, client: Client, stream: OpenStream, *, idle_s: float,
     ) -> bytes:
         """Relay a stream up to its end, which is held back; returns the bytes that go out with the end."""
-        case.tally = Tally(Assembler() if self.snapshot.config.journal.bodies != "none" else None)
+        case.tally = Tally(Assembler() if case.bodies != "none" else None)
         ended = False
         try:
             await client.open(200, answer_headers(case), dialect.stream_content_type)
@@ -224,10 +225,10 @@ class Proxy:
             response = case.tally.assembler.body()
         try:
             if case.begun:
-                await self._journal.finish(record, response=self._stored(response))
+                await self._journal.finish(record, response=self._stored(case, response))
             elif case.principal is not NOBODY:
                 record = self._scrubber.record(record)  # a call that was begun was scrubbed when its intent was written
-                await self._journal.refuse(record, request=self._stored(case.call.body if case.call else None))
+                await self._journal.refuse(record, request=self._stored(case, case.call.body if case.call else None))
         finally:
             self._telemetry.publish(record)
 
@@ -247,10 +248,10 @@ class Proxy:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._telemetry.event("error", "settlement_failed", error=f"{type(error).__name__}: {error}")
 
-    def _stored(self, body: JsonObject | None) -> bytes | None:
+    def _stored(self, case: Progress, body: JsonObject | None) -> bytes | None:
         if body is None:
             return None
-        kept = reduce_body(body, self.snapshot.config.journal.bodies)
+        kept = reduce_body(body, case.bodies)
         return None if kept is None else self._scrubber.bytes(kept)
 
 

@@ -1,12 +1,15 @@
 """A streamed answer on its way to the client: back-pressure from the client's socket, the end held back until the books are closed."""
 
+import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.errors import AttemptFailed
 from gateway.progress import Tally
 from gateway.upstream.protocol import HttpAnswer
 from gateway.wire.protocol import Event, StreamDecoder, StreamEncoder
+
+_REST_S: Final = 1.0
 
 
 class Writer(Protocol):
@@ -55,11 +58,12 @@ async def relay(stream: OpenStream, encoder: StreamEncoder, writer: Writer, tall
 
 
 async def read_to_end(answer: HttpAnswer) -> None:
-    """Take what is left of an answer whose last event has come, so that its connection can be used again."""
+    """Take what is left of an answer whose last event has come, so that its connection can be used again. Gives up after a second."""
     try:
-        while await answer.chunk(timeout_s=1.0):
-            pass
-    except AttemptFailed:
+        async with asyncio.timeout(_REST_S):
+            while await answer.chunk(timeout_s=2 * _REST_S):
+                pass
+    except (AttemptFailed, TimeoutError):
         answer.abort()
     finally:
         answer.release()

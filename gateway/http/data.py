@@ -32,7 +32,7 @@ def models_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handle
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
         arrival = _arrival(request, client, proxy, dialect, endpoint)
         _check_origin(request, proxy)
-        await client.answer(200, {}, proxy.models(arrival))
+        await client.answer(200, {"X-Request-Id": client.call_id}, proxy.models(arrival))
 
     return handle
 

@@ -1,6 +1,7 @@
 """Opening the SQLite file: which library, which pragmas, which schema, and a clear refusal of what cannot be used."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -12,6 +13,10 @@ from gateway.store.migrations import APPLICATION_ID, SCHEMA_VERSION, migrations
 
 Connection: TypeAlias = Any  # a connection of whichever SQLite library is in use; the two have no common type
 
+_ROUNDS: Final = 3  # each waits up to the busy timeout wherever SQLite waits at all
+_PAUSE_S: Final = 0.2
+_BUSY: Final = frozenset({5, 6})  # SQLITE_BUSY, SQLITE_LOCKED
+
 _SYNCHRONOUS: Final = {"full": "PRAGMA synchronous = FULL", "normal": "PRAGMA synchronous = NORMAL"}
 
 
@@ -22,17 +27,35 @@ def open_writable(path: Path, *, synchronous: str, busy_timeout_s: float) -> Con
         StoreError: the path is a directory or read-only, the file is no database, someone else's, locked or from a newer version.
     """
     _create_private(path)
+    for _round in range(_ROUNDS):
+        try:
+            return _open(path, synchronous, busy_timeout_s)
+        except _LockedError as locked:
+            last = locked
+            threading.Event().wait(_PAUSE_S)
+    raise StoreError(last.message) from last
+
+
+class _LockedError(StoreError):
+    """Another process holds the file just now. Turning a new file to WAL fails at once for all but one of those that start together:
+    SQLite does not wait there, whatever the busy timeout says.
+    """
+
+
+def _open(path: Path, synchronous: str, busy_timeout_s: float) -> Connection:
     connection = None
     try:
         connection = _connect(f"{path.resolve().as_uri()}?mode=rw", busy_timeout_s)
         check_version(connection, path, empty_is_fine=True)
-        connection.execute("PRAGMA journal_mode = WAL")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(_SYNCHRONOUS[synchronous])
         connection.execute("PRAGMA foreign_keys = ON")
         _migrate(connection, path)
     except sqlite3.Error as error:
         close_quietly(connection)
-        raise StoreError(explain(error, path)) from error
+        kind = _LockedError if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY else StoreError
+        raise kind(explain(error, path)) from error
     except StoreError:
         close_quietly(connection)
         raise
@@ -88,6 +111,8 @@ def check_version(connection: Connection, path: Path, *, empty_is_fine: bool = F
 
 
 _DIRECTORY = "{path} is a directory; set `store.path` to a file"
+_UNWRITABLE = ("the database {path} cannot be opened for writing: {why}; "
+               "check that the folder exists and that the gateway's user may write to it and to the file")
 
 # Primary result codes (https://sqlite.org/rescode.html) and what an operator does about each.
 _ADVICE: Final = {
@@ -115,16 +140,19 @@ def _connect(uri: str, busy_timeout_s: float) -> Connection:
 
 
 def _create_private(path: Path) -> None:
-    """Make the file before SQLite does, readable by its owner alone; the -wal and -shm files take over its mode."""
+    """Make the file before SQLite does, readable by its owner alone; the -wal and -shm files take over its mode.
+
+    A file that exists is not opened: closing it would take this process's POSIX locks on it away from another connection.
+    """
     if path.is_dir():
         raise StoreError(_DIRECTORY.format(path=path))
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise StoreError(_UNWRITABLE.format(path=path, why="Permission denied")) from None
     except OSError as error:
-        raise StoreError(
-            f"the database {path} cannot be opened for writing: {error.strerror}; "
-            "check that the folder exists and that the gateway's user may write to it and to the file"
-        ) from error
+        raise StoreError(_UNWRITABLE.format(path=path, why=error.strerror)) from error
 
 
 def _migrate(connection: Connection, path: Path) -> None:
