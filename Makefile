@@ -21,8 +21,8 @@ test: $(VENV)/.dev ## Run the tests; core, wire and adapters must be covered in 
 	$(BIN)/pytest -n 2 -rs -m "not real" --cov --cov-branch --cov-report=
 	$(BIN)/coverage report --include='$(PROVEN)' --fail-under=100
 
-test-real: $(VENV)/.dev ## Run the tests that need a real model server, wherever one is installed.
-	$(BIN)/pytest -rs -m real
+test-real: $(VENV)/.real ## Run the tests against a real model on the processor (130 MB to download, once).
+	$(BIN)/pytest -rs -m real tests/real
 
 check: $(VENV)/.dev ## Lint, types, import contracts.
 	$(BIN)/ruff check .
@@ -56,6 +56,10 @@ $(VENV)/bin/python:
 $(VENV)/.demo: requirements-demo.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --require-hashes --requirement requirements-demo.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.real: requirements-real.txt $(VENV)/.dev
+	$(PIP) install --no-deps --require-hashes --requirement $<
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt pyproject.toml | $(VENV)/bin/python

@@ -5,9 +5,19 @@ from gateway.errors import CallError
 from gateway.progress import Progress
 
 
+def call_headers(call_id: str, error: CallError | None = None) -> dict[str, str]:
+    """What any answer says: which call it was, and after an error whether and when to try again."""
+    headers = {"X-Lockgate-Call": call_id, "X-Request-Id": call_id}
+    if error is not None:
+        headers["X-Should-Retry"] = "true" if error.should_retry else "false"
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+    return headers
+
+
 def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, str]:
     """What every governed answer says about itself (the contract's `X-Lockgate-…` headers)."""
-    headers = {"X-Lockgate-Call": case.id, "X-Request-Id": case.id}
+    headers = call_headers(case.id, error)
     if case.decision is not None:
         headers["X-Lockgate-Decision"] = case.decision.name
         if case.decision.rule is not None:
@@ -19,10 +29,6 @@ def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, 
             headers["X-Lockgate-Target"] = str(target)
     if case.trying is None and (cost := case.cost_nusd()) is not None:
         headers["X-Lockgate-Cost-Usd"] = usd(cost)
-    if error is not None:
-        headers["X-Should-Retry"] = "true" if error.should_retry else "false"
-        if error.retry_after_s is not None:
-            headers["Retry-After"] = str(error.retry_after_s)
     return headers
 
 

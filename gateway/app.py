@@ -28,6 +28,7 @@ from gateway.upstream.protocol import Transport
 _TRANSPORTS: Final[Mapping[str, Callable[..., Transport]]] = {"lean": LeanTransport, "aiohttp": AiohttpTransport}
 _LEASE_NS: Final = 10_000_000_000  # how long after its last sign of life a process is taken for dead
 _HEARTBEAT_S: Final = 2.0
+_FLUSH_S: Final = 0.2  # for bytes of answers that are done; calls themselves were waited for before
 _KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
 
 
@@ -58,7 +59,7 @@ class App:
         self.keyring = KeyRing(snapshot.pepper, self.clock) if snapshot.pepper is not None and config.auth.required else None
         self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, transport=self.transport,
                            telemetry=self.telemetry, clock=self.clock, ids=self.ids)
-        self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token)
+        self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight)
         self.surface = Surface(self.proxy, self.control, self.telemetry, self.ids)
         self._background = Background(self.clock, self.telemetry)
         self._runner: web.ServerRunner | None = None
@@ -75,23 +76,30 @@ class App:
         await self.telemetry.start()
         self._background.every(_HEARTBEAT_S, self._heartbeat, name="heartbeat")
         self._runner = web.ServerRunner(
-            Listener(self.surface, max_body=server.max_body), handle_signals=False, shutdown_timeout=server.drain_timeout)
+            Listener(self.surface, max_body=server.max_body), handle_signals=False, shutdown_timeout=_FLUSH_S)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()
         self.telemetry.event("info", "started", routes=len(self.snapshot.routes), rules=self.snapshot.bundle.digest)
 
     async def stop(self) -> None:
         """Stop accepting, let what runs end (bounded by `server.drain_timeout`), write every record, close. Safe after a failed start."""
-        self.control.draining = True
+        self.control.draining = self.proxy.draining = True
         self.telemetry.event("info", "draining", in_flight=self.proxy.in_flight)
         if self._runner is not None:
+            for site in list(self._runner.sites):
+                await site.stop()
+            await self.proxy.idle(self.snapshot.config.server.drain_timeout)
+            self.proxy.settler.stopping = True
             await self._runner.cleanup()
-        await self.proxy.drained()
+        await self.proxy.settler.drained()
         await self._background.stop()
         await self.transport.close()
         await self.store.close()
         self.telemetry.event("info", "stopped")
         await self.telemetry.close()
+
+    def _in_flight(self) -> int:
+        return self.proxy.in_flight
 
     async def _heartbeat(self) -> None:
         self.telemetry.in_flight(self.proxy.in_flight)

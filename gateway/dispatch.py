@@ -1,22 +1,20 @@
 """Sending a call: one target after another until one answers. Nothing has reached the client while this runs."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.call import Attempt, AttemptEnd, Call, Reply, Target
 from gateway.clock import Clock, Ids
 from gateway.core.plan import Deadlines, Retry, Route, Try, backoff_s, plan
-from gateway.errors import AttemptFailed, CallError, UpstreamFailed, UpstreamRejected, UpstreamTimeout
+from gateway.errors import AttemptFailed, CallError, StoreUnavailable, UpstreamFailed, UpstreamRejected, UpstreamTimeout
 from gateway.progress import Progress
-from gateway.relay import OpenStream
+from gateway.relay import OpenStream, first_event
 from gateway.snapshot import Provider, Snapshot
 from gateway.store.protocol import DispatchIntent, Journal
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
-from gateway.wire.protocol import Event, StreamDecoder
 
 _ERROR_BODY_LIMIT = 64 * 1024
-_ERROR_BODY_WAIT_S = 10.0
+_ERROR_BODY_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,11 @@ class Dispatcher:
                 await self.clock.sleep(waited_s)
             case.start_attempt(tried, started_ns=self.clock.now_ns(), waited_s=waited_s)
             if failure is not None:  # the first attempt's intent is part of the call's own
-                await self._record_intent(case, target, waited_s)
+                try:
+                    await self._record_intent(case, target, waited_s)
+                except StoreUnavailable:
+                    case.trying = None  # what has no intent is not sent, and so was not an attempt
+                    raise
             try:
                 return await self._try(case, call, route.deadlines, snapshot.providers[target.provider], target)
             except AttemptFailed as error:
@@ -74,14 +76,14 @@ class Dispatcher:
         try:
             answer = await self.transport.send(request, connect_s=deadlines.connect_s, headers_s=deadlines.headers_s)
             if not 200 <= answer.status < 300:
-                body = await answer.read(limit=_ERROR_BODY_LIMIT, timeout_s=_ERROR_BODY_WAIT_S)
-                raise provider.adapter.decode_error(answer.status, answer.headers, body)
+                raise provider.adapter.decode_error(answer.status, answer.headers, await _error_page(answer))
             if call.stream:
                 decoder = provider.adapter.decoder(call)
-                stream = OpenStream(answer, decoder, await _first_event(answer, decoder, deadlines.first_token_s))
+                stream = OpenStream(answer, decoder, await first_event(answer, decoder, deadlines.first_token_s))
                 case.first_byte_ns = self.clock.now_ns()
                 answer = None  # the stream's from here on
                 return stream
+            first_byte_ns = self.clock.now_ns()
             reply = provider.adapter.decode(call, await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s))
         except AttemptFailed as failure:
             failure.message = self.scrub(failure.message)
@@ -94,6 +96,7 @@ class Dispatcher:
         finally:
             if answer is not None:
                 answer.release()  # back to the pool if it was read to its end, else closed: the provider stops working
+        case.first_byte_ns = first_byte_ns
         case.finish_reasons = tuple(map(self.scrub, reply.finish_reasons))
         case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=answer.status, usage=reply.usage)
         return reply
@@ -107,15 +110,12 @@ def _request(case: Progress, call: Call, provider: Provider, target: Target) -> 
     return HttpRequest(made.method, provider.base_url + made.path, headers, made.body)
 
 
-async def _first_event(answer: HttpAnswer, decoder: StreamDecoder, first_token_s: float) -> Event:
-    """The first valid event: until then nothing is shown to the client, so a silent or broken target falls back unseen."""
+async def _error_page(answer: HttpAnswer) -> bytes:
+    """The body of an error answer; nothing where it is cut, huge or slow: the status is what decides."""
     try:
-        async with asyncio.timeout(first_token_s):
-            while (event := decoder.next_event()) is None:
-                decoder.feed(await answer.chunk(timeout_s=2 * first_token_s))  # the deadline above is the one that counts
-    except TimeoutError as error:
-        raise AttemptFailed("timeout:first_token", f"no event within {first_token_s:g} s", retryable=True) from error
-    return event
+        return await answer.read(limit=_ERROR_BODY_LIMIT, timeout_s=_ERROR_BODY_WAIT_S)
+    except AttemptFailed:
+        return b""
 
 
 def sum_up(attempts: Sequence[Attempt]) -> CallError:

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -55,14 +55,17 @@ class Gateway:
     async def __aenter__(self) -> Self:
         if self._sock is None:
             self._sock = listen(self._host, self._port, self._deployment)
+        refuse_open_doors(self._sock.getsockname()[0], self._deployment)  # also a socket that was handed in
         self.app = App(self._snapshot, write=self._write, parts=self._parts)
-        with ExitStack() as undo:
+        async with AsyncExitStack() as undo:  # a start that fails leaves nothing behind in its host
             undo.callback(self._sock.close)
+            undo.push_async_callback(self.app.stop)
             await self.app.start(self._sock)
             undo.pop_all()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sock = None
         if self.app is not None:
             await self.app.stop()
 

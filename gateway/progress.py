@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from gateway.call import Attempt, AttemptEnd, Call, CallRecord, Origin, Outcome, Principal, Usage
 from gateway.core.decision import Decision, reason_json
@@ -9,12 +10,13 @@ from gateway.core.money import cost_nusd
 from gateway.core.plan import Try
 from gateway.errors import AttemptFailed
 from gateway.wire.assemble import Assembler
-from gateway.wire.protocol import Event
+from gateway.wire.protocol import Event, StreamEncoder
 
 NOBODY = Principal(id="", routes=())
 
 # The provider answered with an error status or was never reached: it has not worked, so it has not billed.
-_UNBILLED = ("connect", "tls", "timeout:connect")
+_MOST_REASONS: Final = 128  # the API that is the canonical form gives at most as many choices
+_UNBILLED: Final = ("connect", "tls", "timeout:connect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Tally:
         """Count one event."""
         if event.usage is not None:
             self.usage = event.usage
-        if event.finish_reason is not None:
+        if event.finish_reason is not None and len(self.finish_reasons) < _MOST_REASONS:
             self.finish_reasons.append(event.finish_reason)
         if event.body is not None and self.assembler is not None:
             self.assembler.add(event.body)
@@ -62,7 +64,9 @@ class Progress:
     finish_reasons: tuple[str, ...] = ()
     first_byte_ns: int | None = None
     tally: Tally | None = None  # set once a stream is open to the client: from then on an error is an event in it
+    encoder: StreamEncoder | None = None  # the one that writes the open stream, to its end
     begun: bool = False  # the intent is in the journal, so an outcome must follow
+    doubtful: bool = False  # nobody can say whether the intent is in the journal: the store failed while it was written
     settled: bool = False  # the outcome is on its way to the journal, so no second one may
 
     def start_attempt(self, tried: Try, *, started_ns: int, waited_s: float) -> None:
@@ -100,6 +104,13 @@ class Progress:
         if any(attempt.cost_nusd is None for attempt in delivered or self.attempts):
             return None
         return sum(attempt.cost_nusd or 0 for attempt in self.attempts)
+
+    @property
+    def outcome_of_failure(self) -> Outcome:
+        """What an error now would make of the call."""
+        if self.tally is not None:
+            return Outcome.CUT
+        return Outcome.FAILED if self.begun else Outcome.REFUSED
 
     def record(self, outcome: Outcome, *, ended_ns: int, status: int, code: str = "", message: str = "") -> CallRecord:
         """The record of the call, as of now."""

@@ -1,13 +1,14 @@
 """A streamed answer on its way to the client: back-pressure from the client's socket, the end held back until the books are closed."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gateway.errors import AttemptFailed
 from gateway.progress import Tally
 from gateway.upstream.protocol import HttpAnswer
-from gateway.wire.protocol import Event, StreamDecoder, StreamEncoder
+from gateway.wire.protocol import Event, StreamDecoder
 
 _REST_S: Final = 1.0
 
@@ -20,7 +21,7 @@ class Writer(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class OpenStream:
     """A streamed answer whose first valid event has arrived, so that it may be shown to the client."""
 
@@ -29,15 +30,38 @@ class OpenStream:
     first: Event
 
 
-async def relay(stream: OpenStream, encoder: StreamEncoder, writer: Writer, tally: Tally, *, idle_s: float) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a stream may do: `idle_s` seconds of silence between two pieces, `most_bytes` in all."""
+
+    idle_s: float
+    most_bytes: int
+
+
+async def first_event(answer: HttpAnswer, decoder: StreamDecoder, first_token_s: float) -> Event:
+    """The first valid event. Raises `AttemptFailed`, `timeout:first_token` where there is none in time."""
+    try:
+        async with asyncio.timeout(first_token_s):
+            event = None
+            while event is None:
+                event, _size = await _read_on(answer, decoder, 2 * first_token_s)  # the deadline above is the one that counts
+    except TimeoutError as error:
+        raise AttemptFailed("timeout:first_token", f"no event within {first_token_s:g} s", retryable=True) from error
+    return event
+
+
+async def relay(
+    stream: OpenStream, encode: Callable[[Event], bytes], writer: Writer, tally: Tally, limits: Limits,
+) -> bytes:
     """Pass events on until the upstream ends the stream; returns the bytes not yet sent, which go out with the end.
 
     Raises:
-        AttemptFailed: the stream was cut, stalled longer than `idle_s`, malformed, or carried an error.
+        AttemptFailed: the stream was cut, stalled, malformed, too large, or carried an error.
         ClientGone: the client closed its connection.
     """
     event: Event | None = stream.first
     decoder, answer = stream.decoder, stream.answer
+    size = 0
     while True:
         ready: list[bytes] = []
         try:
@@ -45,7 +69,7 @@ async def relay(stream: OpenStream, encoder: StreamEncoder, writer: Writer, tall
                 tally.add(event)
                 if event.done:
                     return b"".join(ready)
-                ready.append(encoder.event(event))
+                ready.append(encode(event))
                 event = decoder.next_event()
         except AttemptFailed:  # what came whole before it broke is the client's
             if data := b"".join(ready):
@@ -53,8 +77,20 @@ async def relay(stream: OpenStream, encoder: StreamEncoder, writer: Writer, tall
             raise
         if data := b"".join(ready):
             await writer.write(data)
-        decoder.feed(await answer.chunk(timeout_s=idle_s))
-        event = decoder.next_event()
+        event, more = await _read_on(answer, decoder, limits.idle_s)
+        size += more
+        if size > limits.most_bytes:
+            raise AttemptFailed("too_large", f"the stream is over {limits.most_bytes} bytes", retryable=False)
+
+
+async def _read_on(answer: HttpAnswer, decoder: StreamDecoder, timeout_s: float) -> tuple[Event | None, int]:
+    """The next event, if the next bytes complete one, and how many bytes those were."""
+    data = await answer.chunk(timeout_s=timeout_s)
+    decoder.feed(data)
+    event = decoder.next_event()
+    if event is None and not data:  # an adapter of one's own that says nothing of the end must not be asked for ever
+        raise AttemptFailed("cut", "the stream ended before its end", retryable=True)
+    return event, len(data)
 
 
 async def read_to_end(answer: HttpAnswer) -> None:

@@ -85,7 +85,7 @@ def test_a_whole_deployment_is_compiled(folder):
     assert [(to.target, to.price) for to in route.targets] == [
         (Target("one", "m"), Price(10**6, 2 * 10**6)), (Target("one", "n"), None)]
     assert route.operations == {"chat", "completions", "embeddings"}
-    assert route.deadlines == Deadlines(5.0, 60.0, 60.0, 60.0, 60.0)
+    assert route.deadlines == Deadlines(5.0, 300.0, 120.0, 60.0, 60.0)
     assert route.retry == Retry(3, 1.0, 5.0)
     assert [dialect.name for dialect in snapshot.dialects] == ["openai"]
     assert [rule.id for rule in snapshot.bundle.rules] == ["no"]

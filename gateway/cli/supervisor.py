@@ -35,6 +35,7 @@ class Supervisor:
         self._drain_s = drain_s
         self._stop = asyncio.Event()
         self._processes: set[asyncio.subprocess.Process] = set()
+        self._ties: dict[int, socket.socket] = {}
         self._metrics = tempfile.mkdtemp(prefix="lockgate-metrics-")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._metrics  # where the workers' counters meet: prometheus_client's multiprocess mode
 
@@ -44,7 +45,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         try:
-            await asyncio.gather(*(self._start() for _ in range(self._workers)))
+            async with asyncio.TaskGroup() as starting:  # one that cannot start ends the others' wait
+                for _ in range(self._workers):
+                    starting.create_task(self._start())
             host, port = self._sock.getsockname()[:2]
             click.echo(f"lockgate ready on http://{f'[{host}]' if ':' in host else host}:{port}")
             keepers = [asyncio.create_task(self._keep(process)) for process in list(self._processes)]
@@ -52,35 +55,46 @@ class Supervisor:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
+        except* SetupError as failed:
+            raise failed.exceptions[0] from None
         finally:
             on_time = await self._end()
             shutil.rmtree(self._metrics, ignore_errors=True)
         return 0 if on_time else 1
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start one worker and wait until it accepts connections."""
-        readable, writable = os.pipe()
+        """Start one worker and wait until it accepts connections.
+
+        A socket pair ties the two: the worker says on its end that it is ready, and stops when the supervisor's end is gone, so that a
+        supervisor that is killed leaves no worker behind on the port.
+        """
+        ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "gateway.cli", "serve", "--config", str(self._config),
-                "--listen-fd", str(self._sock.fileno()), "--ready-fd", str(writable),
-                pass_fds=(self._sock.fileno(), writable),
+                "--listen-fd", str(self._sock.fileno()), "--supervisor-fd", str(theirs.fileno()),
+                pass_fds=(self._sock.fileno(), theirs.fileno()),
                 start_new_session=True,  # a Ctrl-C in the terminal goes to the supervisor alone, which passes it on in order
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
-            os.close(writable)
+            theirs.close()
         self._processes.add(process)
-        try:
+        ours.setblocking(False)
+        told = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(_READY_S):
-                told = await _read_line(readable)
-        except TimeoutError:
-            told = b""
+                told = await asyncio.get_running_loop().sock_recv(ours, 16)
         if not told:
+            ours.close()
             if process.returncode is None:
                 process.kill()
             await process.wait()
             self._processes.discard(process)
             raise SetupError("A worker did not start; what it said stands above.")
+        self._ties[process.pid] = ours
         return process
 
     async def _keep(self, process: asyncio.subprocess.Process) -> None:
@@ -91,6 +105,7 @@ class Supervisor:
             started = loop.time()
             code = await process.wait()
             self._processes.discard(process)
+            self._untie(process)
             forget_worker(process.pid)
             pause = _PAUSE_S if loop.time() - started > _LONGEST_PAUSE_S else min(pause * 2, _LONGEST_PAUSE_S)
             click.echo(f"a worker ended with code {code}; a new one starts in {pause:g} s", err=True)
@@ -109,15 +124,10 @@ class Supervisor:
             if process.returncode is None:
                 process.kill()
         await asyncio.gather(*waits)
+        for process in running:
+            self._untie(process)
         return not late
 
-
-async def _read_line(readable: int) -> bytes:
-    """The first line a worker writes, `b""` if it ends without one."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    transport, _protocol = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(readable, "rb"))
-    try:
-        return await reader.readline()
-    finally:
-        transport.close()
+    def _untie(self, process: asyncio.subprocess.Process) -> None:
+        if (tie := self._ties.pop(process.pid, None)) is not None:
+            tie.close()

@@ -14,18 +14,24 @@ _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"
 
 
 class HttpClient:
-    """One request's way back. `call_id` names it in the answer and the log; `response` is what was begun, None until then."""
+    """One request's way back. `call_id` names it in the answer and the log; `response` is what was begun, None until then.
 
-    __slots__ = ("_request", "call_id", "response")
+    `last`: the connection is closed after this answer.
+    """
 
-    def __init__(self, request: web.BaseRequest, call_id: str) -> None:
+    __slots__ = ("_last", "_request", "call_id", "response")
+
+    def __init__(self, request: web.BaseRequest, call_id: str, *, last: bool = False) -> None:
         self._request = request
+        self._last = last
         self.call_id = call_id
         self.response: web.StreamResponse | None = None
 
     async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str = "application/json") -> None:
         """Send a whole answer."""
         self.response = response = web.Response(status=status, headers={**headers, "Content-Type": content_type}, body=body)
+        if self._last:
+            response.force_close()
         try:
             await response.prepare(self._request)
             await response.write_eof()
@@ -35,6 +41,8 @@ class HttpClient:
     async def open(self, status: int, headers: Mapping[str, str], content_type: str) -> None:
         """Begin a streamed answer."""
         self.response = response = web.StreamResponse(status=status, headers={**headers, **_STREAM_HEADERS, "Content-Type": content_type})
+        if self._last:
+            response.force_close()
         try:
             await response.prepare(self._request)
         except ConnectionError as error:

@@ -1,12 +1,13 @@
 """Health, metrics and the control endpoints under `/-/`: JSON, errors as RFC 9457 problem+json, opened by the admin token."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+from gateway.clock import Clock
 from gateway.errors import CallError, InvalidRequest, StoreUnavailable, Unauthenticated, UnknownUrl
 from gateway.http.client import HttpClient
 from gateway.http.data import presented_key
@@ -17,17 +18,21 @@ from gateway.telemetry import METRICS_CONTENT_TYPE, Telemetry
 
 _FILTERS = frozenset({"limit", "before", "after", "key", "route", "outcome", "session"})
 _MOST_ROWS = 500
+_CHECK_S = 1.0
 
 
 @dataclass(slots=True)
 class Control:
-    """What operators and their tools ask. `draining` turns readiness off before the doors close."""
+    """What operators and their tools ask. `draining`: no new connections are taken, and those that are kept open are told so."""
 
     store: Store
     telemetry: Telemetry
     keyring: KeyRing | None
     admin_token: Secret | None
+    clock: Clock
+    in_flight: Callable[[], int]
     draining: bool = False
+    _checked: tuple[float, str] | None = None  # when the store was asked last, and what was wrong with it
 
     async def healthz(self, request: web.BaseRequest, client: HttpClient) -> None:
         """Liveness: the process answers."""
@@ -38,18 +43,29 @@ class Control:
         """Readiness: false while the store is unusable or the gateway is draining."""
         _ = request
         reasons = ["draining"] if self.draining else []
-        try:
-            await self.store.check()
-        except StoreUnavailable as error:
-            reasons.append(f"store: {error.message}")
+        if trouble := await self._trouble():
+            reasons.append(trouble)
         if self.keyring is not None and self.keyring.stale_since_ns is not None:
             reasons.append("keys: the store could not be read; the last known keys are in force")
         body = orjson.dumps({"status": "unavailable" if reasons else "ok", "reasons": reasons})
         await client.answer(503 if reasons else 200, {}, body)
 
+    async def _trouble(self) -> str:
+        """What is wrong with the store. Asked once a second at most: anyone may ask, and each answer costs the store a write."""
+        now = self.clock.monotonic()
+        if self._checked is None or now - self._checked[0] > _CHECK_S:
+            try:
+                await self.store.check()
+            except StoreUnavailable as error:
+                self._checked = now, f"store: {error.message}"
+            else:
+                self._checked = now, ""
+        return self._checked[1]
+
     async def metrics(self, request: web.BaseRequest, client: HttpClient) -> None:
         """Prometheus' text format."""
         _ = request
+        self.telemetry.in_flight(self.in_flight())
         await client.answer(200, {}, await self.telemetry.scrape(), METRICS_CONTENT_TYPE)
 
     async def calls(self, request: web.BaseRequest, client: HttpClient) -> None:
@@ -70,9 +86,6 @@ class Control:
         presented = presented_key(request)
         if self.admin_token is None or presented is None or Secret(presented) != self.admin_token:
             raise Unauthenticated("The control endpoints take the admin token: `Authorization: Bearer TOKEN` (`[admin] token`).")
-
-
-ControlHandler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
 
 
 def problem(error: CallError, call_id: str | None) -> bytes:

@@ -2,19 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import aiohttp
 from aiohttp import web
 
-from gateway.errors import BodyTimeout, BodyTooLarge, ClientGone, Forbidden, InvalidRequest
+from gateway.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest
 from gateway.http.client import HttpClient
 from gateway.proxy import Arrival, Proxy
+from gateway.snapshot import is_loopback
 from gateway.wire.protocol import Dialect, Endpoint
 
 Handler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
-
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def call_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handler:
@@ -57,15 +55,13 @@ def presented_key(request: web.BaseRequest) -> str | None:
 
 def _check_origin(request: web.BaseRequest, proxy: Proxy) -> None:
     """Without authentication, a web page in a browser on this machine must not reach the gateway (DNS rebinding, CVE-2025-64443)."""
-    config = proxy.snapshot.config
-    if config.auth.required:
+    if proxy.snapshot.config.auth.required:
         return
-    host = request.headers.get("Host", "").lower()
-    name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    if name not in _LOOPBACK and name != config.server.host:
-        raise Forbidden("Without authentication the gateway answers only to its own address; `Host` names another.", rule="host-check")
+    host = request.headers.get("Host", "")
+    if not is_loopback(host if host.endswith("]") else host.rpartition(":")[0] or host):
+        raise InvalidRequest("Without authentication the gateway answers only to this machine's own names; the header `Host` has another.")
     if "Origin" in request.headers:
-        raise Forbidden("Without authentication the gateway does not answer to web pages (`Origin` is set).", rule="origin-check")
+        raise InvalidRequest("Without authentication the gateway does not answer to web pages; the header `Origin` is set.")
 
 
 async def _read_body(request: web.BaseRequest, *, limit: int, timeout_s: float) -> bytes:
@@ -79,6 +75,8 @@ async def _read_body(request: web.BaseRequest, *, limit: int, timeout_s: float) 
         if request.content.is_eof():  # it came with the headers, as most do: nothing to wait for
             return await request.read()
         async with asyncio.timeout(timeout_s):
+            if request.headers.get("Expect", "").lower() == "100-continue":  # sent only now: who is calling is known
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise BodyTooLarge(f"The body is over the limit of {limit} bytes (`server.max_body`).") from error

@@ -12,6 +12,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
+from gateway.answer import call_headers
 from gateway.clock import Ids
 from gateway.errors import CallError, ClientGone, HeadersTooLarge, InternalError, InvalidRequest, MethodNotAllowed, UnknownUrl
 from gateway.http.client import HttpClient
@@ -26,7 +27,7 @@ _STUCK_S: Final = 60.0  # a client that takes nothing of what waits for it in th
 
 
 class Surface:
-    """Routes a request to its handler and turns whatever goes wrong into the dialect's own error. One of three broad boundaries."""
+    """Routes a request to its handler and turns whatever goes wrong into the dialect's own error. A broad boundary."""
 
     def __init__(self, proxy: Proxy, control: Control, telemetry: Telemetry, ids: Ids) -> None:
         self._telemetry = telemetry
@@ -41,7 +42,7 @@ class Surface:
             "/healthz": control.healthz, "/readyz": control.readyz, "/metrics": control.metrics, "/-/calls": control.calls,
         }
         self._table.update({("GET", path): (handler, None) for path, handler in own.items()})
-        self._call = control.call
+        self._control = control
         self._paths: Mapping[str, Dialect | None] = {path: dialect for (_method, path), (_handler, dialect) in self._table.items()}
 
     @property
@@ -52,7 +53,7 @@ class Surface:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
         handler, dialect = self._table.get((request.method, path)) or self._find(request.method, path)
-        client = HttpClient(request, self._ids.call_id())
+        client = HttpClient(request, self._ids.call_id(), last=self._control.draining)
         try:
             await handler(request, client)
         except CallError as error:
@@ -65,7 +66,7 @@ class Surface:
 
     def _find(self, method: str, path: str) -> tuple[Handler, Dialect | None]:
         if method == "GET" and path.startswith("/-/calls/"):
-            return self._call, None
+            return self._control.call, None
         dialect = self._paths.get(path) if path in self._paths else None if path.startswith("/-/") else self._dialects[0]
         known = path in self._paths
 
@@ -80,14 +81,14 @@ class Surface:
     def refusal(self, error: CallError) -> web.Response:
         """The answer to what is not HTTP, in the first dialect: nobody can say what its sender speaks. Closes the connection."""
         call_id = self._ids.call_id()
-        headers = {"Content-Type": "application/json", "X-Lockgate-Call": call_id, "X-Request-Id": call_id, "X-Should-Retry": "false"}
+        headers = {**call_headers(call_id, error), "Content-Type": "application/json"}
         response = web.Response(status=error.status, body=self._dialects[0].error(error, call_id), headers=headers)
         response.force_close()
         return response
 
     async def _refuse(self, client: HttpClient, dialect: Dialect | None, error: CallError) -> None:
         call_id = client.call_id
-        headers = {"X-Lockgate-Call": call_id, "X-Request-Id": call_id, "X-Should-Retry": "true" if error.should_retry else "false"}
+        headers = call_headers(call_id, error)
         try:
             if dialect is None:
                 await client.answer(error.status, headers, problem(error, call_id), "application/problem+json")

@@ -159,6 +159,8 @@ class Telemetry:
             while self._queue:
                 self._work()
                 self._closing.wait(_PAUSE_S)
+        while self._queue:  # what came between the last look and the end
+            self._work()
         if self._spans is not None:
             self._spans.close()
 

@@ -9,6 +9,8 @@ from gateway.call import JsonObject
 
 _TEXT: Final = frozenset({"content", "refusal", "arguments", "text", "reasoning_content", "reasoning"})
 _WHOLE: Final = {"chat.completion.chunk": "chat.completion"}
+MOST_SLOTS: Final = 128
+_REST: Final = -1
 MOST_CHARACTERS: Final = 4 * 1024 * 1024
 
 
@@ -38,7 +40,7 @@ class Assembler:
                 self._add_choice(choice)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        slot = self._choices.setdefault(_index(choice), {})
+        slot = _slot(self._choices, _index(choice))
         for key, value in choice.items():
             if key == "delta" and isinstance(value, dict):
                 self._merge(slot.setdefault("message", {}), value)
@@ -64,7 +66,7 @@ class Assembler:
         calls = into.setdefault("tool_calls", _Calls())
         for delta in deltas:
             if isinstance(delta, dict) and isinstance(calls, _Calls):
-                self._merge(calls.setdefault(_index(delta), {}), {key: value for key, value in delta.items() if key != "index"})
+                self._merge(_slot(calls, _index(delta)), {key: value for key, value in delta.items() if key != "index"})
 
     def _append(self, into: dict[str, Any], key: str, text: str) -> None:
         self._characters += len(text)
@@ -91,6 +93,11 @@ class Assembler:
 
 class _Calls(dict[Any, dict[str, Any]]):
     """Tool calls by the index their deltas carry."""
+
+
+def _slot(slots: dict[Any, dict[str, Any]], index: int | None) -> dict[str, Any]:
+    """The place of an index; past `MOST_SLOTS` of them the rest share one, so that a hostile provider cannot fill the memory."""
+    return slots.setdefault(index if index in slots or len(slots) < MOST_SLOTS else _REST, {})
 
 
 def _index(item: dict[str, Any]) -> int | None:

@@ -185,7 +185,7 @@ async def test_a_client_that_goes_away_stops_the_provider_at_once(house, message
     (entry,) = await house.one.finished(1)
     assert entry.end == "client_gone"
     assert entry.client_gone_ns - gone_ns < 1_000_000_000  # the promise is 0.1 s; a busy machine gets some slack
-    await house.gateway.app.proxy.drained()
+    await house.gateway.app.proxy.settler.drained()
     (row,) = await house.calls()
     assert row["outcome"] == "cancelled"
 

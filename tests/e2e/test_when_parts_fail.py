@@ -120,7 +120,7 @@ async def test_a_defect_is_one_error_with_an_id_that_is_in_the_log_and_a_closed_
         await house.client().chat.completions.create(model="r", messages=messages("hi"))
     assert (caught.value.status_code, caught.value.code) == (500, "internal_error")
     assert "RuntimeError" not in caught.value.response.text
-    await house.gateway.app.proxy.drained()
+    await house.gateway.app.proxy.settler.drained()
     (row,) = await house.calls()
     assert (row["outcome"], row["code"]) == ("failed", "internal_error")
     await house.gateway.app.telemetry.scrape()

@@ -128,7 +128,8 @@ class Town:
 
 def lockgate(*arguments: str, cwd: Path) -> str:
     """Run a command to its end; what it printed."""
-    done = subprocess.run([sys.executable, "-m", "gateway.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "gateway.cli", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, (arguments, done.stdout, done.stderr)
     return done.stdout
 
@@ -151,7 +152,8 @@ class House:
     async def call(self, call_id: str) -> dict[str, Any]:
         """What the journal says of a call, through the control endpoint."""
         token = (self.folder / "secrets/admin-token").read_text().strip()
-        return await fetch(f"{self.gateway.url}/-/calls/{call_id}", token)
+        row: dict[str, Any] = await fetch(f"{self.gateway.url}/-/calls/{call_id}", token)
+        return row
 
     async def busy(self) -> bool:
         """Whether the model is at work, in its server's own words."""

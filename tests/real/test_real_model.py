@@ -17,11 +17,10 @@ import pytest
 
 pytestmark = pytest.mark.real
 
-HELLO = [{"role": "user", "content": "Say hello."}]
-# Servers differ in what they do with a prompt they have seen; the model's choice of words must not.
+HELLO: list[Any] = [{"role": "user", "content": "Say hello."}]
 CALM: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
-WEATHER = [{"type": "function", "function": {
+WEATHER: list[Any] = [{"type": "function", "function": {
     "name": "get_weather", "description": "The weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Rome", "Oslo"]}}, "required": ["city"]}}}]
 
@@ -52,7 +51,7 @@ def cost_usd(usage: Any) -> Decimal:
     """What the configured prices make of what the server counted: part of a prompt it has seen is cheaper."""
     cached = usage.prompt_tokens_details.cached_tokens
     millionths = (usage.prompt_tokens - cached) * Decimal("1.00") + cached * Decimal("0.10") + usage.completion_tokens * Decimal("2.00")
-    return millionths / 1_000_000
+    return Decimal(millionths) / 1_000_000
 
 
 # ---- Whole answers -------------------------------------------------------------------------------------------------------------------
@@ -100,7 +99,8 @@ async def test_plain_completions_are_served(client):
 
 
 async def test_structured_output_is_parsed_plain_and_streamed(client):
-    asked = {"model": "small", "messages": [{"role": "user", "content": "Is Rome a capital?"}], "response_format": Capital, "temperature": 0}
+    prompt = [{"role": "user", "content": "Rome is a capital. Answer as JSON."}]
+    asked = {"model": "small", "messages": prompt, "response_format": Capital, "temperature": 0}
     answer = await client.chat.completions.parse(**asked)
     assert isinstance(answer.choices[0].message.parsed, Capital)
     async with client.chat.completions.stream(**asked) as stream:
@@ -109,7 +109,8 @@ async def test_structured_output_is_parsed_plain_and_streamed(client):
 
 
 async def test_tools_are_called_plain_and_streamed_and_their_results_understood(client):
-    asked = {"model": "small", "messages": asked_for_weather(), "tools": WEATHER, "tool_choice": "required", "temperature": 0, "max_tokens": 60}
+    asked: dict[str, Any] = {
+        "model": "small", "messages": asked_for_weather(), "tools": WEATHER, "tool_choice": "required", "temperature": 0, "max_tokens": 60}
     plain = await client.chat.completions.create(**asked)
     async with client.chat.completions.stream(**asked) as stream:
         streamed = await stream.get_final_completion()
@@ -149,7 +150,7 @@ async def test_a_synchronous_client_works_too(house):
     assert streamed
 
 
-async def test_more_calls_than_the_server_works_on_at_a_time_are_all_answered(house, client):
+async def test_more_calls_than_the_server_works_on_at_a_time_are_all_answered(client):
     """Its connections are used again, and it ends each of them after a hundred requests: no call may feel that."""
     async def ask(n: int) -> str:
         raw = await client.chat.completions.with_raw_response.create(
@@ -168,9 +169,8 @@ async def test_more_calls_than_the_server_works_on_at_a_time_are_all_answered(ho
 @pytest.mark.parametrize("operation", ["chat", "completions"])
 async def test_a_stream_comes_in_pieces_and_its_usage_only_where_it_was_asked_for(client, operation):
     """This server says the usage of plain completions unasked, in the last piece itself."""
-    create, asked = client.chat.completions.create, {"messages": HELLO}
-    if operation == "completions":
-        create, asked = client.completions.create, {"prompt": "Once upon a time"}
+    create = client.chat.completions.create if operation == "chat" else client.completions.create
+    asked = {"messages": HELLO} if operation == "chat" else {"prompt": "Once upon a time"}
     chunks = [chunk async for chunk in await create(model="small", stream=True, **asked, **CALM)]
     assert len(chunks) > 2
     assert all("usage" not in chunk.model_fields_set for chunk in chunks)
@@ -181,7 +181,8 @@ async def test_a_stream_comes_in_pieces_and_its_usage_only_where_it_was_asked_fo
 
 
 async def test_a_stream_is_priced_and_on_record_as_what_it_amounts_to(house, client):
-    stream = await client.chat.completions.create(model="small", messages=HELLO, stream=True, stream_options={"include_usage": True}, **CALM)
+    stream = await client.chat.completions.create(
+        model="small", messages=HELLO, stream=True, stream_options={"include_usage": True}, **CALM)
     chunks = [chunk async for chunk in stream]
     row = await house.call(stream.response.headers["x-lockgate-call"])
     answer = json.loads(row["response"])
@@ -206,9 +207,9 @@ async def test_several_prompts_are_streamed_to_the_end_of_each(client):
 async def test_what_keeps_a_connection_alive_while_the_model_reads_is_not_part_of_the_answer(house):
     body = {"model": "small", "stream": True, "max_tokens": 2, "cache_prompt": False,
             "messages": [{"role": "user", "content": "word " * 900}]}
-    async with aiohttp.ClientSession(house.gateway.url, headers={"x-api-key": house.key}) as session:
-        async with session.post("/v1/chat/completions", json=body) as answer:
-            lines = [line for line in (await answer.text()).split("\n\n") if line]
+    async with (aiohttp.ClientSession(house.gateway.url, headers={"x-api-key": house.key}) as session,
+                session.post("/v1/chat/completions", json=body) as answer):
+        lines = [line for line in (await answer.text()).split("\n\n") if line]
     assert all(line.startswith("data: ") for line in lines if not line.startswith(": X-Lockgate-"))
     assert lines[-1] == "data: [DONE]"
 
@@ -268,6 +269,7 @@ async def test_strangers_and_unknown_models_never_reach_the_server(house, client
             await stranger.chat.completions.create(model="small", messages=HELLO)
 
 
+# The last one: nothing can be asked of that server afterwards.
 async def test_a_server_killed_in_the_middle_of_a_stream_is_an_error_and_the_next_call_goes_elsewhere(house, client):
     stream = await client.chat.completions.create(
         model="backed-up", messages=HELLO, stream=True, temperature=0, max_tokens=1900, extra_body={"ignore_eos": True})

@@ -1,0 +1,123 @@
+"""The books of a call: its intent before anything leaves, exactly one outcome after, whatever the caller or the store does meanwhile."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+from gateway.call import AttemptEnd, Call, CallRecord, JsonObject, Outcome, Target
+from gateway.clock import Clock
+from gateway.errors import CallError, LockgateError, StoreError, StoreUnavailable
+from gateway.progress import NOBODY, Progress
+from gateway.store.protocol import Intent, Journal
+from gateway.store.scrub import Scrubber, reduce_body
+from gateway.telemetry import Telemetry
+
+_FIRST_PAUSE_S: Final = 0.1  # between two tries to write an outcome that the store could not take
+_LONGEST_PAUSE_S: Final = 5.0
+_MOST_SETTLING: Final = 10_000  # outcomes that wait for a store to come back; more are given up, and their calls marked at the next start
+
+
+class Settler:
+    """Writes intents and outcomes. Owns the settlements that outlive their calls; `stopping` ends their patience with the store."""
+
+    def __init__(self, journal: Journal, telemetry: Telemetry, clock: Clock, scrubber: Scrubber) -> None:
+        self.stopping = False
+        self._journal = journal
+        self._telemetry = telemetry
+        self._clock = clock
+        self._scrubber = scrubber
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def begin(self, case: Progress, call: Call, first: Target) -> None:
+        """Write the intent of a call and of its first attempt; returns when it is on disk. Raises `StoreUnavailable`."""
+        case.begun = True  # even if the wait below is cut short, the intent may be written: an outcome must follow it
+        record = self._scrubber.record(case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0))
+        try:
+            await self._journal.begin(Intent(record, first, self._stored(case, call.body)))
+        except StoreUnavailable:
+            case.doubtful = True
+            raise
+
+    async def settle(
+        self, case: Progress, outcome: Outcome, status: int, *, error: CallError | None = None, response: JsonObject | None = None,
+    ) -> None:
+        """Write the outcome; returns when it is on disk. Raises `StoreUnavailable`, and then the call is not settled yet."""
+        case.settled = True
+        record, write = self._closing(case, outcome, status, error, response)
+        written = True
+        try:
+            await write()
+        except StoreUnavailable:
+            case.settled = written = False
+            raise
+        finally:  # a caller who is cancelled here leaves a write that is queued and will be done
+            if written:
+                self._telemetry.publish(record)
+
+    def settle_later(self, case: Progress, outcome: Outcome, status: int, error: LockgateError) -> asyncio.Task[None]:
+        """Settle in a task of its own: neither a cancelled caller nor a store that fails for a while can take the record with it."""
+        cancelled = outcome in (Outcome.CANCELLED, Outcome.INTERRUPTED)
+        case.end_attempt(AttemptEnd.CANCELLED if cancelled else AttemptEnd.FAILED, ended_ns=self._clock.now_ns())
+        case.settled = True
+        record, write = self._closing(case, outcome, status, error, None)
+        self._telemetry.publish(record)
+        return self.own(self._write_until_written(case, write))
+
+    def _closing(
+        self, case: Progress, outcome: Outcome, status: int, error: LockgateError | None, response: JsonObject | None,
+    ) -> tuple[CallRecord, Callable[[], Awaitable[None]]]:
+        """The record of a call that ends now, and what writes it. A stranger leaves no row, and so cannot fill the disk."""
+        record = case.record(outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
+                             message=self._scrubber.text(error.message) if error else "")
+        if case.begun:  # scrubbed when its intent was written
+            if response is None and case.tally and case.tally.assembler:
+                response = case.tally.assembler.body()
+            return record, partial(self._journal.finish, record, response=self._stored(case, response))
+        record = self._scrubber.record(record)
+        if case.principal is NOBODY:
+            return record, _write_nothing
+        return record, partial(self._journal.refuse, record, request=self._stored(case, case.call.body if case.call else None))
+
+    async def _write_until_written(self, case: Progress, write: Callable[[], Awaitable[None]]) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await write()
+            except StoreUnavailable:
+                if self.stopping or len(self._settling) > _MOST_SETTLING:
+                    raise
+            except StoreError as error:  # it has its outcome; or it never began, which is what was in doubt
+                if not case.doubtful:
+                    self._telemetry.event("error", "outcome_not_written", call=case.id, error=error.message)
+                return None
+            await self._clock.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._disown)
+        return task
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._telemetry.event("error", "settlement_failed", error=f"{type(error).__name__}: {error}")
+
+    async def drained(self, timeout_s: float = 10.0) -> None:
+        """Wait until every settlement that outlived its call is written, `timeout_s` at most; what is left then is given up."""
+        if self._settling:
+            _done, late = await asyncio.wait(self._settling, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+
+    def _stored(self, case: Progress, body: JsonObject | None) -> bytes | None:
+        if body is None:
+            return None
+        kept = reduce_body(body, case.bodies)
+        return None if kept is None else self._scrubber.bytes(kept)
+
+
+async def _write_nothing() -> None:
+    """Write nothing: nobody known asked for anything."""
