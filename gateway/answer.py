@@ -27,12 +27,16 @@ def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, 
         headers["X-Lockgate-Attempts"] = str(len(case.attempts) + (case.trying is not None))
         if target is not None:
             headers["X-Lockgate-Target"] = str(target)
-    if case.trying is None and (cost := case.cost_nusd()) is not None:
-        headers["X-Lockgate-Cost-Usd"] = usd(cost)
+    if case.trying is None:  # of a stream that begins nothing is known yet
+        headers["X-Lockgate-Cost-Usd"] = _cost(case)
     return headers
 
 
 def closing_figures(case: Progress) -> str:
     """What is known only at a stream's end, for its last comment."""
+    return f"X-Lockgate-Cost-Usd: {_cost(case)}"
+
+
+def _cost(case: Progress) -> str:
     cost = case.cost_nusd()
-    return f"X-Lockgate-Cost-Usd: {'unknown' if cost is None else usd(cost)}"
+    return "unknown" if cost is None else usd(cost)

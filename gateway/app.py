@@ -28,6 +28,7 @@ from gateway.upstream.protocol import Transport
 _TRANSPORTS: Final[Mapping[str, Callable[..., Transport]]] = {"lean": LeanTransport, "aiohttp": AiohttpTransport}
 _LEASE_NS: Final = 10_000_000_000  # how long after its last sign of life a process is taken for dead
 _HEARTBEAT_S: Final = 2.0
+_CUT_S: Final = 5.0  # for what is cut short at the end of the drain: an outcome, an error to the client
 _FLUSH_S: Final = 0.2  # for bytes of answers that are done; calls themselves were waited for before
 _KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
 
@@ -89,7 +90,7 @@ class App:
             for site in list(self._runner.sites):
                 await site.stop()
             await self.proxy.idle(self.snapshot.config.server.drain_timeout)
-            self.proxy.settler.stopping = True
+            await self.proxy.cut(_CUT_S)
             await self._runner.cleanup()
         await self.proxy.settler.drained()
         await self._background.stop()

@@ -86,7 +86,7 @@ class Dispatcher:
             first_byte_ns = self.clock.now_ns()
             reply = provider.adapter.decode(call, await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s))
         except AttemptFailed as failure:
-            failure.message = self.scrub(failure.message)
+            failure.scrub(self.scrub)
             case.end_attempt(AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
             raise
         except UpstreamRejected as refusal:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+LONGEST_MESSAGE: Final = 2000  # characters of a provider's words that are kept
+LONGEST_WORD: Final = 200
+
 
 @dataclass(frozen=True, slots=True)
 class CodeRule:
@@ -146,11 +149,11 @@ class UpstreamRejected(CallError):
         self.upstream_param = upstream_param
 
     def scrub(self, scrub: Callable[[str], str]) -> None:
-        """Take secrets out of everything the provider wrote."""
-        self.message = scrub(self.message)
-        self.upstream_type = scrub(self.upstream_type) if self.upstream_type else None
-        self.upstream_code = scrub(self.upstream_code) if self.upstream_code else None
-        self.upstream_param = scrub(self.upstream_param) if self.upstream_param else None
+        """Take secrets out of everything the provider wrote, then cut it to length: the other way round would hide half a secret."""
+        self.message = scrub(self.message)[:LONGEST_MESSAGE]
+        self.upstream_type = scrub(self.upstream_type)[:LONGEST_WORD] if self.upstream_type else None
+        self.upstream_code = scrub(self.upstream_code)[:LONGEST_WORD] if self.upstream_code else None
+        self.upstream_param = scrub(self.upstream_param)[:LONGEST_WORD] if self.upstream_param else None
 
     @property
     def status(self) -> int:
@@ -198,6 +201,10 @@ class AttemptFailed(LockgateError):
         self.retryable = retryable
         self.status = status
         self.retry_after_s = retry_after_s
+
+    def scrub(self, scrub: Callable[[str], str]) -> None:
+        """Take secrets out of what the provider wrote, then cut it to length."""
+        self.message = scrub(self.message)[:LONGEST_MESSAGE]
 
 
 class ClientGone(LockgateError):

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.answer import answer_headers, closing_figures
 from gateway.call import AttemptEnd, Call, Outcome, Principal, Reply, Target
@@ -20,7 +20,6 @@ from gateway.errors import (
     ClientGone,
     InternalError,
     InvalidRequest,
-    LockgateError,
     Overloaded,
     StoreUnavailable,
     UnknownRoute,
@@ -93,6 +92,7 @@ class Proxy:
         self._scrubber = Scrubber(snapshot.secrets)
         self._dispatcher = Dispatcher(transport, journal, clock, ids, self._scrubber.text)
         self.settler = Settler(journal, telemetry, clock, self._scrubber)
+        self._running: set[asyncio.Task[Any] | None] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False  # no new calls
@@ -127,6 +127,8 @@ class Proxy:
         snapshot = self.snapshot  # read once: a call ends under what it began with
         bodies = snapshot.config.journal.bodies
         case = Progress(arrival.id, arrival.dialect.name, arrival.operation, self._clock.now_ns(), bodies)
+        task = asyncio.current_task()
+        self._running.add(task)
         self.in_flight += 1
         self._idle.clear()
         try:
@@ -138,11 +140,20 @@ class Proxy:
             case.end_attempt(AttemptEnd.CUT if case.tally else AttemptEnd.FAILED, ended_ns=self._clock.now_ns(), failure=failure)
             late = UpstreamTimeout("The route's `total` deadline passed before the answer was complete.")
             await self._tell(case, late, arrival.dialect, client)
-        except (asyncio.CancelledError, ClientGone):
+        except asyncio.CancelledError:
+            if case.settled:
+                raise
+            if not self.settler.stopping:
+                self._gone(case)
+                raise
+            case.end_attempt(AttemptEnd.CANCELLED, ended_ns=self._clock.now_ns())  # `cut` did this, and the client is still there
+            await self._tell(case, Overloaded("The gateway was stopped before the answer was complete."), arrival.dialect, client)
+        except ClientGone:
             if not case.settled:
-                self.settler.settle_later(case, *self._cut_short())
+                self._gone(case)
             raise
         finally:
+            self._running.discard(task)
             self.in_flight -= 1
             if self.in_flight == 0:
                 self._idle.set()
@@ -160,6 +171,14 @@ class Proxy:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
+
+    async def cut(self, timeout_s: float) -> None:
+        """End every call in flight: each is settled, and its client told. Waits `timeout_s` at most."""
+        self.settler.stopping = True
+        for task in list(self._running):
+            if task is not None:
+                task.cancel()
+        await self.idle(timeout_s)
 
     def _admit(self, snapshot: Snapshot) -> None:
         if self.draining:
@@ -189,7 +208,7 @@ class Proxy:
             rest = await relay(stream, lambda event: self._scrubber.bytes(encoder.event(event)), client, tally, limits)
             ended = True
         except AttemptFailed as failure:
-            failure.message = self._scrubber.text(failure.message)
+            failure.scrub(self._scrubber.text)
             case.end_attempt(AttemptEnd.CUT, ended_ns=self._clock.now_ns(), failure=failure)
             raise UpstreamFailed(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
         finally:
@@ -223,11 +242,9 @@ class Proxy:
         else:
             await client.answer(error.status, answer_headers(case, error), dialect.error(error, case.id))
 
-    def _cut_short(self) -> tuple[Outcome, int, LockgateError]:
-        if self.settler.stopping:
-            stopped = Overloaded("The gateway was stopped before the answer was complete.")
-            return Outcome.INTERRUPTED, stopped.status, stopped
-        return Outcome.CANCELLED, _CLIENT_CLOSED, ClientGone("The client closed its connection.")
+    def _gone(self, case: Progress) -> None:
+        gone = ClientGone("The client closed its connection.")
+        self.settler.settle_later(case, Outcome.CANCELLED, _CLIENT_CLOSED, gone)
 
 
 def _target(case: Progress) -> Target:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from gateway.cli.output import config_option, emit_json, json_option
+from gateway.cli.output import config_option, count, emit_json, json_option
 from gateway.config import Deployment, read_deployment
 from gateway.errors import ConfigError, Problem
 from gateway.snapshot import SENSITIVE_HEADER, Snapshot, compile_snapshot, is_loopback
@@ -46,12 +46,12 @@ def _report(problems: list[Problem], found: list[Problem], snapshot: Snapshot | 
                    "warnings": [dataclasses.asdict(each) for each in found], "loaded": loaded})
         return
     for problem in problems:
-        click.echo(str(problem), err=True)
+        click.echo(f"error: {problem}", err=True)
     for warning in found:
         click.echo(f"warning: {warning}", err=True)
-    if loaded:
-        click.echo("ok: " + ", ".join(f"{value} {name}" for name, value in loaded.items() if name != "bundle")
-                   + f", bundle {loaded['bundle']}" + (f"; {len(found)} warnings" if found else ""))
+    if snapshot is not None:
+        counts = (count(len(snapshot.providers), "provider"), count(len(snapshot.routes), "route"), count(len(snapshot.bundle.rules), "rule"))
+        click.echo(f"ok: {', '.join(counts)}, bundle {snapshot.bundle.digest}" + (f"; {count(len(found), 'warning')}" if found else ""))
 
 
 def _placed(problem: Problem, folder: Path) -> Problem:

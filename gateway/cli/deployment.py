@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 from gateway.config import Deployment, read_deployment
-from gateway.errors import SetupError
+from gateway.errors import SetupError, StoreError
 from gateway.secret import Secret, resolve
+from gateway.store.database import Connection, open_readonly
+
+_SET_PATH = "set `store.path` to a new file, or to the right one"  # what the store tells a gateway's operator
 
 
 def database_of(deployment: Deployment) -> Path:
@@ -16,9 +19,29 @@ def database_of(deployment: Deployment) -> Path:
     return deployment.folder / path
 
 
-def database_at(config_path: str) -> Path:
-    """Where the database of the deployment with this config.toml is."""
-    return database_of(read_deployment(Path(config_path)))
+def open_deployment(config_path: str) -> tuple[Path, Connection]:
+    """The database of the deployment with this config.toml, and a connection that only reads it.
+
+    Raises:
+        LockgateError: the configuration or the database cannot be used.
+    """
+    path = database_of(read_deployment(Path(config_path)))
+    if not path.exists():
+        raise StoreError(f"there is no database at {path} yet; `lockgate serve` or `lockgate keys create` makes it "
+                         "(another deployment: --config)")
+    return path, open_readonly(path)
+
+
+def open_file(path: Path) -> Connection:
+    """A connection that only reads a database that the user has named. Raises `StoreError` in words about that file."""
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory; name the database file in it")
+    if not path.exists():
+        raise StoreError(f"there is no file {path}")
+    try:
+        return open_readonly(path)
+    except StoreError as error:
+        raise StoreError(error.message.replace(_SET_PATH, "name another file")) from error
 
 
 def pepper_of(deployment: Deployment) -> Secret:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import shutil
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,11 @@ from gateway.errors import SetupError
 from gateway.plugins import shipped
 
 _SECRET_BYTES: Final = 32
+_GITIGNORE: Final = """\
+# What must not leave this machine: secrets, and a database that may hold what people asked.
+secrets/
+*.db*
+"""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,13 +28,13 @@ def init(*, folder: Path) -> None:
     It works as it is with `lockgate simulate` as the provider; no account is needed.
     """
     token = lay(folder)
-    config = folder / "config.toml"
     click.echo(f"Made {folder}: config.toml, policies/, routes/, adapters/, secrets/.\n")
     click.echo(f"Admin token (shown once, kept in {folder / 'secrets' / 'admin-token'}):\n\n  {token}\n")
     click.echo("Next:\n\n"
-               "  lockgate simulate --port 9090\n"
-               f"  lockgate keys create --config {config} --name me\n"
-               f"  lockgate serve --config {config}\n")
+               f"  cd {shlex.quote(str(folder))}\n"
+               "  lockgate simulate --port 9090   # the provider; leave it running, and go on in a second terminal, in the same folder\n"
+               "  lockgate keys create --name me  # shows your key, once\n"
+               "  lockgate serve\n")
 
 
 def lay(folder: Path) -> str:
@@ -42,7 +48,10 @@ def lay(folder: Path) -> str:
         (folder / "secrets").mkdir(mode=0o700)
         _write_secret(folder / "secrets" / "pepper", secrets.token_urlsafe(_SECRET_BYTES))
         _write_secret(folder / "secrets" / "admin-token", token)
-        shutil.copyfile(shipped("config.example.toml"), folder / "config.toml")  # the last: without it nothing runs on a half-made folder
+        (folder / ".gitignore").write_text(_GITIGNORE)
+        # The last, and at once: nothing runs on a folder that is half made or with a configuration that is half there.
+        shutil.copyfile(shipped("config.example.toml"), folder / "config.toml.part")
+        (folder / "config.toml.part").replace(folder / "config.toml")
     except OSError as error:
         raise SetupError(f"Cannot make the deployment in {folder}: {error.strerror} ({error.filename}). "
                          "Choose a folder that you may write to; remove what is half-made.") from error

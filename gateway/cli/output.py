@@ -1,4 +1,4 @@
-"""How commands print: a table on a terminal, plain columns when piped, JSON when asked."""
+"""How commands print: plain columns, or JSON when asked. A cell is never cut: an id that is cut cannot be used."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ import orjson
 _UNSAFE: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 config_option = click.option(
-    "--config", "config_path", default="config.toml", envvar="LOCKGATE_CONFIG", show_default=True,
+    "--config", "config_path", default="config.toml", envvar="LOCKGATE_CONFIG", show_envvar=True, show_default=True,
     type=click.Path(dir_okay=False), help="The deployment's config.toml.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -20,9 +20,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 def emit_json(value: Any) -> None:
     """Print one JSON document, indented for people on a terminal, one line when piped."""
-    indent = orjson.OPT_INDENT_2 if sys.stdout.isatty() else 0
-    text = orjson.dumps(value, option=indent).decode()
-    click.echo(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(_json(value, indent=sys.stdout.isatty()))
+
+
+def emit_json_line(value: Any) -> None:
+    """Print one JSON document on a line of its own, wherever it goes: one of many."""
+    click.echo(_json(value, indent=False))
 
 
 def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
@@ -30,32 +33,36 @@ def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_j
     if as_json:
         emit_json(list(rows))
         return
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    if sys.stdout.isatty():
-        _rich_table(columns, cells)
-        return
+    cells = [[cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(row[i]) for row in cells)) if cells else len(column) for i, column in enumerate(columns)]
-    for row in [list(columns), *cells]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in [columns, *cells]:
+        emit_columns(line, widths)
 
 
-def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - 100 ms to import, and only a terminal needs it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        table.add_column(column)
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))  # Text: what a caller wrote is never markup
-    Console().print(table)
+def emit_columns(cells: Sequence[str], widths: Sequence[int]) -> None:
+    """Print one line of a table; what is wider than its column moves the rest of its line."""
+    click.echo("  ".join(text.ljust(width) for text, width in zip(cells, widths, strict=True)).rstrip())
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as one cell of a table."""
     if value is None:
         return "-"
     if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value) or "-"
-    text = str(value)
+        return printable(",".join(str(item) for item in value)) or "-"
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """One line that cannot steer a terminal: whatever is not a visible character or a blank becomes a replacement mark."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 route", "2 routes"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _json(value: Any, *, indent: bool) -> str:
+    text = orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0).decode()
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

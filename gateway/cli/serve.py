@@ -1,7 +1,6 @@
 """`lockgate serve`: one gateway process, or several that share the port and the database."""
 
 import asyncio
-import gc
 import signal
 import socket
 import sys
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.loop import run_loop
 from gateway.cli.output import config_option
+from gateway.cli.process import allow_descriptors, run_loop, say_no_reload, settle_memory
 from gateway.cli.supervisor import Supervisor
 from gateway.config import read_deployment
 from gateway.embed import Gateway, listen
@@ -39,6 +38,7 @@ def serve(
         run_loop(_run(Gateway(deployment, sock=handed, write=fd_writer(2)), supervisor_fd=supervisor_fd))
         return
     server = deployment.config.server
+    allow_descriptors(2 * server.max_in_flight + 100)  # a call has two connections, and workers inherit the limit
     sock = listen(host or server.host, server.port if port is None else port, deployment)
     if workers == 1:
         run_loop(_run(Gateway(deployment, sock=sock, write=fd_writer(2)), supervisor_fd=None))
@@ -54,23 +54,14 @@ async def _run(gateway: Gateway, *, supervisor_fd: int | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, say_no_reload)
     async with gateway:
-        _settle_memory()
+        settle_memory()
         if supervisor_fd is None:
             click.echo(f"lockgate ready on {gateway.url}")
             await stop.wait()
         else:
             await _serve_under_supervision(socket.socket(fileno=supervisor_fd), stop)
-
-
-def _settle_memory() -> None:
-    """Take what was loaded at start out of the garbage collector's rounds, and let the rounds be rarer: a fifth of a call's CPU.
-
-    For a process of our own only; a host decides for itself.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 async def _serve_under_supervision(tie: socket.socket, stop: asyncio.Event) -> None:

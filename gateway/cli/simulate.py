@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.loop import run_loop
+from gateway.cli.process import run_loop
 from gateway.clock import SystemClock
 from gateway.simulator import RequestLog, Scenario, Simulator, read_scenario
 from gateway.simulator.server import run

@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from gateway.cli.process import say_no_reload
 from gateway.errors import SetupError
 from gateway.telemetry import forget_worker
 
@@ -44,6 +45,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, say_no_reload)
         try:
             async with asyncio.TaskGroup() as starting:  # one that cannot start ends the others' wait
                 for _ in range(self._workers):

@@ -6,9 +6,9 @@ and every one of them is on record as an error.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from gateway.core.decision import POLICY_ERROR, Allowed, Decision, Denied, Effect, Reason
 from gateway.core.expressions import (
@@ -24,6 +24,10 @@ from gateway.core.expressions import (
 from gateway.core.facts import PHASES, Fact, Facts, Phase, facts_of
 from gateway.core.matching import MATCH_KEYS, Index
 from gateway.errors import ConfigError, Problem
+
+
+# Makes a problem of a rule's `source`, the key within the rule, the message and the hint.
+Locate: TypeAlias = Callable[[str, tuple[str | int, ...], str, str | None], Problem]
 
 
 class MatchSource(Protocol):
@@ -115,20 +119,21 @@ class Bundle:
     phases: Mapping[Phase, PhaseRules] = field(repr=False)
 
 
-def compile_bundle(rules: Sequence[RuleSource], engine: str) -> Bundle:
-    """Parse, check and index every rule. `engine` is `policy.engine`.
+def compile_bundle(rules: Sequence[RuleSource], engine: str, locate: Locate | None = None) -> Bundle:
+    """Parse, check and index every rule. `engine` is `policy.engine`; `locate` finds a key's line where files are known.
 
     Raises:
         ConfigError: names every rule that cannot be used, and why.
     """
     engines: dict[str, Engine] = {phase: _open_engine(engine, phase) for phase in PHASES}
-    problems = _repeated(rules)
+    locate = locate or _at_rule
+    problems = _repeated(rules, locate)
     compiled: list[Rule] = []
     for rule in rules:
         try:
             compiled.append(_compile(rule, engines[rule.phase]))
         except ExpressionError as error:
-            problems.extend(_problems(rule, error))
+            problems.extend(_problems(rule, error, locate))
     if problems:
         raise ConfigError(problems)
     pairs = list(zip(rules, compiled, strict=True))
@@ -170,10 +175,12 @@ def merge(rules: Sequence[Rule], reasons: Sequence[Reason], digest: str) -> Deci
 
 
 def _denied(rule: Rule, reason: Reason, reasons: tuple[Reason, ...], labels: tuple[str, ...], digest: str) -> Denied:
-    if reason.verdict == "error":  # the rule's own words would accuse the caller of what nobody could find out
-        message = f"Rule {rule.id!r} could not be evaluated on this call, so the call is refused ({POLICY_ERROR})."
-        return Denied(rule.id, message, None, reasons, labels, digest)
-    return Denied(rule.id, rule.message or f"Denied by rule {rule.id!r}.", rule.remedy, reasons, labels, digest)
+    # The rule's id is not repeated: whoever shows a denial names the rule before its message.
+    message = rule.message or "This call is not allowed."
+    if reason.verdict == "error":  # said first, or the rule's own words would accuse the caller of what nobody could find out
+        unclear = f"The rule could not be evaluated on this call, so the call is refused ({POLICY_ERROR})."
+        message = f"{unclear} The rule says: {rule.message}" if rule.message else unclear
+    return Denied(rule.id, message, rule.remedy, reasons, labels, digest)
 
 
 def _ask(rule: Rule, facts: Facts, activation: Any) -> Reason:
@@ -227,18 +234,19 @@ def _digest(rules: Sequence[RuleSource]) -> str:
     return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"
 
 
-def _repeated(rules: Iterable[RuleSource]) -> list[Problem]:
+def _repeated(rules: Iterable[RuleSource], locate: Locate) -> list[Problem]:
     first: dict[str, RuleSource] = {}
-    return [Problem(*_place(rule), f"rule.{rule.id}.id", f"the id {rule.id!r} is taken",
-                    f"first used at {first[rule.id].source}")
+    return [locate(rule.source, ("id",), f"the id {rule.id!r} is taken", f"first used at {first[rule.id].source}")
             for rule in rules if first.setdefault(rule.id, rule) is not rule]
 
 
-def _problems(rule: RuleSource, error: ExpressionError) -> Iterable[Problem]:
-    return (Problem(*_place(rule), f"rule.{rule.id}.when", problem.pointed(rule.when or ""), problem.hint)
+def _problems(rule: RuleSource, error: ExpressionError, locate: Locate) -> Iterable[Problem]:
+    return (locate(rule.source, ("when",), f'{problem.pointed(rule.when or "")} (rule "{rule.id}")', problem.hint)
             for problem in error.problems)
 
 
-def _place(rule: RuleSource) -> tuple[str, int | None]:
-    file, _, line = rule.source.rpartition(":")
-    return (file, int(line)) if file and line.isdecimal() else (rule.source, None)
+def _at_rule(source: str, path: tuple[str | int, ...], message: str, hint: str | None) -> Problem:
+    """A problem of a rule where nothing is known of its file but its `source`."""
+    file, _, line = source.rpartition(":")
+    place = (file, int(line)) if file and line.isdecimal() else (source, None)
+    return Problem(*place, ".".join(("rule", *map(str, path))), message, hint)

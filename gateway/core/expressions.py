@@ -7,7 +7,7 @@ and its programs belong to one thread at a time.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
@@ -31,6 +31,9 @@ _TYPES: Final = frozenset({
 _CPP_PROBLEM: Final = re.compile(r"^(?:\w+: )?ERROR: <input>:(\d+):(\d+): (.*?)(?: \[\w+\])?$", re.MULTILINE)
 _UNDECLARED: Final = re.compile(r"undeclared reference to '([^']*)'(?: \(in container ''\))?")
 _QUOTED: Final = re.compile(r"""(["'])(.*?)\1""", re.DOTALL)
+_MIXED_NUMBERS: Final = re.compile(r"'_(?:[<>]=?|[!=]=|[-+*/])_' applied to '\((?:int, double|double, int)\)'")
+_STRING_LITERAL: Final = re.compile(r"""[rR]?(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
+_FOREIGN: Final = re.compile(r"\b(?:and|or|not|AND|OR|NOT)\b|(?<![=!<>])=(?!=)")  # how other languages write it
 _LITERAL_PATTERN: Final = re.compile(
     r"""\bmatches\s*\((?:[\s\w.]+,)?\s*([rR]?(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'))\s*\)""")
 
@@ -48,8 +51,10 @@ class CompileProblem:
         """The message, and the line at fault with a caret under the place."""
         if not self.line:
             return self.message
-        shown = [*source.split("\n"), ""][self.line - 1]
-        return f"{self.message} at {self.line}:{self.column}\n | {shown}\n | {'.' * (self.column - 1)}^"
+        lines = [*source.split("\n"), ""]
+        shown = lines[self.line - 1]
+        where = f"character {self.column}" if len(lines) == 2 else f"line {self.line} of the expression, character {self.column}"  # noqa: PLR2004 - one line and the empty one
+        return f"{self.message} at {where}\n | {shown}\n | {'.' * (self.column - 1)}^"
 
 
 class ExpressionError(ValueError):
@@ -124,7 +129,11 @@ def compile_expression(engine: Engine, source: str) -> Program:
     """
     if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
         raise ExpressionError(CompileProblem(f"the expression is longer than {MAX_SOURCE_BYTES} bytes"))
-    program = engine.load(source)
+    try:
+        program = engine.load(source)
+    except ExpressionError as error:
+        raise ExpressionError(*(replace(problem, hint=problem.hint or _hint(problem.message, source))
+                                for problem in error.problems)) from error
     refused = [CompileProblem(f"RE2 does not take the pattern {pattern[1]}", *_place(source, pattern.start(1)))
                for pattern in _LITERAL_PATTERN.finditer(source) if not _is_regex(engine, pattern[1])]
     if refused:
@@ -153,6 +162,15 @@ def _without_values(text: str, quotable: str) -> str:
     """
     said = text.partition(" -> ")[0]
     return _QUOTED.sub(lambda quoted: quoted[0] if quoted[2] in quotable else "…", said)[:MAX_FAULT_CHARACTERS]
+
+
+def _hint(message: str, source: str) -> str | None:
+    """What is most likely meant: another language's operators, or a whole number beside one with a fraction."""
+    if _MIXED_NUMBERS.search(message):
+        return "write double(x) or a whole number"
+    if "yntax error" in message and _FOREIGN.search(_STRING_LITERAL.sub("", source)):
+        return "CEL writes &&, ||, !, =="
+    return None
 
 
 def _is_regex(engine: Engine, literal: str) -> bool:

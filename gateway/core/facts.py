@@ -4,7 +4,7 @@ A body comes from a client and may hold anything anywhere. An extract returns ex
 `UnreadableFactError`; a rule that reads such a fact counts as not evaluated, which fails closed.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
@@ -21,6 +21,8 @@ MAX_TOOLS: Final = 2048
 MAX_TOOL_NAME: Final = 1024
 _BULK: Final = frozenset({"messages", "input", "prompt", "tools", "functions"})
 _NAMED_WITHIN: Final = frozenset({"function", "custom"})  # kinds of tool whose name stands one level down
+_NESTED_TOOLS: Final = ("tools", "functions", "function_declarations")  # where a tool may hold more tools
+_ARGUMENTS: Final = (("function", "arguments"), ("custom", "input"))
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -61,6 +63,63 @@ def _messages(call: Call, _now_ns: int) -> list[Json]:
     return messages
 
 
+def _texts(call: Call, now_ns: int) -> list[str]:
+    """Whatever the operation is called: an upstream may read a key that the operation does not have."""
+    found: list[str] = []
+    for message in _messages(call, now_ns):
+        holder = _object(message, "an entry of `messages`")
+        found += _content_texts(holder.get("content"))
+        found += _argument_texts(holder)
+        found += _one_text(holder.get("refusal"), "a `refusal`")
+    for key in ("prompt", "suffix", "input"):
+        written = call.body.get(key)
+        for text in written if isinstance(written, list) else (written,):
+            found += _one_text(text, f"`{key}`")
+    return found
+
+
+def _content_texts(content: Json) -> Iterator[str]:
+    """The texts of a content: a string, or parts, of which a lax upstream may take one with a content of its own."""
+    if not isinstance(content, list):
+        yield from _one_text(content, "a `content`")
+        return
+    for entry in content:
+        part = _object(entry, "a part of a `content`")
+        if "text" in part:
+            yield _string(part["text"], "the `text` of a part")
+        yield from _one_text(part.get("refusal"), "a `refusal`")
+        yield from _content_texts(part.get("content"))
+
+
+def _argument_texts(message: dict[str, Json]) -> Iterator[str]:
+    """What an assistant's message hands to tools, in today's form and in the older `function_call`."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | None):
+        raise UnreadableFactError("a `tool_calls` is not a list")
+    for call in (*(calls or ()), {"function": message.get("function_call")}):
+        holder = _object(call, "an entry of `tool_calls`")
+        for kind, key in _ARGUMENTS:
+            if holder.get(kind) is not None:
+                yield from _one_text(_object(holder[kind], f"a `{kind}`").get(key), f"`{key}` of a tool call")
+
+
+def _object(value: Json, what: str) -> dict[str, Json]:
+    if not isinstance(value, dict):
+        raise UnreadableFactError(f"{what} is not an object")
+    return value
+
+
+def _string(value: Json, what: str) -> str:
+    if not isinstance(value, str):
+        raise UnreadableFactError(f"{what} is not text")
+    return value
+
+
+def _one_text(value: Json, what: str) -> tuple[str, ...]:
+    """The text, or nothing where there is null or nothing."""
+    return () if value is None else (_string(value, what),)
+
+
 def _max_tokens(call: Call, _now_ns: int) -> int:
     largest = 0
     for key in ("max_tokens", "max_completion_tokens"):
@@ -78,15 +137,14 @@ def _params(call: Call, _now_ns: int) -> dict[str, Json]:
     return {key: value for key, value in call.body.items() if key not in _BULK}
 
 
-def _tool_names(tool: Json) -> Iterable[str]:
-    """Every name that an upstream could read from one entry: a lax one may not look where the specification says.
+def _holders(tool: dict[str, Json]) -> list[dict[str, Json]]:
+    """Where an upstream could look: a lax one may not look where the specification says."""
+    return [tool, *(value for value in tool.values() if isinstance(value, dict))]
 
-    A built-in tool has no name but its `type`.
-    """
-    if not isinstance(tool, dict):
-        raise UnreadableFactError("an entry of `tools` is not an object")
+
+def _tool_names(tool: dict[str, Json], holders: list[dict[str, Json]]) -> list[str]:
+    """Every name that an upstream could read from one entry. A built-in tool has no name but its `type`."""
     kind = tool.get("type")
-    holders = [tool, *(value for value in tool.values() if isinstance(value, dict))]
     names = [holder["name"] for holder in holders if "name" in holder]
     if not names and isinstance(kind, str) and kind not in _NAMED_WITHIN:
         names = [kind]
@@ -96,21 +154,31 @@ def _tool_names(tool: Json) -> Iterable[str]:
 
 
 def tools_offered(body: JsonObject) -> tuple[str, ...]:
-    """The names of all tools that a body offers, each once, from `tools` and from the older `functions`.
+    """The names of all tools that a body offers, each once: `tools`, the older `functions`, and those within a tool.
 
     Raises:
-        UnreadableFactError: for what is not a list of at most `MAX_TOOLS` tools with names.
+        UnreadableFactError: for what is not a list of tools with names, and for more than `MAX_TOOLS` of them.
     """
     names: dict[str, None] = {}
-    for key in ("tools", "functions"):
-        offered = body.get(key)
+    tools: list[Json] = []
+    _add_tools(body, ("tools", "functions"), tools)
+    for entry in tools:  # grows on the way, by the tools within tools
+        tool = _object(entry, "an entry of `tools`")
+        holders = _holders(tool)
+        names.update(dict.fromkeys(_tool_names(tool, holders)))
+        for holder in holders:
+            _add_tools(holder, _NESTED_TOOLS, tools)
+    return tuple(names)
+
+
+def _add_tools(holder: JsonObject, keys: tuple[str, ...], tools: list[Json]) -> None:
+    for key in keys:
+        offered = holder.get(key)
         if offered is None:
             continue
-        if not isinstance(offered, list) or len(offered) > MAX_TOOLS:
+        if not isinstance(offered, list) or len(tools) + len(offered) > MAX_TOOLS:
             raise UnreadableFactError(f"`{key}` is not a list of at most {MAX_TOOLS} tools")
-        for tool in offered:
-            names.update(dict.fromkeys(_tool_names(tool)))
-    return tuple(names)
+        tools += offered
 
 
 def match_keys(call: Call, *, with_tools: bool) -> MatchKeys:
@@ -162,6 +230,10 @@ FACTS: Final[tuple[Fact, ...]] = (
     Fact("messages", "list(dyn)", _REQUEST,
          "The body's `messages`, empty if there are none. Its cost grows with their size.",
          'messages.exists(m, m.role == "system")', _messages),
+    Fact("texts", "list(string)", _REQUEST,
+         "Every text of the call, whatever its operation: contents of messages and of their parts, tool results, arguments of "
+         "tool calls, `prompt`, `suffix`, `input`. Tokens in place of a text are unreadable.",
+         'texts.exists(t, t.contains("payroll"))', _texts),
     Fact("tools_offered", "list(string)", _REQUEST, "The names of the tools that the body offers.",
          'tools_offered.exists(t, t.startsWith("bank."))', lambda call, _: list(tools_offered(call.body))),
     Fact("session.id", "string", _REQUEST, "`X-Lockgate-Session`, empty if not sent.",

@@ -53,6 +53,7 @@ class OpenCalls:
     def __init__(self) -> None:
         self.owner = 0
         self.seqs: dict[str, int] = {}
+        self.overdue: dict[tuple[int, int], int] = {}  # another process and its lease that is over: how often that was seen
 
     def __repr__(self) -> str:
         return f"OpenCalls(owner={self.owner}, open={len(self.seqs)})"

@@ -12,6 +12,8 @@ from gateway.store.reads import pending_attempts
 from gateway.store.rows import DISPATCH_COLUMNS, interrupted_attempt, interrupted_outcome
 from gateway.store.writer import Job
 
+SIGHTINGS: Final = 3
+_GIVEN_UP: Final = 0  # the lease of a process that left and said so
 # Until the first heartbeat, which brings its own figure.
 FIRST_LEASE_NS: Final = 60_000_000_000
 # A process that slept through its lease (a suspended laptop) may wake and go on: its row stays, and what it begins is swept again.
@@ -48,7 +50,7 @@ class Join(Job[int]):
             "INSERT INTO owners (name, started_ns, lease_ns, floor) VALUES (?, ?, ?, ?)",
             (self._name, self._now_ns, self._now_ns + FIRST_LEASE_NS, _next_seq(connection)),
         ).lastrowid
-        return closed + _sweep(connection, self._owner, now_ns=self._now_ns)
+        return closed + _sweep(connection, self._owner, None, now_ns=self._now_ns)
 
     def committed(self) -> None:
         self._calls.owner = self._owner
@@ -68,9 +70,13 @@ class Extend(Job[int]):
 
     def apply(self, connection: Connection) -> int:
         calls = self._calls
+        mine = connection.execute("SELECT lease_ns FROM owners WHERE id = ?", (calls.owner,)).fetchone()
         floor = min(calls.seqs.values()) if calls.seqs else _next_seq(connection)
         connection.execute(_EXTEND, (calls.owner, self._name, self._now_ns, self._now_ns + self._lease_ns, floor))
-        return _sweep(connection, calls.owner, now_ns=self._now_ns)
+        if mine is None or mine[0] < self._now_ns:  # the time stood still for this process: it did for the others too
+            calls.overdue.clear()
+            return 0
+        return _sweep(connection, calls.owner, calls.overdue, now_ns=self._now_ns)
 
 
 class Leave(Job[None]):
@@ -84,7 +90,7 @@ class Leave(Job[None]):
 
     def apply(self, connection: Connection) -> None:
         if self._calls.seqs:
-            connection.execute("UPDATE owners SET lease_ns = 0 WHERE id = ?", (self._calls.owner,))
+            connection.execute("UPDATE owners SET lease_ns = ? WHERE id = ?", (_GIVEN_UP, self._calls.owner))
         else:
             connection.execute("DELETE FROM owners WHERE id = ?", (self._calls.owner,))
 
@@ -94,13 +100,25 @@ def _next_seq(connection: Connection) -> int:
     return latest + 1
 
 
-def _sweep(connection: Connection, owner: int, *, now_ns: int) -> int:
+def _sweep(connection: Connection, owner: int, overdue: dict[tuple[int, int], int] | None, *, now_ns: int) -> int:
+    """Close the open calls of owners whose lease is over: how many there were.
+
+    Leases are wall time, and wall time jumps. So a running process believes that another is dead only when it has found the same
+    lease overdue in `SIGHTINGS` heartbeats of its own; `overdue` remembers them. One that starts (None) believes the clock.
+    """
     closed = 0
-    dead = connection.execute("SELECT id, floor FROM owners WHERE lease_ns < ? AND id != ?", (now_ns, owner)).fetchall()
-    for dead_owner, floor in dead:
+    late = connection.execute("SELECT id, floor, lease_ns FROM owners WHERE lease_ns < ? AND id != ?", (now_ns, owner)).fetchall()
+    if overdue is not None:
+        seen = {each: overdue.get((each, lease), 0) + 1 for each, _floor, lease in late}
+        overdue.clear()
+        overdue.update({(each, lease): seen[each] for each, _floor, lease in late})
+        late = [row for row in late if seen[row[0]] >= SIGHTINGS or row[2] == _GIVEN_UP]
+    for dead_owner, floor, lease in late:
         closed += _close_open(connection, dead_owner, floor, now_ns=now_ns)
-        connection.execute("UPDATE owners SET floor = ? WHERE id = ?", (_next_seq(connection), dead_owner))
-    connection.execute("DELETE FROM owners WHERE lease_ns < ? AND id != ?", (now_ns - _FORGET_AFTER_NS, owner))
+        if lease < now_ns - _FORGET_AFTER_NS:
+            connection.execute("DELETE FROM owners WHERE id = ?", (dead_owner,))
+        else:
+            connection.execute("UPDATE owners SET floor = ? WHERE id = ?", (_next_seq(connection), dead_owner))
     return closed
 
 

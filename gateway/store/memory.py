@@ -66,7 +66,7 @@ class MemoryJournal:
         rows = []
         for call_id in self._page(wanted):
             row = _listed(self._entries[call_id])
-            if all(want is None or row[name] == want for name, want in _conditions(wanted)):
+            if all(want is None or (row[name] or "") == want for name, want in _conditions(wanted)):  # '' is absence, as in SQLite
                 rows.append(row)
         return rows[:max(wanted.limit, 0)]
 
@@ -171,7 +171,8 @@ class MemoryStore:
 
 
 def _conditions(wanted: CallFilter) -> tuple[tuple[str, str | None], ...]:
-    return ("key", wanted.key), ("route", wanted.route), ("session", wanted.session), ("outcome", wanted.outcome)
+    names = ("key", "route", "session", "outcome", "rule", "code", "team")
+    return tuple((name, getattr(wanted, name)) for name in names)
 
 
 def _listed(entry: _Entry) -> dict[str, Any]:

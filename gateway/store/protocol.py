@@ -61,6 +61,9 @@ class CallFilter:
     route: str | None = None
     outcome: str | None = None
     session: str | None = None
+    rule: str | None = None
+    code: str | None = None
+    team: str | None = None
 
 
 class Journal(Protocol):

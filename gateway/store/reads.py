@@ -35,9 +35,13 @@ WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before)
     AND (:key IS NULL OR calls.key = :key)
     AND (:route IS NULL OR calls.route = :route)
     AND (:session IS NULL OR calls.session = :session)
+    AND (:rule IS NULL OR calls.rule = :rule)
+    AND (:team IS NULL OR calls.team = :team)
+    AND (:code IS NULL OR coalesce(outcomes.code, '') = :code)
     AND (:outcome IS NULL OR coalesce(outcomes.outcome, 'open') = :outcome)
 ORDER BY calls.seq DESC LIMIT :limit
 """  # noqa: S608 - built from constants of this module and `rows.py`
+_ASKED: Final = ("before", "after", "key", "route", "session", "outcome", "rule", "code", "team")
 _CALL: Final = f"SELECT seq, {', '.join(CALL_COLUMNS)}, request_encoding, request FROM calls WHERE id = ?"  # noqa: S608 - constants
 _OUTCOME: Final = f"SELECT {', '.join(OUTCOME_COLUMNS)}, response_encoding, response FROM outcomes WHERE seq = ?"  # noqa: S608 - constants
 _ATTEMPTS: Final = (
@@ -52,7 +56,7 @@ UNION ALL SELECT n, provider, model, started_ns, waited_s FROM dispatches WHERE 
 
 def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any]]:
     """Calls, newest first, as `JOURNAL_FIELDS`."""
-    asked = {name: getattr(wanted, name) for name in ("before", "after", "key", "route", "session", "outcome")}
+    asked = {name: getattr(wanted, name) for name in _ASKED}
     parameters = {name: None if value is None else text(value) for name, value in asked.items()}
     found = []
     width = len(CALL_COLUMNS)
