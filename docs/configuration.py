@@ -17,8 +17,14 @@ _HEAD: Final = """<!-- Made by docs/configuration.py from the models in gateway/
 # Configuration
 
 A deployment is a folder: `config.toml`, and beside it `routes/`, `policies/` and `adapters/`. `lockgate init DIR` makes one,
-`lockgate check` reads all of it and names everything that is wrong with file, line and key. Everything is strict: an unknown key is
-an error, and nothing is converted.
+`lockgate check` reads all of it and names what is wrong with file, line and key: first everything that is wrong in the shape of the
+files, then, once the shapes are right, everything that is wrong in their meaning (names, references, expressions). Everything is
+strict: an unknown key is an error, and nothing is converted.
+
+Configuration, routes, rules and adapters are read when the gateway starts; a change takes effect at a restart. The commands take the
+file from `--config`, else from the environment variable `LOCKGATE_CONFIG`, else `config.toml` in the current folder. In `routes/`
+and `policies/` only files named `*.toml` are read, no folders; `*.cases.toml` and hidden files are skipped, and `lockgate check` warns
+about everything else.
 
 | kind | written as |
 |---|---|

@@ -3,8 +3,9 @@
 Every description is the setting's documentation: `docs/configuration.md` is made of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -263,7 +264,8 @@ class Config(Strict):
 class Deployment:
     """A deployment folder as it was read: shapes are right, meanings are not yet checked.
 
-    `sources` holds the files by their name in problems, `file` is the name of config.toml there.
+    `sources` holds the files by their name in problems, `file` is the name of config.toml there; `unread` names what stands in
+    the folders of routes and rules and is not read, although somebody may think so.
     """
 
     folder: Path
@@ -272,6 +274,7 @@ class Deployment:
     rules: tuple[RuleConfig, ...] = ()
     file: str = "config.toml"
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+    unread: tuple[str, ...] = ()
 
     def problem(self, path: KeyPath, message: str, hint: str | None = None) -> Problem:
         """A problem at a key of config.toml."""
@@ -293,13 +296,16 @@ def read_deployment(config_path: Path) -> Deployment:
     """
     reading = _Reading(config_path.absolute().parent)
     config = reading.file(config_path.name, Config)
+    main = reading.sources[config_path.name]
+    if config is None and not main.data:  # nobody knows which folders it would have named
+        raise ConfigError(reading.problems)
     paths = config.paths if config else PathsConfig()
-    routes = reading.folder(paths.routes, "route", RoutesFile)
-    rules = reading.folder(paths.policies, "rule", PolicyFile)
+    routes = reading.folder(paths.routes, "route", RoutesFile, partial(main.problem, ("paths", "routes")))
+    rules = reading.folder(paths.policies, "rule", PolicyFile, partial(main.problem, ("paths", "policies")))
     if config is None or reading.problems:
         raise ConfigError(reading.problems)
     return Deployment(reading.root, config, tuple(entry for file in routes for entry in file.route),
-                      tuple(entry for file in rules for entry in file.rule), config_path.name, reading.sources)
+                      tuple(entry for file in rules for entry in file.rule), config_path.name, reading.sources, tuple(reading.unread))
 
 
 class _Reading:
@@ -309,6 +315,7 @@ class _Reading:
         self.root = root
         self.sources: dict[str, Source] = {}
         self.problems: list[Problem] = []
+        self.unread: list[str] = []
 
     def file(self, name: str, model: type[Model], entries: str = "") -> Model | None:
         """One file as a model; `entries` is the key of an array whose tables are told where they stand."""
@@ -322,16 +329,20 @@ class _Reading:
         self.problems += problems
         return made
 
-    def folder(self, name: str, entries: str, model: type[Model]) -> list[Model]:
-        """Every TOML file of a folder by name, but for cases (they are tests) and hidden files (an editor's)."""
+    def folder(self, name: str, entries: str, model: type[Model], problem: Callable[[str, str], Problem]) -> list[Model]:
+        """Every TOML file of a folder by name, but for cases (they are tests) and hidden files (an editor's).
+
+        `problem` makes one of the setting that names the folder.
+        """
         folder = self.root / name
         try:
-            names = sorted(path.name for path in folder.iterdir() if path.suffix == ".toml")
+            names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         except OSError as error:
-            self.problems.append(Problem(name, None, "", f"the folder cannot be read: {error.strerror}",
+            self.problems.append(problem(f"the folder {name} cannot be read: {error.strerror}",
                                          "make it, even if it stays empty: what is missing by accident must not go unnoticed"))
             return []
-        chosen = [found for found in names if not found.startswith(".") and not found.endswith(".cases.toml")]
+        self.unread += [f"{name}/{found}" for found in names if not found.endswith(".toml")]
+        chosen = [found for found in names if found.endswith(".toml") and not found.endswith(".cases.toml")]
         made = [self.file(f"{name}/{found}", model, entries) for found in chosen]
         return [file for file in made if file is not None]
 

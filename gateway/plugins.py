@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
+from gateway.config import OPERATIONS
 from gateway.errors import ConfigError, Problem
 from gateway.validation import nearest
 from gateway.wire.protocol import Adapter, Dialect
@@ -50,7 +51,7 @@ def _load(name: str, folders: Sequence[Path], constant: str, protocol: type) -> 
     made = getattr(_module(name, path), constant, None)
     if made is None:
         raise ConfigError([Problem(str(path), None, constant, f"the adapter {name!r} exports no {constant}")])
-    wrong = _shortcomings(made, protocol)
+    wrong = _shortcomings(made, protocol) or _inconsistencies(made, name)
     if wrong:
         raise ConfigError([Problem(str(path), None, constant, f"{constant} of {name!r} {what}",
                                    f"see {protocol.__name__} in gateway.wire") for what in wrong])
@@ -109,3 +110,15 @@ def _shortcomings(made: Any, protocol: type) -> list[str]:
     methods = [name for name, member in vars(protocol).items() if callable(member) and not name.startswith("_")]
     return [*(f"has no `{name}`" for name in values if not hasattr(made, name)),
             *(f"has no method `{name}`" for name in methods if not callable(getattr(made, name, None)))]
+
+
+def _inconsistencies(made: Any, name: str) -> list[str]:
+    """What is there and says something that cannot be right."""
+    wrong = [] if made.name == name else [f"has the `name` {made.name!r}, which is not the name of its file"]
+    operations: object = getattr(made, "operations", frozenset())  # a dialect has none
+    if not isinstance(operations, set | frozenset):
+        return [*wrong, "has `operations` that are not a set"]
+    unknown = sorted(str(operation) for operation in operations - set(OPERATIONS))
+    if unknown:
+        wrong.append(f"has `operations` that do not exist: {', '.join(unknown)}; there is {', '.join(OPERATIONS)}")
+    return wrong

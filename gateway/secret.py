@@ -28,7 +28,9 @@ class Secret:
     __str__ = __repr__
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+        if not isinstance(other, Secret):
+            return False  # what came in a header may hold lone surrogates: they are compared, not refused
+        return hmac.compare_digest(self._value.encode(errors="surrogatepass"), other._value.encode(errors="surrogatepass"))
 
     def __hash__(self) -> int:
         return hash(("Secret", self._value))

@@ -5,16 +5,18 @@ Owns the meaning of the settings; their shape is `config.py`'s. Everything that 
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit
 
 from gateway.call import Target
 from gateway.clock import Clock, SystemClock
-from gateway.config import Config, Deployment, ProviderConfig, RouteConfig
-from gateway.core.decide import Bundle, compile_bundle
+from gateway.config import Config, Deployment, ProviderConfig, RouteConfig, RuleConfig
+from gateway.core.decide import Bundle, Rule, compile_bundle
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 from gateway.errors import ConfigError, Problem, SetupError
 from gateway.plugins import load_adapter, load_dialect, shipped
@@ -110,6 +112,39 @@ def _open_doors(host: str, config: Config) -> list[tuple[KeyPath, str, str]]:
     return doors
 
 
+def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
+    """What works and is most likely not what was meant: files that nobody reads, rules that see or say less than they seem to."""
+    found = [Problem(name, None, "", "is not read", "only files named *.toml are, and no folders") for name in deployment.unread]
+    for given, rule in zip(deployment.rules, snapshot.bundle.rules, strict=True):
+        found += _of_words(deployment, given)
+        found += _of_reach(deployment, given, rule)
+        found += (deployment.problem_in(given.source, ("match", "routes"), f'no route is named {glob!r} (rule "{given.id}")',
+                                        nearest(glob, snapshot.routes))
+                  for glob in given.match.routes if not any(fnmatchcase(route, glob) for route in snapshot.routes))
+    for name, provider in deployment.config.providers.items():
+        if not urlsplit(provider.base_url).path:
+            found.append(deployment.problem(("providers", name, "base_url"), "has no path", "most providers need /v1"))
+    return found
+
+
+def _of_words(deployment: Deployment, rule: RuleConfig) -> Iterator[Problem]:
+    """What a rule says in vain, or does not say."""
+    if rule.effect == "deny" and rule.message is None:
+        yield deployment.problem_in(rule.source, ("effect",), f'callers are not told why (rule "{rule.id}")', "add a `message`")
+    vain = {"deny": ("label",), "allow": ("label",), "log": ("message", "remedy")}[rule.effect]
+    for key in vain:
+        if getattr(rule, key) is not None:
+            yield deployment.problem_in(rule.source, (key,), f'a rule that is `{rule.effect}` does not use it (rule "{rule.id}")',
+                                        "take it out")
+
+
+def _of_reach(deployment: Deployment, given: RuleConfig, rule: Rule) -> Iterator[Problem]:
+    """A rule against what is written in `messages` is no rule against the same words in a `prompt`."""
+    messages = "messages" in rule.reads or ("request.body" in rule.reads and "messages" in (given.when or ""))
+    if given.effect == "deny" and messages and not rule.reads & {"request.operation", "texts"}:
+        yield deployment.problem_in(given.source, ("when",), f'does not see `prompt` of completions (rule "{given.id}")', "read `texts`")
+
+
 class _Compilation:
     """One run of the compiler: what it has found wrong and the secrets it has seen."""
 
@@ -179,7 +214,7 @@ class _Compilation:
     def bundle(self) -> Bundle | None:
         """The compiled rules; None where one of them is wrong."""
         try:
-            return compile_bundle(self._deployment.rules, self._config.policy.engine)
+            return compile_bundle(self._deployment.rules, self._config.policy.engine, self._deployment.problem_in)
         except ConfigError as error:
             self.problems += error.problems
             return None

@@ -18,6 +18,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 MAX_BYTES: Final = 1024 * 1024  # a file that people write; a larger one is the wrong file
 _MAX_PARTS: Final = 100
 _ERROR_LINE: Final = re.compile(r"\(at line (\d+), column \d+\)$")
+_LONG_NUMBER: Final = re.compile(r"(?<![\w.])[+-]?(?:\d_?){4300}")
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*+")
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _STRING: Final = re.compile(
@@ -67,6 +68,9 @@ def read_source(path: Path, name: str) -> tuple[Source, list[Problem]]:
         found = _ERROR_LINE.search(str(error))
         line = int(found[1]) if found else text.count("\n") + 1  # without a place: "at end of document"
         return Source(name), [Problem(name, line, "", f"not TOML: {error}")]
+    except ValueError:  # Python reads no more digits than this, so that nobody makes it compute for minutes
+        before = text[:found.start()] if (found := _LONG_NUMBER.search(text)) else text
+        return Source(name), [Problem(name, before.count("\n") + 1, "", "a number has more digits than can be read")]
     except RecursionError:
         return Source(name), [Problem(name, None, "", "nested too deeply")]
     return Source(name, data, key_lines(text)), []

@@ -68,6 +68,10 @@ def show_size(size: int) -> str:
     return f"{size // _BYTES[unit]}{unit}"
 
 
+class _TooFineError(ValueError):
+    """An amount of money with more digits than are counted."""
+
+
 def parse_usd(value: object) -> Fraction:
     """`"0.40"` as an exact number of USD. Raises `ValueError` for anything else: a float, a sign, an exponent."""
     if not isinstance(value, str) or _USD.fullmatch(value) is None:
@@ -78,13 +82,16 @@ def parse_usd(value: object) -> Fraction:
 def _pico(value: object, scale: int) -> int:
     pico = parse_usd(value) * scale
     if pico.denominator != 1:
-        raise ValueError("the amount has more digits than can be counted exactly (a millionth of a millionth of a USD)")
+        raise _TooFineError("the amount has more digits than can be counted exactly (a millionth of a millionth of a USD)")
     return pico.numerator
 
 
 def parse_token_price(value: object) -> int:
     """USD per million tokens as pico-USD per token, exact or refused with `ValueError`."""
-    return _pico(value, 10**6)
+    try:
+        return _pico(value, 10**6)
+    except _TooFineError as error:
+        raise ValueError(f"{error}; prices are per million tokens") from error
 
 
 def parse_request_price(value: object) -> int:
@@ -148,7 +155,7 @@ Url: TypeAlias = Annotated[str, AfterValidator(parse_url), Written("URL", str)]
 # Lists come from TOML as `list`; strict mode would ask for a `tuple`. What is in them stays strict.
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Names: TypeAlias = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_distinct)]
-Globs: TypeAlias = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(strict=False)]
+Globs: TypeAlias = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(strict=False, min_length=1)]
 Label: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 RouteName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 ModelName: TypeAlias = Annotated[str, Field(pattern=r"^[!-~]{1,256}$")]  # printable ASCII: it is shown in a header

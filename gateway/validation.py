@@ -13,7 +13,8 @@ from gateway.toml_source import KeyPath, Source
 Model = TypeVar("Model", bound=BaseModel)
 
 _PLAIN: Final = {"tuple_type": "should be a list", "model_type": "should be a table", "dict_type": "should be a table",
-                 "too_short": "must not be empty"}
+                 "too_short": "must not be empty", "int_type": "should be a whole number, without quotes",
+                 "bool_type": "should be true or false, without quotes"}
 _HIDDEN: Final = frozenset({"source"})  # fields that the loader sets, not a file
 
 
@@ -28,11 +29,12 @@ def validated(model: type[Model], source: Source) -> tuple[Model | None, list[Pr
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:
-    """`did you mean "x"?`, or what there is, or nothing where there is nothing."""
+    """`did you mean "x"?`, or what there is, or nothing where there is nothing. Case makes no difference."""
     names = sorted(known)
-    close = difflib.get_close_matches(wrong[:100], names, n=1)
+    alike = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(wrong[:100].lower(), alike, n=1)
     if close:
-        return f'did you mean "{close[0]}"?'
+        return f'did you mean "{alike[close[0]]}"?'
     return f"there is {_listed(names)}" if names else None
 
 
@@ -52,7 +54,10 @@ def _problem(model: type[BaseModel], source: Source, details: ErrorDetails) -> P
             message, hint = "is missing", _description(model, path)
         case "literal_error":
             allowed = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-            message, hint = "is none of the possible values", nearest(str(_value(source.data, path)), allowed)
+            given = _value(source.data, path)  # a number may have more digits than Python writes
+            message, hint = "is none of the possible values", nearest(given if isinstance(given, str) else "", allowed)
+        case "string_too_short" if context["min_length"] == 1:
+            message = "must not be empty"
         case "value_error":
             message = str(context["error"])
         case "string_pattern_mismatch":

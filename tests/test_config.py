@@ -67,9 +67,9 @@ def test_values_arrive_in_seconds_and_bytes(folder):
 @pytest.mark.parametrize(("text", "expected"), [
     ("[server]\nprot = 1", 'config.toml:2:server.prot: unknown key (did you mean "port"?)'),
     ("[sever]\nport = 1", 'config.toml:1:sever: unknown key (did you mean "server"?)'),
-    ("[server]\nport = '1'", "config.toml:2:server.port: should be a valid integer"),
-    ("[server]\nport = 1.0", "config.toml:2:server.port: should be a valid integer"),
-    ("[server]\nport = true", "config.toml:2:server.port: should be a valid integer"),
+    ("[server]\nport = '1'", "config.toml:2:server.port: should be a whole number, without quotes"),
+    ("[server]\nport = 1.0", "config.toml:2:server.port: should be a whole number, without quotes"),
+    ("[server]\nport = true", "config.toml:2:server.port: should be a whole number, without quotes"),
     ("[server]\n\nport = 65536", "config.toml:3:server.port: should be less than or equal to 65535"),
     ("server = 1", "config.toml:1:server: should be a table"),
     ("providers = [1]", "config.toml:1:providers: should be a table"),
@@ -164,7 +164,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder):
     (folder / "policies/p.toml").write_text(RULE + "effct = 1\n" + RULE.replace("deny", "dney"))
     found = config_problems(folder, "[server]\nport = 'x'\n[log]\nlevel = 'loud'")
     assert [problem.partition(": Expected")[0] for problem in found] == [
-        "config.toml:2:server.port: should be a valid integer",
+        "config.toml:2:server.port: should be a whole number, without quotes",
         "config.toml:4:log.level: is none of the possible values (there is debug, error, info, warning)",
         "routes/r.toml:1:route[0].name: is missing (What clients send as `model`.)",
         "routes/r.toml:1:route[0].targets: is missing (Where calls go, in order: the next one is for when the one before has failed.)",
@@ -212,7 +212,7 @@ def test_cases_hidden_files_and_other_files_are_not_read(folder):
 
 def test_a_folder_of_rules_that_is_missing_is_an_error_and_not_an_empty_one(folder):
     (folder / "policies").rmdir()
-    assert problems(folder)[0].startswith("policies: the folder cannot be read: No such file or directory (make it")
+    assert problems(folder)[0].startswith("config.toml:paths.policies: the folder policies cannot be read: No such file or directory (make it")
 
 
 def test_the_folders_may_stand_elsewhere(folder, tmp_path_factory):

@@ -13,6 +13,7 @@ from gateway.plugins import load_adapter, load_dialect, shipped
 ADAPTER = """
 class A:
     name = {name!r}
+    origin = {origin!r}
     operations = frozenset({{"chat"}})
     def encode(self, call, target, api_key): ...
     def decode(self, call, body): ...
@@ -20,6 +21,11 @@ class A:
     def decoder(self, call): ...
 ADAPTER = A()
 """
+
+
+def adapter(name: str, origin: str = "") -> str:
+    """The text of an adapter that says where it comes from."""
+    return ADAPTER.format(name=name, origin=origin)
 
 
 def problem_of(name: str, folders: list[Path]) -> Problem:
@@ -35,38 +41,38 @@ def test_the_shipped_adapter_and_dialect_load():
 
 
 def test_the_configured_folder_goes_before_the_shipped_one(tmp_path):
-    (tmp_path / "openai.py").write_text(ADAPTER.format(name="mine"))
-    assert load_adapter("openai", [tmp_path, shipped("adapters")]).name == "mine"
+    (tmp_path / "openai.py").write_text(adapter("openai", "mine"))
+    assert load_adapter("openai", [tmp_path, shipped("adapters")]).origin == "mine"
 
 
 def test_a_folder_goes_before_a_file_as_in_python(tmp_path):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x/__init__.py").write_text(ADAPTER.format(name="folder"))
-    (tmp_path / "x.py").write_text(ADAPTER.format(name="file"))
-    assert load_adapter("x", [tmp_path]).name == "folder"
+    (tmp_path / "x/__init__.py").write_text(adapter("x", "folder"))
+    (tmp_path / "x.py").write_text(adapter("x", "file"))
+    assert load_adapter("x", [tmp_path]).origin == "folder"
 
 
 def test_a_package_may_import_its_own_modules_relatively(tmp_path):
     package = tmp_path / "pack"
     (package / "inner").mkdir(parents=True)
     (package / "__init__.py").write_text(
-        "from . import names\nfrom .inner import deep\n" + ADAPTER.format(name="x").replace("'x'", "names.NAME + deep.NAME"))
+        "from . import names\nfrom .inner import deep\n" + adapter("pack", "x").replace("'x'", "names.NAME + deep.NAME"))
     (package / "names.py").write_text("NAME = 'a'\n")
     (package / "inner/__init__.py").write_text("")
     (package / "inner/deep.py").write_text("from ..names import NAME\n")
-    assert load_adapter("pack", [tmp_path]).name == "aa"
+    assert load_adapter("pack", [tmp_path]).origin == "aa"
 
 
 def test_two_plugins_of_one_name_in_two_folders_do_not_meet(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder / "same").mkdir(parents=True)
         (tmp_path / folder / "same/names.py").write_text(f"NAME = {folder!r}\n")
-        (tmp_path / folder / "same/__init__.py").write_text("from .names import NAME\n" + ADAPTER.format(name="x").replace("'x'", "NAME"))
-    assert [load_adapter("same", [tmp_path / folder]).name for folder in ("a", "b", "a")] == ["a", "b", "a"]
+        (tmp_path / folder / "same/__init__.py").write_text("from .names import NAME\n" + adapter("same", "x").replace("'x'", "NAME"))
+    assert [load_adapter("same", [tmp_path / folder]).origin for folder in ("a", "b", "a")] == ["a", "b", "a"]
 
 
 def test_one_file_is_one_module_in_a_process(tmp_path):
-    (tmp_path / "one.py").write_text(ADAPTER.format(name="one"))
+    (tmp_path / "one.py").write_text(adapter("one"))
     assert load_adapter("one", [tmp_path]) is load_adapter("one", [tmp_path / "." / "..", tmp_path])
 
 
@@ -115,16 +121,20 @@ def test_a_failing_submodule_is_the_one_that_is_named_and_nothing_is_left_behind
     assert (problem.file, problem.line) == (str(package / "bad.py"), 2)
     assert set(sys.modules) == before
     (package / "bad.py").write_text("# mended, with another length\n")
-    (package / "__init__.py").write_text("from . import good, bad\n" + ADAPTER.format(name="mended"))
-    assert load_adapter("broken", [tmp_path]).name == "mended"
+    (package / "__init__.py").write_text("from . import good, bad\n" + adapter("broken", "mended"))
+    assert load_adapter("broken", [tmp_path]).origin == "mended"
 
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("", "the adapter 'x' exports no ADAPTER"),
-    (ADAPTER.format(name="x").replace("A()", "A"), "ADAPTER of 'x' is a class; export an instance of it: A()"),
-    (ADAPTER.format(name="x").replace("    name = 'x'\n", ""), "ADAPTER of 'x' has no `name`"),
-    (ADAPTER.format(name="x").replace("def decoder", "def dekoder"), "ADAPTER of 'x' has no method `decoder`"),
-    (ADAPTER.format(name="x").replace("def decoder(self, call): ...", "decoder = 3"), "ADAPTER of 'x' has no method `decoder`"),
+    (adapter("x").replace("A()", "A"), "ADAPTER of 'x' is a class; export an instance of it: A()"),
+    (adapter("x").replace("    name = 'x'\n", ""), "ADAPTER of 'x' has no `name`"),
+    (adapter("x").replace("def decoder", "def dekoder"), "ADAPTER of 'x' has no method `decoder`"),
+    (adapter("x").replace("def decoder(self, call): ...", "decoder = 3"), "ADAPTER of 'x' has no method `decoder`"),
+    (adapter("y"), "ADAPTER of 'x' has the `name` 'y', which is not the name of its file"),
+    (adapter("x").replace('"chat"', '"chat", "talk", "Chat"'),
+     "ADAPTER of 'x' has `operations` that do not exist: Chat, talk; there is chat, completions, embeddings"),
+    (adapter("x").replace('frozenset({"chat"})', '"chat"'), "ADAPTER of 'x' has `operations` that are not a set"),
 ])
 def test_what_an_adapter_lacks_is_said(tmp_path, text, expected):
     (tmp_path / "x.py").write_text(text)

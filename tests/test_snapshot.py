@@ -150,7 +150,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_once(folder):
     found = folder.problems(config, ROUTE.replace("one", "six"), '[[rule]]\nid = "r"\neffect = "deny"\nwhen = "request.modle =="\n')
     assert [problem.split(": ")[0] for problem in found] == [
         f"{folder.path}/adapters/broken.py:2", "routes/r.toml:4:route[0].targets[0].provider",
-        "policies/p.toml:1:rule.r.when", "config.toml:2:auth.pepper"]
+        "policies/p.toml:4:rule[0].when", "config.toml:2:auth.pepper"]
 
 
 def test_a_route_that_promises_what_a_target_cannot_do_is_refused(folder):
@@ -165,7 +165,7 @@ def test_a_route_that_promises_what_a_target_cannot_do_is_refused(folder):
 
 def test_a_route_whose_targets_have_nothing_in_common_is_refused(folder):
     (folder.path / "adapters/small.py").write_text(ADAPTER)
-    (folder.path / "adapters/tiny.py").write_text(ADAPTER.replace('"chat"', '"embeddings"'))
+    (folder.path / "adapters/tiny.py").write_text(ADAPTER.replace("small", "tiny").replace('"chat"', '"embeddings"'))
     config = AUTH + ONE.replace('"openai"', '"small"') + ONE.replace(".one", ".two").replace('"openai"', '"tiny"')
     found = folder.problems(config, ROUTE + '[[route.targets]]\nprovider = "two"\nmodel = "m"\n')
     assert found[0].startswith("routes/r.toml:1:route[0].operations: not every target's adapter can do this: chat, completions, embeddings")

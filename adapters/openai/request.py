@@ -118,8 +118,7 @@ def _case_variant(value: Any, shape: _Shape) -> str | None:
     """
     if isinstance(value, list):
         for n, item in enumerate(value):
-            below = _case_variant(item, shape)
-            if below is not None:
+            if isinstance(item, list | dict) and (below := _case_variant(item, shape)) is not None:
                 return f"/{n}{below}"
     elif isinstance(value, dict):
         for key, item in value.items():

@@ -18,16 +18,20 @@ _KINDS: Final[Mapping[str, frozenset[str]]] = {
 }
 _ALL_KINDS: Final = frozenset().union(*_KINDS.values(), {"chat.completion.chunk", "model"})
 
+# In a whole answer: 20 log probabilities for each of 20,000 tokens stay below it.
+_MOST_MEMBERS: Final = 2_200_000
+
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 # Not about the request: our key, our account, our base URL or the target's model name. Another try is the same.
 _OURS: Final = frozenset({401, 402, 403, 404, 405, 407})
+_NOT_IMPLEMENTED: Final = 501  # nor will it be at the next try; another target may have it
 _PASSING: Final = frozenset({408, 409, 425, 429})  # 409: a lock at the provider; official clients try again, too
 
 
 def decode(call: Call, body: bytes) -> Reply:
     """A whole 2xx answer. Raises `AttemptFailed`: `malformed`, or `stream_error` for an error under a 200."""
     try:
-        value = loads(body)
+        value = loads(body, most_members=_MOST_MEMBERS)
     except ValueError as error:
         raise malformed(f"The answer cannot be read. {error}") from error
     words = error_in(value)
@@ -53,7 +57,7 @@ def decode_error(status: int, headers: Mapping[str, str], body: bytes) -> Attemp
             words.message, status=status, upstream_type=words.type, upstream_code=words.code, upstream_param=words.param
         )
     retryable = (
-        (status in _PASSING or status >= 500)
+        (status in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED))
         and headers.get("x-should-retry") != "false"
         and words.code != "insufficient_quota"  # a 429 that no waiting cures
     )

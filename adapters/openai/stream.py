@@ -2,13 +2,14 @@
 
 from typing import Any, Final
 
-from gateway.wire import AttemptFailed, Call, CallError, Event, ServerSentEvent, SseDecoder, dumps, loads
+from gateway.wire import AttemptFailed, Call, CallError, Event, ServerSentEvent, SseDecoder, Usage, dumps, loads
 
 from .request import wants_usage
 from .response import error_body
 from .wire import error_in, malformed, text_of, usage_of
 
 _DONE: Final = b"[DONE]"
+_NOTHING: Final = (b"", b"null")  # what servers send to keep a connection alive, or before the first of several prompts
 _MOST_CHOICES: Final = 4096  # choices of one answer that are told apart
 _FIELDS: Final = (b"data", b"event", b"id", b"retry")
 
@@ -18,9 +19,12 @@ class OpenAIStreamDecoder:
 
     Some compatible servers leave `[DONE]` out. A stream that closes cleanly between two events, after every choice that
     was asked for has given its `finish_reason`, has lost nothing of its answer and counts as ended; any other was cut.
+
+    Where several choices were asked for, some servers report the usage of each and none of the whole. Such reports look
+    like those that grow, so usage is given with the end, and only if there was exactly one report of it.
     """
 
-    __slots__ = ("_closed", "_done", "_finished", "_operation", "_seen", "_sse", "_started", "_wanted")
+    __slots__ = ("_closed", "_done", "_finished", "_operation", "_seen", "_sse", "_started", "_usages", "_wanted")
 
     def __init__(self, call: Call) -> None:
         self._sse = SseDecoder()
@@ -29,6 +33,7 @@ class OpenAIStreamDecoder:
         self._started = False
         self._seen: set[int] = set()
         self._finished: set[int] = set()
+        self._usages: list[Usage] = []  # of several choices: the first two reports
         self._closed = False
         self._done = False
 
@@ -49,7 +54,7 @@ class OpenAIStreamDecoder:
                 return self._end() if self._closed else None
             if event.data.startswith(_DONE):
                 return self._finish()
-            if event.data:  # an empty one keeps the connection alive
+            if event.data not in _NOTHING or event.event == "error":
                 return self._read(event)
         return None  # whatever follows the end is not part of the answer
 
@@ -69,7 +74,14 @@ class OpenAIStreamDecoder:
             raise malformed("A chunk of the stream has no list of choices.")
         reason = self._note(choices)
         self._started = True
-        return Event(chunk, usage_of(usage, self._operation), reason)
+        return Event(chunk, self._certain(usage_of(usage, self._operation)), reason)
+
+    def _certain(self, usage: Usage | None) -> Usage | None:
+        if self._wanted == 1:
+            return usage
+        if usage is not None and len(self._usages) < 2:
+            self._usages.append(usage)
+        return None
 
     def _note(self, choices: list[Any]) -> str | None:
         """Remember which choices were seen and which have ended; why the last of them ended."""
@@ -99,7 +111,7 @@ class OpenAIStreamDecoder:
         if not self._started:
             raise malformed("The stream ended without a single chunk.")
         self._done = True
-        return Event(done=True)
+        return Event(usage=self._usages[0] if len(self._usages) == 1 else None, done=True)
 
 
 class OpenAIStreamEncoder:

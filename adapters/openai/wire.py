@@ -12,8 +12,6 @@ PATHS: Final[Mapping[str, str]] = {
 }
 
 _MOST_TOKENS: Final = 1_000_000_000  # of one attempt; above it a number is nonsense, not a bill
-_LONGEST_WORDS: Final = 2000  # characters of a provider's message that are kept
-_LONGEST_LABEL: Final = 200
 _LONGEST_ERROR: Final = 64 * 1024  # bytes; a longer error body is a page, not an error
 
 
@@ -61,7 +59,7 @@ def _count(value: Any, most: int) -> int | None:
 
 
 class ProviderWords(NamedTuple):
-    """What a provider says went wrong, each field bounded in length."""
+    """What a provider says went wrong, whole: what is cut here, a secret for one, the engine would no longer recognise."""
 
     message: str
     type: str | None = None
@@ -77,7 +75,7 @@ def words_in(body: bytes) -> ProviderWords | None:
         value = loads(body)
     except ValueError:
         plain = body.decode(errors="replace").strip()
-        return None if not plain or plain.startswith("<") else ProviderWords(_clip(plain, _LONGEST_WORDS))
+        return None if not plain or plain.startswith("<") else ProviderWords(plain)
     if isinstance(value, list) and value:  # one large provider wraps its error in a list
         value = value[0]
     return error_in(value) or _flat_error(value)
@@ -106,9 +104,4 @@ def _flat_error(value: Any) -> ProviderWords | None:
 def _words(error: dict[str, Any]) -> ProviderWords:
     message = text_of(error.get("message")) or "The provider reports an error without a message."
     labels = (error.get(name) for name in ("type", "code", "param"))
-    kept = (_clip(str(label), _LONGEST_LABEL) if isinstance(label, str | int) else None for label in labels)
-    return ProviderWords(_clip(message, _LONGEST_WORDS), *kept)
-
-
-def _clip(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return ProviderWords(message, *(str(label) if isinstance(label, str | int) else None for label in labels))

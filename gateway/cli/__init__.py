@@ -1,13 +1,19 @@
 """The command line. Commands are loaded when they are called, so that `lockgate --help` starts at once."""
 
+import io
+import os
 import sys
 import traceback
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from gateway import __version__
-from gateway.errors import LockgateError
+from gateway.errors import ConfigError, LockgateError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 # name: (module, attribute, the line shown by `lockgate --help`). A literal, so that help needs no import.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -20,7 +26,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "calls": ("gateway.cli.calls", "calls", "See what was called, what was decided and what it cost."),
     "doctor": ("gateway.cli.doctor", "doctor", "Check the invariants on a database."),
 }
-
 
 class LazyGroup(click.Group):
     """A group whose commands live in modules that are imported on use (click's own recipe for lazily loaded subcommands)."""
@@ -53,23 +58,73 @@ def cli(*, debug: bool) -> None:
 
 def main() -> None:
     """The console script, and one of the three places that may catch everything."""
+    out = None
+    if sys.stdout is not None:  # None where it was closed before we began
+        out = _Stdout()
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(out), encoding=sys.stdout.encoding, errors=sys.stdout.errors, line_buffering=True)
+    code = _run(out)
+    if out is None or out.failure is None:
+        sys.exit(code)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # else the interpreter fails at it once more while it ends
+    if isinstance(out.failure, BrokenPipeError):
+        sys.exit(0)  # the reader of a pipe went away, `| head` for one: not an error
+    click.echo(f"error: cannot write to standard output: {out.failure.strerror}", err=True)
+    sys.exit(1)
+
+
+class _Stdout(io.FileIO):
+    """Standard output that remembers why it could not be written, so that this is told apart from any other `OSError`."""
+
+    def __init__(self) -> None:
+        super().__init__(1, "w", closefd=False)
+        self.failure: OSError | None = None
+
+    def write(self, data: "Buffer", /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+def _run(out: _Stdout | None) -> int | str | None:
+    """Run the command, tell what went wrong, and return the exit code."""
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _tell(error)
+        return error.exit_code
     except click.Abort:
-        sys.exit(130)
+        return 130
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe went away, `| head` for one: not an error
-        sys.exit(0)
+        return stop.exit_code
+    except SystemExit as stop:  # a command's own exit code; click's for a broken pipe, too
+        return stop.code
     except Exception as error:  # noqa: BLE001 - the command line's boundary
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        elif isinstance(error, LockgateError):
-            click.echo(f"error: {error.message}", err=True)
-        else:
-            click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect; run again with `lockgate --debug …`.", err=True)
-        sys.exit(1)
+        if out is None or out.failure is None:
+            _tell_failure(error)
+        return 1
+    return 0
+
+
+def _tell(error: click.ClickException) -> None:
+    """Every failure looks the same, also one of usage, for which click has a style of its own."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
+    click.echo(f"error: {error.format_message()}", err=True)
+
+
+def _tell_failure(error: Exception) -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    elif isinstance(error, ConfigError):
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+    elif isinstance(error, LockgateError):
+        click.echo(f"error: {error.message}", err=True)
+    else:
+        click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect; run again with `lockgate --debug …`.", err=True)

@@ -9,14 +9,16 @@ from typing import Any, Final
 import click
 import orjson
 
-from gateway.cli.deployment import database_at
-from gateway.cli.output import config_option, emit_json, emit_rows, json_option
-from gateway.store.database import Connection, open_readonly
+from gateway.call import Outcome
+from gateway.cli.deployment import open_deployment
+from gateway.cli.output import config_option, emit_columns, emit_json, emit_json_line, emit_rows, json_option, printable
+from gateway.store.database import Connection
 from gateway.store.protocol import CallFilter
 from gateway.store.reads import list_calls, one_call
 from gateway.store.rows import JOURNAL_FIELDS, OPEN
 
 _COLUMNS: Final = ("time", "id", "key", "route", "target", "outcome", "code", "cost_usd", "seconds")
+_WIDTHS: Final = (20, 31, 12, 16, 24, 11, 17, 10, 7)  # of these, where lines are printed before the next is known
 _ATTEMPT_COLUMNS: Final = ("n", "target", "end", "cause", "status", "waited_s", "seconds", "cost_usd", "message")
 _REASON_COLUMNS: Final = ("rule", "effect", "verdict", "source", "message")
 _FACTS: Final = (
@@ -26,13 +28,16 @@ _FACTS: Final = (
 )
 _POLL_S: Final = 0.5
 _PAGE: Final = 500
-_FILTERS: Final = (
-    click.option("--key", help="Only calls of this key (its id)."),
-    click.option("--route", help="Only calls of this route."),
-    click.option("--outcome", type=click.Choice(["completed", "refused", "failed", "cut", "cancelled", "interrupted", OPEN]),
-                 help="Only calls that ended so."),
-    click.option("--session", help="Only calls of this session."),
-)
+_OUTCOMES: Final = (*(outcome.value for outcome in Outcome), OPEN)
+_FILTERS: Final = {
+    "key": click.option("--key", help="Only calls of this key (its id)."),
+    "team": click.option("--team", help="Only calls of this team."),
+    "route": click.option("--route", help="Only calls of this route."),
+    "rule": click.option("--rule", help="Only calls that this rule decided (its id)."),
+    "outcome": click.option("--outcome", type=click.Choice(_OUTCOMES), help=f"Only calls that ended so; {OPEN}: that have not ended."),
+    "code": click.option("--code", help="Only calls that ended with this error code, `forbidden` for one."),
+    "session": click.option("--session", help="Only calls of this session."),
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,7 +46,7 @@ def calls() -> None:
 
 
 def _with_filters(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_FILTERS):
+    for option in reversed(_FILTERS.values()):
         command = option(command)
     return command
 
@@ -53,18 +58,27 @@ def _with_filters(command: Callable[..., None]) -> Callable[..., None]:
 @config_option
 @json_option
 def tail(*, count: int, follow: bool, config_path: str, as_json: bool, **filters: str | None) -> None:
-    """List the latest calls, the latest last."""
-    wanted = CallFilter(count, key=filters["key"], route=filters["route"], outcome=filters["outcome"], session=filters["session"])
-    with contextlib.closing(open_readonly(database_at(config_path))) as connection:
-        if not follow:
-            emit_rows([_shown(row) for row in reversed(list_calls(connection, wanted))], _COLUMNS, as_json=as_json)
+    """List the latest calls, the latest last. With -f, JSON is one object a line."""
+    wanted = CallFilter(count, **filters)
+    _path, opened = open_deployment(config_path)
+    with contextlib.closing(opened) as connection:
+        if follow:
+            never = threading.Event()
+            _follow(ended_calls(connection, wanted, wait=lambda: never.wait(_POLL_S)), as_json=as_json)
             return
-        never = threading.Event()
-        for row in ended_calls(connection, wanted, wait=lambda: never.wait(_POLL_S)):
-            if as_json:
-                click.echo(orjson.dumps(row).decode())
-            else:
-                click.echo("  ".join(_line(_shown(row)[column]) for column in _COLUMNS))
+        rows = list_calls(connection, wanted)[::-1]
+    emit_rows(rows if as_json else [_shown(row) for row in rows], _COLUMNS, as_json=as_json)
+
+
+def _follow(rows: Iterator[Mapping[str, Any]], *, as_json: bool) -> None:
+    if not as_json:
+        emit_columns(_COLUMNS, _WIDTHS)
+    for row in rows:
+        if as_json:
+            emit_json_line(row)
+        else:
+            shown = _shown(row)
+            emit_columns([_line(shown[column]) for column in _COLUMNS], _WIDTHS)
 
 
 @calls.command()
@@ -73,7 +87,8 @@ def tail(*, count: int, follow: bool, config_path: str, as_json: bool, **filters
 @json_option
 def show(*, call_id: str, config_path: str, as_json: bool) -> None:
     """Show one call: decision, reasons, attempts, usage, cost and bodies."""
-    with contextlib.closing(open_readonly(database_at(config_path))) as connection:
+    _path, opened = open_deployment(config_path)
+    with contextlib.closing(opened) as connection:
         call = one_call(connection, call_id)
     if call is None:
         raise click.ClickException(f"there is no call {call_id!r} on record; `lockgate calls tail` lists the latest")
@@ -124,8 +139,7 @@ def _since(connection: Connection, after: str | None) -> Iterator[Mapping[str, A
 
 
 def _matches(row: Mapping[str, Any], wanted: CallFilter) -> bool:
-    asked = {"key": wanted.key, "route": wanted.route, "outcome": wanted.outcome, "session": wanted.session}
-    return all(value is None or row[name] == value for name, value in asked.items())
+    return all(getattr(wanted, name) in (None, row[name] or "") for name in _FILTERS)  # '' is absence, as in the store
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,8 +175,3 @@ def _pretty(body: str) -> str:
     with contextlib.suppress(orjson.JSONDecodeError):  # not JSON, or cut short: shown as it is
         body = orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
     return "\n".join(printable(line) for line in body.split("\n"))
-
-
-def printable(text: str) -> str:
-    """One line that cannot steer a terminal: whatever is not a visible character or a blank becomes a replacement mark."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -50,8 +50,9 @@ def _report(problems: list[Problem], found: list[Problem], snapshot: Snapshot | 
     for warning in found:
         click.echo(f"warning: {warning}", err=True)
     if snapshot is not None:
-        counts = (count(len(snapshot.providers), "provider"), count(len(snapshot.routes), "route"), count(len(snapshot.bundle.rules), "rule"))
-        click.echo(f"ok: {', '.join(counts)}, bundle {snapshot.bundle.digest}" + (f"; {count(len(found), 'warning')}" if found else ""))
+        sizes = {"provider": len(snapshot.providers), "route": len(snapshot.routes), "rule": len(snapshot.bundle.rules)}
+        counts = ", ".join(count(number, noun) for noun, number in sizes.items())
+        click.echo(f"ok: {counts}, bundle {snapshot.bundle.digest}" + (f"; {count(len(found), 'warning')}" if found else ""))
 
 
 def _placed(problem: Problem, folder: Path) -> Problem:

@@ -2,15 +2,16 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from gateway.cli.deployment import database_of, pepper_of
-from gateway.cli.output import config_option, emit_json, emit_rows, json_option
+from gateway.cli.output import config_option, emit_json, emit_rows, json_option, printable
 from gateway.clock import SystemClock, SystemIds
 from gateway.config import Deployment, read_deployment
 from gateway.keyring import new_key, new_secret
@@ -46,6 +47,8 @@ def create(  # noqa: PLR0913 - one parameter an option
     """Make a key and show it, once."""
     for option, values in (("--name", (name,)), ("--team", (team,)), ("--org", (org,)), ("--role", roles), ("--route", routes)):
         _refuse_unprintable(option, values)
+    if not name.strip():
+        raise click.BadParameter("is empty; say what the key is for", param_hint="--name")
     deployment = read_deployment(Path(config_path))
     clock = SystemClock()
     now_ns = clock.now_ns()
@@ -53,7 +56,8 @@ def create(  # noqa: PLR0913 - one parameter an option
         SystemIds(clock), pepper_of(deployment), now_ns=now_ns, name=name, team=team, org=org, roles=roles,
         routes=routes or ("*",), expires_ns=None if expires is None else _expiry_ns(expires, now_ns),
     )
-    _on_keys(deployment, lambda store: store.create(stored))
+    for warning in _on_keys(deployment, lambda store: _create(store, stored, deployment)):
+        click.echo(f"warning: {warning}", err=True)
     _show_once(text, _row(stored, now_ns), as_json=as_json)
 
 
@@ -62,7 +66,7 @@ def create(  # noqa: PLR0913 - one parameter an option
 @json_option
 def list_keys(*, config_path: str, as_json: bool) -> None:
     """Show every key, without its secret."""
-    _generation, found = _on_keys(read_deployment(Path(config_path)), lambda store: store.all())
+    found = _all(read_deployment(Path(config_path)))
     now_ns = SystemClock().now_ns()
     emit_rows([_row(key, now_ns) for key in found], _COLUMNS, as_json=as_json)
 
@@ -75,8 +79,9 @@ def revoke(*, key_id: str, config_path: str, as_json: bool) -> None:
     """Stop a key for good."""
     now_ns = SystemClock().now_ns()
     key_id = _id_of(key_id)
-    if not _on_keys(read_deployment(Path(config_path)), lambda store: store.revoke(key_id, now_ns=now_ns)):
-        raise click.ClickException(f"there is no live key {key_id!r}; `lockgate keys list` shows what there is")
+    deployment = read_deployment(Path(config_path))
+    if not _on_keys(deployment, lambda store: store.revoke(key_id, now_ns=now_ns)):
+        raise click.ClickException(_why_not(_all(deployment), key_id))
     if as_json:
         emit_json({"id": key_id, "revoked": _time(now_ns)})
     else:
@@ -95,9 +100,7 @@ def rotate(*, key_id: str, config_path: str, as_json: bool) -> None:
     key_id = _id_of(key_id)
     text, digest = new_secret(SystemIds(clock), pepper_of(deployment), key_id)
     if not _on_keys(deployment, lambda store: store.replace_digest(key_id, digest, now_ns=now_ns)):
-        raise click.ClickException(
-            f"there is no live key {key_id!r}; `lockgate keys list` shows what there is, `lockgate keys create` makes a new one"
-        )
+        raise click.ClickException(f"{_why_not(_all(deployment), key_id)}; `lockgate keys create` makes a new one")
     _show_once(text, {"id": key_id, "rotated": _time(now_ns)}, as_json=as_json)
 
 
@@ -107,6 +110,42 @@ def _show_once(text: str, about: dict[str, Any], *, as_json: bool) -> None:
     else:
         click.echo(text)
         click.echo(_SHOWN_ONCE, err=True)  # beside the key, so that `KEY=$(lockgate keys create …)` works
+
+
+async def _create(store: Keys, made: StoredKey, deployment: Deployment) -> list[str]:
+    """Store a new key and return what about it deserves a look."""
+    _generation, others = await store.all()
+    await store.create(made)
+    return list(_warnings(made, others, deployment))
+
+
+def _warnings(made: StoredKey, others: Sequence[StoredKey], deployment: Deployment) -> Iterator[str]:
+    alike = [key.id for key in others if key.name == made.name and _state(key, made.created_ns) == "live"]
+    if alike:
+        yield f"{made.name!r} is also the name of {', '.join(alike)}; only the id tells them apart"
+    for glob in made.routes:
+        if glob != "*" and not any(fnmatchcase(route.name, glob) for route in deployment.routes):
+            names = ", ".join(route.name for route in deployment.routes)
+            yield f"--route {glob!r} matches no route" + (f"; there are: {names}" if names else ", for there is none")
+
+
+def _why_not(found: Sequence[StoredKey], given: str) -> str:
+    """Why a key can be neither revoked nor given a new secret, from every key there is."""
+    key = next((key for key in found if key.id == given), None)
+    if key is not None and key.revoked_ns is not None:
+        return f"key {given} was revoked on {_time(key.revoked_ns)}"
+    if key is not None:
+        return f"key {given} expired on {_time(key.expires_ns)}"
+    now_ns = SystemClock().now_ns()
+    ids = [f"{key.id} ({_state(key, now_ns)})" for key in found if key.name == given]
+    if ids:
+        return f"{given!r} is a name; its ids: {', '.join(ids)}"
+    return f"there is no key {printable(given)!r}; `lockgate keys list` shows what there is"
+
+
+def _all(deployment: Deployment) -> Sequence[StoredKey]:
+    _generation, found = _on_keys(deployment, lambda store: store.all())
+    return found
 
 
 def _on_keys(deployment: Deployment, work: Callable[[Keys], Awaitable[T]]) -> T:
@@ -130,6 +169,7 @@ def _on_keys(deployment: Deployment, work: Callable[[Keys], Awaitable[T]]) -> T:
 
 def _id_of(given: str) -> str:
     """The id, also of someone who pastes the whole key: its secret must not go into a message."""
+    given = given.strip()
     return given[4:16] if given.startswith("lgk_") and len(given) > 16 else given
 
 
@@ -155,12 +195,17 @@ def _expiry_ns(written: str, now_ns: int) -> int:
 
 
 def _row(key: StoredKey, now_ns: int) -> dict[str, Any]:
-    expired = key.expires_ns is not None and key.expires_ns <= now_ns
     return {
         "id": key.id, "name": key.name, "team": key.team or None, "org": key.org or None, "roles": list(key.roles),
         "routes": list(key.routes), "created": _time(key.created_ns), "expires": _time(key.expires_ns),
-        "revoked": _time(key.revoked_ns), "state": "revoked" if key.revoked_ns is not None else "expired" if expired else "live",
+        "revoked": _time(key.revoked_ns), "state": _state(key, now_ns),
     }
+
+
+def _state(key: StoredKey, now_ns: int) -> str:
+    if key.revoked_ns is not None:
+        return "revoked"
+    return "expired" if key.expires_ns is not None and key.expires_ns <= now_ns else "live"
 
 
 def _time(at_ns: int | None) -> str | None:

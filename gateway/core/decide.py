@@ -25,7 +25,6 @@ from gateway.core.facts import PHASES, Fact, Facts, Phase, facts_of
 from gateway.core.matching import MATCH_KEYS, Index
 from gateway.errors import ConfigError, Problem
 
-
 # Makes a problem of a rule's `source`, the key within the rule, the message and the hint.
 Locate: TypeAlias = Callable[[str, tuple[str | int, ...], str, str | None], Problem]
 
@@ -248,5 +247,5 @@ def _problems(rule: RuleSource, error: ExpressionError, locate: Locate) -> Itera
 def _at_rule(source: str, path: tuple[str | int, ...], message: str, hint: str | None) -> Problem:
     """A problem of a rule where nothing is known of its file but its `source`."""
     file, _, line = source.rpartition(":")
-    place = (file, int(line)) if file and line.isdecimal() else (source, None)
-    return Problem(*place, ".".join(("rule", *map(str, path))), message, hint)
+    known = bool(file) and line.isdecimal()
+    return Problem(file if known else source, int(line) if known else None, ".".join(("rule", *map(str, path))), message, hint)

@@ -51,9 +51,8 @@ class CompileProblem:
         """The message, and the line at fault with a caret under the place."""
         if not self.line:
             return self.message
-        lines = [*source.split("\n"), ""]
-        shown = lines[self.line - 1]
-        where = f"character {self.column}" if len(lines) == 2 else f"line {self.line} of the expression, character {self.column}"  # noqa: PLR2004 - one line and the empty one
+        shown = [*source.split("\n"), ""][self.line - 1]
+        where = f"line {self.line} of the expression, character {self.column}" if "\n" in source else f"character {self.column}"
         return f"{self.message} at {where}\n | {shown}\n | {'.' * (self.column - 1)}^"
 
 

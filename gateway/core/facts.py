@@ -80,15 +80,17 @@ def _texts(call: Call, now_ns: int) -> list[str]:
 
 def _content_texts(content: Json) -> Iterator[str]:
     """The texts of a content: a string, or parts, of which a lax upstream may take one with a content of its own."""
-    if not isinstance(content, list):
-        yield from _one_text(content, "a `content`")
-        return
-    for entry in content:
-        part = _object(entry, "a part of a `content`")
-        if "text" in part:
-            yield _string(part["text"], "the `text` of a part")
-        yield from _one_text(part.get("refusal"), "a `refusal`")
-        yield from _content_texts(part.get("content"))
+    contents = [content]
+    for each in contents:  # grows on the way, by the contents within parts
+        if not isinstance(each, list):
+            yield from _one_text(each, "a `content`")
+            continue
+        for entry in each:
+            part = _object(entry, "a part of a `content`")
+            if "text" in part:
+                yield _string(part["text"], "the `text` of a part")
+            yield from _one_text(part.get("refusal"), "a `refusal`")
+            contents.append(part.get("content"))
 
 
 def _argument_texts(message: dict[str, Json]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The way back to the client over aiohttp. The server side's foreign exceptions are mapped here and nowhere else.
 
-No wait here has a deadline of its own: a client that takes nothing is cut off by its connection (`server.py`).
+No wait here has a deadline of its own: a client that takes nothing is cut off by its connection (`connection.py`).
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,10 @@ from typing import Final
 from aiohttp import web
 
 from gateway.errors import ClientGone
+from gateway.http.connection import SERVER
 
-_STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies between must not collect a stream
+_OWN: Final = {"Server": SERVER}
+_STREAM_HEADERS: Final = {**_OWN, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies between must not collect a stream
 
 
 class HttpClient:
@@ -29,7 +31,7 @@ class HttpClient:
 
     async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str = "application/json") -> None:
         """Send a whole answer."""
-        self.response = response = web.Response(status=status, headers={**headers, "Content-Type": content_type}, body=body)
+        self.response = response = web.Response(status=status, headers={**headers, **_OWN, "Content-Type": content_type}, body=body)
         if self._last:
             response.force_close()
         try:

@@ -6,7 +6,7 @@ The table is looked up by method and raw path: what is authorised is the endpoin
 import asyncio
 import traceback
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -14,16 +14,16 @@ from aiohttp.http import RawRequestMessage
 
 from gateway.answer import call_headers
 from gateway.clock import Ids
-from gateway.errors import CallError, ClientGone, HeadersTooLarge, InternalError, InvalidRequest, MethodNotAllowed, UnknownUrl
+from gateway.errors import CallError, ClientGone, InternalError, MethodNotAllowed, UnknownUrl
 from gateway.http.client import HttpClient
+from gateway.http.connection import SERVER, Connection, Doors, Limits
 from gateway.http.control import Control, problem
 from gateway.http.data import Handler, call_handler, models_handler
 from gateway.proxy import Proxy
 from gateway.telemetry import Telemetry
 from gateway.wire.protocol import Dialect
 
-_FIRST_REQUEST_S: Final = 30.0  # a connection that sends no whole request head in this time is closed
-_STUCK_S: Final = 60.0  # a client that takes nothing of what waits for it in this time is cut off
+_MOST_SHOWN: Final = 100  # characters of a path in an error
 
 
 class Surface:
@@ -43,6 +43,7 @@ class Surface:
         }
         self._table.update({("GET", path): (handler, None) for path, handler in own.items()})
         self._control = control
+        self.limits: Final = Limits(most_open=2 * proxy.snapshot.config.server.max_in_flight + 64)
         self._paths: Mapping[str, Dialect | None] = {path: dialect for (_method, path), (_handler, dialect) in self._table.items()}
 
     @property
@@ -68,20 +69,27 @@ class Surface:
         if method == "GET" and path.startswith("/-/calls/"):
             return self._control.call, None
         dialect = self._paths.get(path) if path in self._paths else None if path.startswith("/-/") else self._dialects[0]
-        known = path in self._paths
+        allowed = [known for known, where in self.endpoints if where == path]
 
         async def nothing(request: web.BaseRequest, client: HttpClient) -> None:
             _ = client
-            if known:
-                raise MethodNotAllowed(f"{request.method} is not allowed here.")
-            raise UnknownUrl("Nothing answers at this path. A client's base URL is this gateway's address with /v1 behind it.")
+            if allowed:
+                raise MethodNotAllowed(f"{request.method} is not allowed here; {' and '.join(allowed)} is.")
+            raise UnknownUrl(self._nothing_at(method, path))
 
         return nothing, dialect
+
+    def _nothing_at(self, method: str, path: str) -> str:
+        shown = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in path[:_MOST_SHOWN])
+        control = path.startswith("/-/")
+        there = [f"{known} {where}" for known, where in self.endpoints if where.startswith("/-/") == control]
+        hint = "" if control else " A client's base URL is this gateway's address with /v1 behind it."
+        return f"This gateway has no {method} {shown}. It has: {', '.join(there)}.{hint}"
 
     def refusal(self, error: CallError) -> web.Response:
         """The answer to what is not HTTP, in the first dialect: nobody can say what its sender speaks. Closes the connection."""
         call_id = self._ids.call_id()
-        headers = {**call_headers(call_id, error), "Content-Type": "application/json"}
+        headers = {**call_headers(call_id, error), "Content-Type": "application/json", "Server": SERVER}
         response = web.Response(status=error.status, body=self._dialects[0].error(error, call_id), headers=headers)
         response.force_close()
         return response
@@ -107,10 +115,10 @@ class Surface:
 
 
 class Listener(web.Server):
-    """aiohttp's low-level server with our limits and our error bodies for what is not HTTP at all."""
+    """aiohttp's low-level server with our limits. `limits` are made from `server.max_in_flight` unless they are given."""
 
-    def __init__(self, surface: Surface, *, max_body: int) -> None:
-        self.surface = surface
+    def __init__(self, surface: Surface, *, max_body: int, limits: Limits | None = None) -> None:
+        self._doors = Doors(limits or surface.limits, surface.refusal)
         self._max_body = max_body
         super().__init__(surface, request_factory=self._request, handler_cancellation=True)
 
@@ -118,60 +126,9 @@ class Listener(web.Server):
         self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler,
         writer: AbstractStreamWriter, task: "asyncio.Task[None]",
     ) -> web.BaseRequest:
-        return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop, client_max_size=self._max_body)  # noqa: SLF001
+        if isinstance(protocol, Connection):
+            protocol.hang_up_if_deaf()  # what waits behind this request may have come before its turn did
+        return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop, client_max_size=self._max_body)  # noqa: SLF001 - aiohttp's own factory passes the same
 
-    def __call__(self) -> "_Connection":
-        return _Connection(self.surface, self, loop=asyncio.get_running_loop(), auto_decompress=False, access_log=None)
-
-
-class _Connection(web.RequestHandler):
-    """One client connection."""
-
-    __slots__ = ("_first_request", "_stuck", "_surface")
-
-    def __init__(self, surface: Surface, manager: web.Server, **settings: Any) -> None:
-        self._surface = surface
-        self._stuck: asyncio.TimerHandle | None = None
-        super().__init__(manager, **settings)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._first_request = asyncio.get_running_loop().call_later(_FIRST_REQUEST_S, self._close_if_silent)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._first_request.cancel()
-        self._moves()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client is slower than its answer. Costs nothing while clients are fast, unlike a deadline around every write."""
-        super().pause_writing()
-        if self.transport is not None:
-            self._stuck = asyncio.get_running_loop().call_later(_STUCK_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._moves()
-
-    def _moves(self) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-
-    def _close_if_silent(self) -> None:
-        if self._request_count == 0:
-            self.force_close()
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what could not be parsed as HTTP; the connection is closed after it. Never echoes what was sent."""
-        _ = (request, message)
-        error: CallError
-        if type(exc).__name__ == "LineTooLong":
-            error = HeadersTooLarge("The request line or a header is too long (8 KiB at most).")
-        elif status == 400:
-            error = InvalidRequest("This is not a well-formed HTTP/1.1 request.")
-        else:
-            error = InternalError("The gateway failed inside.")
-        return self._surface.refusal(error)
+    def __call__(self) -> Connection:
+        return Connection(self._doors, self, loop=asyncio.get_running_loop(), access_log=None)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, AnyStr, Final
 
 import orjson
 
@@ -19,7 +19,9 @@ KEY_PATTERN: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{32}"
 
 # A shorter value would be found in innocent text; a credential of this length protects nothing.
 _SHORTEST: Final = 8
-
+# What is left of a secret that was cut off is replaced from this length on: below it, it is as good as any other text.
+_CUT: Final = 12
+_CUT_KEY: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{1,31}\Z"
 
 # The fields of a record and of its origin that others than the gateway write to.
 _WRITTEN: Final = ("route", "message", "rule", "labels", "finish_reasons", "reasons")
@@ -29,35 +31,42 @@ _SAID: Final = ("session", "run", "step", "traceparent", "tags")
 class Scrubber:
     """Replaces every known secret, plain or as it stands inside JSON, and everything that looks like a virtual key, by `[secret]`.
 
-    A secret that is cut in two, by the chunks of a stream for instance, is not recognised.
+    A secret whose end is cut off by the end of the text is replaced where 12 characters of it are left. One that is cut in
+    two otherwise, by the chunks of a stream for instance, is not recognised.
     """
 
-    __slots__ = ("_bytes_needles", "_bytes_pattern", "_needles", "_pattern")
+    __slots__ = ("_bytes_heads", "_bytes_needles", "_bytes_pattern", "_heads", "_needles", "_pattern")
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
         values = {form for secret in secrets if len(secret.reveal()) >= _SHORTEST for form in _forms(secret.reveal())}
         longest_first = sorted(values, key=lambda value: (-len(value), value))
-        pattern = "|".join([re.escape(value) for value in longest_first] + [KEY_PATTERN])
-        self._needles = (KEY_PREFIX, *longest_first)
+        pattern = "|".join([re.escape(value) for value in longest_first] + [KEY_PATTERN, _CUT_KEY])
+        self._needles = tuple(longest_first)
+        self._heads = tuple(dict.fromkeys((KEY_PREFIX, *(needle[:_CUT] for needle in longest_first))))
         self._pattern = re.compile(pattern)
         self._bytes_needles = tuple(needle.encode() for needle in self._needles)
+        self._bytes_heads = tuple(head.encode() for head in self._heads)
         self._bytes_pattern = re.compile(pattern.encode())
 
     def __repr__(self) -> str:
-        return f"Scrubber({len(self._needles) - 1} values)"
+        return f"Scrubber({len(self._needles)} values)"
 
     def text(self, text: str) -> str:
         """The text without secrets; the same object where there are none."""
-        for needle in self._needles:  # `in` reads 1 MB in some 50 µs where the pattern takes milliseconds
-            if needle in text:
-                return self._pattern.sub(REPLACEMENT, text)
+        for head in self._heads:  # `in` reads 1 MB in some 50 µs where the pattern takes milliseconds
+            if head in text:
+                whole = self._pattern.sub(REPLACEMENT, text)
+                cut = _cut_at_the_end(whole, self._needles)
+                return whole[:-cut] + REPLACEMENT if cut else whole
         return text
 
     def bytes(self, data: bytes) -> bytes:
         """The same for UTF-8 bytes."""
-        for needle in self._bytes_needles:
-            if needle in data:
-                return self._bytes_pattern.sub(REPLACEMENT.encode(), data)
+        for head in self._bytes_heads:
+            if head in data:
+                whole = self._bytes_pattern.sub(REPLACEMENT.encode(), data)
+                cut = _cut_at_the_end(whole, self._bytes_needles)
+                return whole[:-cut] + REPLACEMENT.encode() if cut else whole
         return data
 
     def record(self, record: CallRecord) -> CallRecord:
@@ -71,7 +80,7 @@ class Scrubber:
         if record.reasons:
             written.append(repr(record.reasons))
         joined = "\n".join(written)
-        if self.text(joined) == joined:
+        if not any(head in joined for head in self._heads):  # each field has an end of its own, where a secret may be cut
             return record
         return replace(
             record, **{name: self.value(getattr(record, name)) for name in _WRITTEN},
@@ -88,6 +97,17 @@ class Scrubber:
         if isinstance(value, list | tuple):
             return type(value)(self.value(item) for item in value)
         return value
+
+
+def _cut_at_the_end(text: AnyStr, needles: Iterable[AnyStr]) -> int:
+    """How long the longest beginning of a needle is that the text ends with; 0 where it is too short to matter."""
+    longest = 0
+    for needle in needles:
+        for length in range(min(len(needle) - 1, len(text)), max(_CUT - 1, longest), -1):
+            if text.endswith(needle[:length]):
+                longest = length
+                break
+    return longest
 
 
 def _forms(value: str) -> set[str]:
@@ -107,6 +127,7 @@ _NAMED: Final = frozenset({"function", "function_call", "custom", "json_schema",
 _FREE: Final = frozenset({"metadata", "arguments", "input", "parameters", "schema", "logit_bias"})
 # What a word of the protocol looks like: a sentence under `type` is not one.
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+_NUMBERS: Final = frozenset({int, float, bool})
 # Deeper than any body that is let in; what is below is not walked.
 _DEEPEST: Final = 200
 
@@ -134,7 +155,7 @@ def _redacted(value: Any, key: str, *, free: bool, depth: int) -> Any:
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
-        if value and all(isinstance(item, int | float) for item in value):
+        if value and _NUMBERS.issuperset(map(type, value)):  # a list of token ids may be millions long
             return f"[redacted: {len(value)} numbers]"
         return [_redacted(item, key, free=free or key in _FREE, depth=depth + 1) for item in value]
     return value

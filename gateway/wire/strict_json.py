@@ -2,8 +2,8 @@
 
 orjson refuses most of what must be refused: NaN, Infinity, a BOM, bad UTF-8, lone surrogates, floats that overflow,
 anything after the value. What it lets through is refused here: integers beyond 64 bits, which it turns into floats
-without a word; nesting that is legal for it and too deep for us; and bodies that are nearly all brackets, which cost
-it seconds. Of a repeated key it keeps the last; since the parsed value is what is judged and what is written again,
+without a word; nesting that is legal for it and too deep for us; and bodies that are nearly all brackets or keys, which
+cost it, and whoever walks them after it, seconds. Of a repeated key it keeps the last; since the parsed value is what is judged and what is written again,
 no other reading of it ever leaves the gateway.
 """
 
@@ -17,25 +17,27 @@ from gateway.errors import InvalidRequest
 
 # Levels of nesting that can be written again: orjson reads 1024 and writes 254; a few are left for what we add.
 DEEPEST: Final = 250
-# Arrays and objects in one text. An answer with 20 log probabilities for each of 20,000 tokens stays below it.
-MOST_CONTAINERS: Final = 1_000_000
+# Members of objects, arrays and objects in one text, together: each costs a hundred times what a byte of text does. Numbers
+# and strings in arrays are not counted, the text's length bounds them well: 10 MiB of token ids are some 1.7 million numbers.
+MOST_MEMBERS: Final = 200_000
 
 _DIGITS_AS_ZERO: Final = bytes.maketrans(b"123456789", b"0" * 9)
 # Any 19 digits fit into an unsigned 64-bit integer, so only these two can be too large.
 _SUSPECTS: Final = (b"0" * 20, b"-" + b"0" * 19)
 # The digits of a number without fraction or exponent. `++` never backtracks: a run of digits costs its length once.
 _WHOLE_NUMBER: Final = re.compile(rb"(?<![\d.eE])(?<![eE][-+])\d++(?![.eE])")
-_NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[{"')
+_NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[{:"')
 
 
 class InvalidJson(InvalidRequest, ValueError):
     """Not JSON, or JSON that is not taken. A client's error as it is; an adapter catches it as a `ValueError`."""
 
 
-def loads(data: bytes, *, max_depth: int = DEEPEST) -> Json:
+def loads(data: bytes, *, max_depth: int = DEEPEST, most_members: int = MOST_MEMBERS) -> Json:
     """The value of a JSON text, in time that grows with its length only.
 
-    `max_depth` counts levels of arrays and objects; above `DEEPEST` it counts as `DEEPEST`.
+    `max_depth` counts levels of arrays and objects; above `DEEPEST` it counts as `DEEPEST`. `most_members` bounds the
+    members of objects, the arrays and the objects of the whole text, together.
 
     Raises:
         InvalidJson: with the line and column, or the byte, where that is known.
@@ -43,8 +45,8 @@ def loads(data: bytes, *, max_depth: int = DEEPEST) -> Json:
     if not data:
         raise InvalidJson("The body is empty where JSON is expected.")
     containers = data.count(b"[") + data.count(b"{")
-    if containers > MOST_CONTAINERS and _containers(data) > MOST_CONTAINERS:
-        raise InvalidJson(f"The JSON has more than {MOST_CONTAINERS} arrays and objects.")
+    if containers + data.count(b":") > most_members and _members(data) > most_members:
+        raise InvalidJson(f"The JSON has more than {most_members} members of objects, arrays and objects, together.")
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -70,8 +72,8 @@ def _hide_escapes(data: bytes) -> bytes:
     return data.replace(b"\\\\", b"__").replace(b'\\"', b"__")
 
 
-def _containers(data: bytes) -> int:
-    """How many arrays and objects open outside strings; any number where the text is not JSON."""
+def _members(data: bytes) -> int:
+    """How many arrays, objects and members of objects stand outside strings; any number where the text is not JSON."""
     structure = _hide_escapes(data).translate(None, _NOT_STRUCTURE).replace(b'""', b"")
     return len(b"".join(structure.split(b'"')[::2]))
 

@@ -76,9 +76,10 @@ def test_a_denial_carries_the_rules_words(rule: Make, call: Make, engine_name: s
     assert judged(bundle, call(size=5)).name == "allow"
 
 
-def test_a_denial_without_a_message_names_its_rule(rule: Make, call: Make) -> None:
-    """A refusal that says nothing cannot be acted on."""
-    assert judged(compile_bundle([rule(id="no")], "auto"), call()).message == "Denied by rule 'no'."
+def test_a_denial_without_a_message_does_not_name_its_rule_twice(rule: Make, call: Make) -> None:
+    """Whoever shows a denial names the rule first, so the message does not."""
+    decision = judged(compile_bundle([rule(id="no")], "auto"), call())
+    assert (decision.rule, decision.message) == ("no", "This call is not allowed.")
 
 
 def test_an_allow_rule_is_on_record_with_its_words(rule: Make, call: Make) -> None:
@@ -113,13 +114,15 @@ def test_only_rules_whose_match_fits_are_asked(rule: Make, call: Make) -> None:
 # Errors
 
 
-def test_a_deny_that_cannot_be_evaluated_denies_in_words_of_its_own(rule: Make, call: Make, engine_name: str) -> None:
-    """The rule's message would accuse the caller of what nobody could find out."""
+def test_a_deny_that_cannot_be_evaluated_says_so_before_the_rules_words(rule: Make, call: Make, engine_name: str) -> None:
+    """The rule's message alone would accuse the caller of what nobody could find out."""
     bundle = compile_bundle([rule(id="no", when="request.body.x > 1", message="x!", remedy="y!")], engine_name)
     decision = judged(bundle, call())
     assert decision.name == "deny"
-    assert decision.message == "Rule 'no' could not be evaluated on this call, so the call is refused (policy_error)."
-    assert decision.remedy is None
+    unclear = "The rule could not be evaluated on this call, so the call is refused (policy_error)."
+    assert (decision.message, decision.remedy) == (f"{unclear} The rule says: x!", "y!")
+    silent = judged(compile_bundle([rule(when="request.body.x > 1")], engine_name), call())
+    assert (silent.message, silent.remedy) == (unclear, None)
     assert decision.reasons[0].verdict == "error"
     assert decision.reasons[0].message.startswith("policy_error: ")
 
@@ -238,8 +241,9 @@ def test_every_problem_of_every_rule_is_listed_with_file_line_and_key(rule: Make
                      rule(id="b", when="route == ", source="policies/b.toml:9"),
                      rule(id="a", source="policies/b.toml:20"), engine=engine_name)
     assert {(problem.file, problem.line, problem.key) for problem in found} == {
-        ("policies/a.toml", 3, "rule.a.when"), ("policies/b.toml", 9, "rule.b.when"), ("policies/b.toml", 20, "rule.a.id")}
-    typo = next(problem for problem in found if problem.key == "rule.a.when")
+        ("policies/a.toml", 3, "rule.when"), ("policies/b.toml", 9, "rule.when"), ("policies/b.toml", 20, "rule.id")}
+    typo = next(problem for problem in found if problem.line == 3)
+    assert '(rule "a")' in typo.message
     assert typo.hint == "did you mean 'request.model'?"
     assert " | request.modle == 'x'\n" in str(typo)
 

@@ -47,9 +47,9 @@ def has_type(value: Any, kind: str) -> bool:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-2**65, 2**65) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["name", "type", "function", "custom", "x"]), inner, max_size=4), max_leaves=12)
+        st.sampled_from(["name", "type", "function", "custom", "content", "text", "tools", "tool_calls", "arguments", "x"]), inner, max_size=4), max_leaves=12)
 BODIES = st.dictionaries(st.sampled_from(
-    ["messages", "max_tokens", "max_completion_tokens", "tools", "functions", "temperature", "model", "x"]), JSON)
+    ["messages", "prompt", "input", "max_tokens", "max_completion_tokens", "tools", "functions", "temperature", "model", "x"]), JSON)
 
 
 @settings(deadline=None)
@@ -76,7 +76,7 @@ def test_facts_say_what_the_call_says(call: MakeCall) -> None:
         "principal.roles": ["a", "b"], "protocol": "openai", "route": "fast", "request.operation": "chat",
         "request.model": "fast", "request.stream": True, "request.size": 100, "request.max_tokens": 7,
         "request.params": {"model": "fast", "max_tokens": 7, "temperature": 1}, "request.body": body,
-        "messages": [{"role": "user"}], "tools_offered": ["f"], "session.id": "s1", "run": "r1", "step": "p1",
+        "messages": [{"role": "user"}], "texts": ["x"], "tools_offered": ["f"], "session.id": "s1", "run": "r1", "step": "p1",
         "tags": {"k": "v"}, "now": datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)}
 
 
@@ -111,6 +111,55 @@ def test_messages_that_are_no_list_are_unreadable(call: MakeCall) -> None:
         read("messages", call({"messages": {"role": "user"}}))
 
 
+def said(*messages: Any) -> dict[str, Any]:
+    return {"messages": list(messages)}
+
+
+@pytest.mark.parametrize(("body", "texts"), [
+    ({}, []),
+    ({"messages": None, "prompt": None, "input": None}, []),
+    (said({"role": "user", "content": "a"}, {"role": "tool", "content": "b"}), ["a", "b"]),
+    (said({"content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}, {"text": "c"}]}), ["a", "b", "c"]),
+    (said({"content": None, "refusal": None, "tool_calls": None, "function_call": None}, {}), []),
+    (said({"content": [{"type": "image_url", "image_url": {"url": "data:"}}, {"type": "input_audio", "input_audio": {}}, {}]}), []),
+    (said({"content": [{"type": "tool_result", "content": [{"type": "text", "text": "a"}]}, {"content": "b"}]}), ["a", "b"]),
+    (said({"refusal": "a", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "b"}}]}), ["b", "a"]),
+    (said({"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "a"}}, {"function": None}, {"function": {}}]}), ["a"]),
+    (said({"function_call": {"name": "f", "arguments": "a"}}), ["a"]),
+    ({"prompt": "a"}, ["a"]),
+    ({"prompt": ["a", "b"], "suffix": "c"}, ["a", "b", "c"]),
+    ({"input": "a"}, ["a"]),
+    ({"input": ["a", "b"]}, ["a", "b"]),
+    ({**said({"content": "a"}), "prompt": "b", "input": ["c"]}, ["a", "b", "c"]),
+])
+def test_texts_are_what_the_caller_wrote_whatever_the_operation(body: Any, texts: list[str], call: MakeCall) -> None:
+    """A rule against a word holds for chat, completions and embeddings, and for contents in parts."""
+    for operation in ("chat", "completions", "embeddings"):
+        assert read("texts", call(body, operation=operation)) == texts
+
+
+@pytest.mark.parametrize("body", [
+    {"messages": "a"}, said("a"), said(None), said({"content": 5}), said({"content": {"type": "text", "text": "a"}}),
+    said({"content": ["a"]}), said({"content": [None]}), said({"content": [["a"]]}), said({"content": [{"type": "text", "text": 5}]}),
+    said({"content": [{"type": "text", "text": None}]}), said({"content": [{"text": {"value": "a"}}]}), said({"content": [{"content": 5}]}),
+    said({"content": [{"refusal": ["a"]}]}), said({"refusal": {}}), said({"tool_calls": {"function": {}}}), said({"tool_calls": ["a"]}),
+    said({"tool_calls": [{"function": "a"}]}), said({"tool_calls": [{"function": {"arguments": {"a": "b"}}}]}), said({"tool_calls": 0}),
+    said({"function_call": "auto"}), {"prompt": 5}, {"prompt": [1, 2]}, {"prompt": [[1, 2]]}, {"prompt": ["a", 1]}, {"prompt": {"a": "b"}},
+    {"suffix": 5}, {"input": [1, 2]}, {"input": [[1]]}, {"input": [{"text": "a"}]}, {"input": True}])
+def test_texts_that_cannot_be_read_are_unreadable_as_a_whole(body: Any, call: MakeCall) -> None:
+    """Tokens and malformed contents are no way round a rule on texts."""
+    with pytest.raises(UnreadableFactError):
+        read("texts", call(body))
+
+
+def test_contents_within_contents_have_no_depth_that_breaks_anything(call: MakeCall) -> None:
+    """Nothing but the one error may come out, and a body may be nested deeper than Python's stack."""
+    content: Any = "deep"
+    for _ in range(5000):
+        content = [{"content": content}]
+    assert read("texts", call(said({"content": content}))) == ["deep"]
+
+
 @pytest.mark.parametrize(("tools", "names"), [
     ([{"type": "function", "function": {"name": "bank.pay"}}], ("bank.pay",)),
     ([{"type": "custom", "custom": {"name": "shell"}}], ("shell",)),
@@ -119,6 +168,9 @@ def test_messages_that_are_no_list_are_unreadable(call: MakeCall) -> None:
     ([{"type": "x", "function": {"name": "hidden"}}], ("hidden",)),
     ([{"type": "function", "function": {"name": "bank.pay"}, "name": "harmless"}], ("harmless", "bank.pay")),
     ([{"type": "function", "function": {"name": "f"}}] * 3, ("f",)),
+    ([{"type": "namespace", "tools": [{"name": "bank.pay"}]}], ("namespace", "bank.pay")),
+    ([{"name": "a", "tools": None, "function": {"functions": [{"name": "b", "tools": [{"name": "c"}]}]}}, {"name": "d"}], ("a", "d", "b", "c")),
+    ([{"name": "a", "function_declarations": [{"name": "b"}]}], ("a", "b")),
 ])
 def test_every_name_that_an_upstream_could_read_is_offered(tools: Any, names: tuple[str, ...]) -> None:
     """A tool must not hide from a rule behind a second name or an unusual shape."""
@@ -133,7 +185,9 @@ def test_the_older_functions_are_tools_too() -> None:
 @pytest.mark.parametrize("tools", [
     {"name": "x"}, "x", 5, [5], [None], [{}], [{"type": []}], [{"type": "function"}], [{"type": "function", "name": 5}],
     [{"type": "function", "Function": {"Name": "bank.pay"}}], [{"type": "function", "function": {"name": None}}],
-    [{"name": "x" * (MAX_TOOL_NAME + 1)}], [{"name": "x"}] * (MAX_TOOLS + 1)])
+    [{"name": "x" * (MAX_TOOL_NAME + 1)}], [{"name": "x"}] * (MAX_TOOLS + 1),
+    [{"name": "x", "tools": {"name": "bank.pay"}}], [{"name": "x", "tools": ["bank.pay"]}], [{"name": "x", "tools": [{}]}],
+    [{"name": "x", "tools": [{"name": "x"}] * 2}] * (MAX_TOOLS // 2)])
 def test_tools_without_readable_names_are_unreadable_as_a_whole(tools: Any) -> None:
     """Skipping the odd one would be a way round every rule on tools."""
     with pytest.raises(UnreadableFactError):

@@ -67,6 +67,7 @@ class House:
     lines: list[bytes] = field(default_factory=list)
     gateway: Gateway = field(init=False)
     key: str = ""
+    session: aiohttp.ClientSession | None = None
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -124,7 +125,9 @@ token = "env:ADMIN"
 
     async def http(self) -> aiohttp.ClientSession:
         """A bare HTTP client for what no SDK would send."""
-        return await self.stack.enter_async_context(aiohttp.ClientSession(self.gateway.url, auto_decompress=False))
+        if self.session is None:
+            self.session = await self.stack.enter_async_context(aiohttp.ClientSession(self.gateway.url, auto_decompress=False))
+        return self.session
 
     async def calls(self, **wanted: Any) -> list[dict[str, Any]]:
         """What the journal says, through the control endpoint."""
