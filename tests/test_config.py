@@ -79,6 +79,13 @@ def test_values_arrive_in_seconds_and_bytes(folder):
     ("[server]\ndialects = ['openai', 'openai']", "config.toml:2:server.dialects: named twice: openai"),
     ("[server]\ndialects = ['../x']", "does not have the form"),
     ("[journal]\nbodies = 'redact'", 'config.toml:2:journal.bodies: is none of the possible values (did you mean "redacted"?)'),
+    ("[log]\nlevel = 'INFO'", 'config.toml:2:log.level: is none of the possible values (did you mean "info"?)'),
+    ("[log]\nlevel = 0x" + "f" * 5000, "config.toml:2:log.level: is none of the possible values (there is debug, error, info, warning)"),
+    ("[server]\nhost = ''", "config.toml:2:server.host: must not be empty"),
+    ("[auth]\nrequired = 'no'", "config.toml:2:auth.required: should be true or false, without quotes"),
+    ("[prices.'a/b']\ninput = '0.0000025'\noutput = '1'", "USD); prices are per million tokens"),
+    ("# x\n[server]\nport = " + "9" * 5000, "config.toml:3: a number has more digits than can be read"),
+    ("[server]\nport = 0x" + "f" * 5000, "config.toml:2:server.port: should be less than or equal to 65535"),
     ("[journal]\nbodies = 1", "config.toml:2:journal.bodies: is none of the possible values (there is full, none, redacted)"),
     ("[providers.one]\nadapter = 'openai'", "config.toml:1:providers.one.base_url: is missing (Where it is,"),
     ("[providers.'o/e']\nadapter = 'openai'\nbase_url = 'http://h'", 'config.toml:1:providers."o/e": the name does not have the form'),
@@ -204,15 +211,35 @@ def test_a_routes_file_of_another_shape_is_refused(folder, text):
 
 
 def test_cases_hidden_files_and_other_files_are_not_read(folder):
-    for name in ("x.cases.toml", ".#x.toml", "x.toml~", "README.md"):
+    for name in ("x.cases.toml", ".#x.toml", "x.toml~", "README.md", "x.tml", "x.TOML"):
         (folder / "policies" / name).write_text("not = toml = at all")
     (folder / "policies/sub.toml.d").mkdir()
-    assert read_deployment(folder / "config.toml").rules == ()
+    (folder / "routes/more").mkdir()
+    deployment = read_deployment(folder / "config.toml")
+    assert deployment.rules == ()
+    assert deployment.unread == (
+        "routes/more", "policies/README.md", "policies/sub.toml.d", "policies/x.TOML", "policies/x.tml", "policies/x.toml~")
+
+
+def test_a_configuration_that_is_missing_is_the_only_problem(folder):
+    """Its folders are not known, so nothing is said about any."""
+    (folder / "config.toml").unlink()
+    (folder / "policies").rmdir()
+    (found,) = problems(folder)
+    assert found.startswith("config.toml: ")
+
+
+@pytest.mark.parametrize("key", ["principals", "teams", "roles", "protocols", "routes", "models", "tools"])
+def test_an_empty_list_in_match_is_refused(folder, key):
+    """It reads like nobody, and a key that is not given means everybody."""
+    (folder / "policies/p.toml").write_text(RULE + f"match = {{ {key} = [] }}\n")
+    assert problems(folder) == [f"policies/p.toml:5:rule[0].match.{key}: must not be empty"]
 
 
 def test_a_folder_of_rules_that_is_missing_is_an_error_and_not_an_empty_one(folder):
     (folder / "policies").rmdir()
     assert problems(folder)[0].startswith("config.toml:paths.policies: the folder policies cannot be read: No such file or directory (make it")
+    assert config_problems(folder, "[paths]\npolicies = 'pp'")[0].startswith("config.toml:2:paths.policies: the folder pp cannot be read: ")
 
 
 def test_the_folders_may_stand_elsewhere(folder, tmp_path_factory):

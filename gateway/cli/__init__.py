@@ -5,15 +5,12 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from gateway import __version__
 from gateway.errors import ConfigError, LockgateError
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 # name: (module, attribute, the line shown by `lockgate --help`). A literal, so that help needs no import.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -80,7 +77,7 @@ class _Stdout(io.FileIO):
         super().__init__(1, "w", closefd=False)
         self.failure: OSError | None = None
 
-    def write(self, data: "Buffer", /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

@@ -58,7 +58,7 @@ _POLICIES: Final = """
 [[rule]]
 id = "no-payroll-data"
 match = { teams = ["interns"] }
-when = '''messages.exists(m, string(m.content).contains("payroll"))'''
+when = '''texts.exists(text, text.contains("payroll"))'''
 effect = "deny"
 message = "Payroll data does not go to a model from this team."
 remedy = "Ask the finance team to run this for you."

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from gateway.cli.deployment import database_of, pepper_of
-from gateway.cli.output import config_option, emit_json, emit_rows, json_option, printable
+from gateway.cli.output import config_option, emit_json, emit_rows, json_option
 from gateway.clock import SystemClock, SystemIds
 from gateway.config import Deployment, read_deployment
 from gateway.keyring import new_key, new_secret
@@ -100,7 +100,7 @@ def rotate(*, key_id: str, config_path: str, as_json: bool) -> None:
     key_id = _id_of(key_id)
     text, digest = new_secret(SystemIds(clock), pepper_of(deployment), key_id)
     if not _on_keys(deployment, lambda store: store.replace_digest(key_id, digest, now_ns=now_ns)):
-        raise click.ClickException(f"{_why_not(_all(deployment), key_id)}; `lockgate keys create` makes a new one")
+        raise click.ClickException(_why_not(_all(deployment), key_id))
     _show_once(text, {"id": key_id, "rotated": _time(now_ns)}, as_json=as_json)
 
 
@@ -133,14 +133,14 @@ def _why_not(found: Sequence[StoredKey], given: str) -> str:
     """Why a key can be neither revoked nor given a new secret, from every key there is."""
     key = next((key for key in found if key.id == given), None)
     if key is not None and key.revoked_ns is not None:
-        return f"key {given} was revoked on {_time(key.revoked_ns)}"
+        return f"key {given} was revoked on {_time(key.revoked_ns)}; `lockgate keys create` makes a new one"
     if key is not None:
-        return f"key {given} expired on {_time(key.expires_ns)}"
+        return f"key {given} expired on {_time(key.expires_ns)}; `lockgate keys create` makes a new one"
     now_ns = SystemClock().now_ns()
     ids = [f"{key.id} ({_state(key, now_ns)})" for key in found if key.name == given]
     if ids:
         return f"{given!r} is a name; its ids: {', '.join(ids)}"
-    return f"there is no key {printable(given)!r}; `lockgate keys list` shows what there is"
+    return f"there is no key {given!r}; `lockgate keys list` shows what there is"
 
 
 def _all(deployment: Deployment) -> Sequence[StoredKey]:

@@ -1,9 +1,17 @@
 """`lockgate calls` and `lockgate doctor` from a terminal, beside a store that is open."""
 
+import contextlib
+import fcntl
 import importlib.util
 import json
+import os
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import AsyncIterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +90,8 @@ class TestCalls:
     @pytest.mark.parametrize(("arguments", "expected"), [
         (("--outcome", "open"), [4]), (("--outcome", "refused"), [2]), (("--route", "fast"), [1, 3, 4]), (("--key", "nobody"), []),
         (("--session", "s-1", "--outcome", "completed"), [1, 3]),
+        (("--rule", "no-images"), [2]), (("--code", "forbidden"), [2]), (("--team", "blue"), [1, 2, 3, 4]), (("--team", "red"), []),
+        (("--rule", "office-hours", "--code", ""), [1, 3, 4]),
     ])
     def test_calls_are_filtered(self, config: Path, arguments: tuple[str, ...], expected: list[int]) -> None:
         assert _ids(_run(config, "tail", "--json", *arguments)) == expected
@@ -113,6 +123,64 @@ class TestCalls:
         result = _run(config, "show", "call_\x1b[31m")
         assert result.exit_code == 1
         assert "there is no call 'call_\\x1b[31m' on record; `lockgate calls tail` lists the latest" in result.stderr
+
+    def test_json_has_the_same_fields_wherever_it_is_asked_for(
+        self, config: Path, samples: ModuleType, monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        rows = json.loads(_run(config, "tail", "--json").stdout)
+        monkeypatch.setattr("gateway.cli.calls.ended_calls", lambda *_, **__: iter(rows))
+        followed = [json.loads(line) for line in _run(config, "tail", "-f", "--json").stdout.splitlines()]
+        assert followed == rows
+        for n, row in enumerate(rows, 1):
+            assert tuple(row) == JOURNAL_FIELDS
+            shown = json.loads(_run(config, "show", samples.call_id(n), "--json").stdout)
+            assert {name: shown[name] for name in JOURNAL_FIELDS} == row
+        assert [row["cost_usd"] for row in rows] == ["0.0000015", "0", None, None]
+
+    async def test_json_holds_nothing_that_steers_a_terminal_and_says_the_same(
+        self, config: Path, store: SqliteStore, samples: ModuleType, monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def interrupt(event: Any, timeout: float) -> bool:
+            _ = event, timeout
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("threading.Event.wait", interrupt)
+        hostile = "\x9b2J\x85\u202eno\u2066"
+        await store.journal.refuse(samples.refused(9, message=hostile), request=None)
+        for arguments in (("tail", "--json"), ("tail", "-f", "--json"), ("show", samples.call_id(9), "--json")):
+            printed = _run(config, *arguments).stdout
+            assert not [character for character in printed if not character.isprintable() and character != "\n"]
+            said = json.loads(printed.strip().splitlines()[-1])
+            assert (said[-1] if isinstance(said, list) else said)["message"] == hostile
+
+    def test_on_a_narrow_terminal_no_id_is_cut(self, config: Path, samples: ModuleType) -> None:
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway.cli", "calls", "tail", "--config", str(config)], stdout=theirs, stderr=subprocess.PIPE,
+            env={**os.environ, "COLUMNS": "80", "TERM": "xterm"}, timeout=60, check=False)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what a terminal says at its end
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert all(samples.call_id(n).encode() in shown for n in (1, 2, 3, 4))
+
+    @pytest.mark.parametrize(("wanted", "expected"), [
+        ({"rule": "no-images"}, [5]), ({"code": "forbidden"}, [5]), ({"team": "red"}, [6]), ({"code": ""}, [6]),
+    ])
+    async def test_following_filters_as_listing_does(
+        self, config: Path, store: SqliteStore, samples: ModuleType, wanted: dict[str, str], expected: list[int],
+    ) -> None:
+        turns = iter([False, True])
+        with closing(open_readonly(config.with_name("data.db"))) as connection:
+            feed = ended_calls(connection, CallFilter(limit=0, **wanted), wait=lambda: next(turns))  # type: ignore[arg-type]
+            await store.journal.refuse(samples.refused(5), request=None)
+            red = replace(samples.record(6).principal, team="red")
+            await store.journal.refuse(samples.refused(6, principal=red, rule="other", code=""), request=None)
+            assert [int(row["id"][5:]) for row in feed] in ([], expected)
 
     async def test_following_shows_each_call_once_when_it_has_ended(
         self, config: Path, store: SqliteStore, samples: ModuleType,
@@ -161,6 +229,7 @@ class TestCalls:
         monkeypatch.setattr("threading.Event.wait", interrupt)
         table, lines = _run(config, "tail", "-f"), _run(config, "tail", "-f", "--json")
         assert isinstance(table.exception, SystemExit | click.Abort)
+        assert table.stdout.split()[:3] == ["time", "id", "key"]
         assert len([line for line in table.stdout.splitlines() if line.startswith("20")]) == 3
         assert [json.loads(line)["outcome"] for line in lines.stdout.splitlines() if line] == ["completed", "refused", "completed"]
 
@@ -169,5 +238,6 @@ def test_a_database_in_memory_or_not_there_is_told(config: Path) -> None:
     result = _run(config, "tail")
     assert isinstance(result.exception, StoreError)
     assert "there is no database at" in result.exception.message
+    assert "`lockgate serve` or `lockgate keys create` makes it" in result.exception.message
     config.write_text('[store]\npath = ":memory:"\n')
     assert isinstance(_run(config, "tail").exception, SetupError)

@@ -35,7 +35,7 @@ def warnings_of(folder: Path, old: str, new: str) -> list[str]:
 def test_a_new_deployment_is_fine_without_a_warning():
     done = run()
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.startswith("ok: 1 providers, 3 routes, ")
+    assert done.stdout.startswith("ok: 1 provider, 3 routes, ")
     assert ", bundle sha256:" in done.stdout
 
 
@@ -50,7 +50,8 @@ def test_every_problem_is_a_line_that_an_editor_can_jump_to(folder):
     done = run()
     assert done.exit_code == 1
     assert done.stdout == ""
-    assert [line.split(" ")[0] for line in done.stderr.splitlines()] == [
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+    assert [line.split(" ")[1] for line in done.stderr.splitlines()] == [
         "d/routes/simulator.toml:1:route[0].name:", "d/routes/simulator.toml:1:route[0].targets:",
         "d/routes/simulator.toml:2:route[0].nam:"]
     assert done.stderr.endswith('unknown key (did you mean "name"?)\n')

@@ -9,9 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.call import CallRecord, Origin, Outcome, Principal
-from gateway.cli.doctor import doctor
-from gateway.errors import StoreError
-from gateway.store.doctor import INVARIANTS
+from gateway.cli.doctor import CHECKS, STUCK, doctor
+from gateway.clock import SystemClock
 from gateway.store.library import sqlite3
 from gateway.store.sqlite import SqliteStore
 
@@ -48,9 +47,9 @@ def _run(*arguments: str) -> Result:
 def test_a_sound_database_is_clean(database: Path) -> None:
     result = _run(str(database))
     assert result.exit_code == 0
-    assert result.stdout == f"{database}: {len(INVARIANTS)} invariants checked, clean.\n"
+    assert result.stdout == f"{database}: {len(CHECKS)} invariants checked, clean.\n"
     shown = json.loads(_run(str(database), "--json").stdout)
-    assert (shown["clean"], shown["findings"], shown["checked"]) == (True, [], len(INVARIANTS))
+    assert (shown["clean"], shown["findings"], shown["checked"]) == (True, [], len(CHECKS))
 
 
 def test_a_broken_invariant_is_named_with_its_rows_and_the_exit_code_is_1(database: Path) -> None:
@@ -90,7 +89,52 @@ def test_it_works_while_a_gateway_writes_and_changes_nothing(database: Path) -> 
     assert result.exit_code == 0, result.output
 
 
-def test_what_is_no_database_is_told(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing.db"):
-        result = _run(str(path))
-        assert isinstance(result.exception, StoreError)
+@pytest.mark.parametrize(("name", "message"), [
+    ("", " is a directory; name the database file in it"), ("missing.db", "there is no file "),
+    ("text.db", "it is not a SQLite database; name another file"), ("other.db", " is not a Lockgate database; name another file"),
+    ("newer.db", " was written by a newer Lockgate (schema 99,"),
+])
+def test_where_there_is_nothing_to_examine_the_exit_code_is_2(database: Path, name: str, message: str) -> None:
+    folder = database.parent
+    (folder / "text.db").write_text("no database " * 100)
+    for path, statement in ((folder / "other.db", "CREATE TABLE t (c)"), (database, "PRAGMA user_version = 99")):
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(statement)
+    database.rename(folder / "newer.db")
+    result = _run(str(folder / name))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "store.path" not in result.stderr
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "there is no database at "), ('[store]\npath = ":memory:"\n', "keeps everything in memory"), ("[stor]\n", "stor: unknown key"),
+])
+def test_a_deployment_without_a_database_is_no_broken_invariant(tmp_path: Path, text: str, message: str) -> None:
+    for folder in ("policies", "routes", "adapters"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "config.toml").write_text(text)
+    result = _run("--config", str(tmp_path / "config.toml"))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(("age_s", "lease_s", "told"), [(3700, 60, True), (3500, 60, False), (3700, -60, False)])
+def test_a_call_that_a_living_process_has_open_for_long_is_noted(database: Path, age_s: int, lease_s: int, told: bool) -> None:  # noqa: FBT001
+    now_ns = SystemClock().now_ns()
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM outcomes")
+        connection.execute("UPDATE calls SET owner = 77, received_ns = ?", (now_ns - age_s * 10**9,))
+        connection.execute("INSERT INTO owners VALUES (77, 'host:1', 0, ?, 0)", (now_ns + lease_s * 10**9,))
+    result = _run(str(database), "--json")
+    assert result.exit_code == 0
+    rows = {found["invariant"]: found["rows"] for found in json.loads(result.stdout)["findings"]}
+    assert ("stuck-calls" in rows) is told
+    if told:
+        assert (rows["stuck-calls"][0]["id"], rows["stuck-calls"][0]["process"]) == ("call_1", "host:1")
+        assert rows["stuck-calls"][0]["open_s"] >= age_s
+
+
+def test_the_note_on_stuck_calls_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "journal.md").read_text()
+    assert f"| `{STUCK.name}` | (a note, breaks nothing) {STUCK.explanation} |" in page

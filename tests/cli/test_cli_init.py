@@ -49,7 +49,18 @@ def test_the_token_is_shown_once_with_the_next_commands_and_the_pepper_never(tmp
     assert done.output.count((folder / "secrets/admin-token").read_text().strip()) == 1
     assert (folder / "secrets/pepper").read_text().strip() not in done.output
     assert [line.strip().split()[1] for line in done.output.splitlines() if line.startswith("  lockgate ")] == ["simulate", "keys", "serve"]
-    assert f"--config {folder}/config.toml" in done.output
+    assert f"\n  cd {folder}\n" in done.output
+    assert "--config" not in done.output
+
+
+def test_the_commands_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    assert f"\n  cd '{tmp_path}/a b'\n" in CliRunner().invoke(init, [str(tmp_path / "a b")]).output
+
+
+def test_git_is_told_to_leave_secrets_and_databases_alone(tmp_path):
+    lay(tmp_path / "d")
+    assert {"secrets/", "*.db*"} <= set((tmp_path / "d/.gitignore").read_text().splitlines())
+    assert not (tmp_path / "d/config.toml.part").exists()
 
 
 def test_an_empty_folder_is_taken_and_one_with_anything_in_it_is_left_alone(tmp_path):
@@ -78,5 +89,15 @@ def test_a_half_made_folder_has_no_configuration_to_start_with(tmp_path, monkeyp
 
     monkeypatch.setattr("gateway.cli.init._write_secret", full)
     with pytest.raises(SetupError, match="No space left on device"):
+        lay(tmp_path / "d")
+    assert not (tmp_path / "d/config.toml").exists()
+
+
+def test_a_configuration_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
         lay(tmp_path / "d")
     assert not (tmp_path / "d/config.toml").exists()

@@ -1,6 +1,7 @@
 """`lockgate keys` from a terminal: a key is shown once, works, and can be stopped."""
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gateway.keyring import digest
 from gateway.secret import Secret
 from gateway.store.database import open_readonly
 from gateway.store.keys import all_keys
+from gateway.store.library import sqlite3
 
 
 @pytest.fixture
@@ -78,15 +80,53 @@ def test_an_unknown_key_is_an_error_that_says_what_to_do_and_echoes_no_secret(co
     secret = "s" * 32
     result = _run(config, command, f"lgk_{'a' * 12}_{secret}")
     assert result.exit_code == 1
-    assert "there is no live key 'aaaaaaaaaaaa'; `lockgate keys list`" in result.stderr
+    assert "there is no key 'aaaaaaaaaaaa'; `lockgate keys list`" in result.stderr
     assert secret not in result.output
 
 
 def test_a_revoked_key_is_not_rotated(config: Path) -> None:
     made = _json(config, "create", "--name", "ci")
     _json(config, "revoke", made["id"])
-    assert _run(config, "rotate", made["id"]).exit_code == 1
-    assert _run(config, "revoke", made["id"]).exit_code == 1
+    for command in ("rotate", "revoke"):
+        for given in (made["id"], made["key"]):
+            result = _run(config, command, given)
+            assert result.exit_code == 1
+            assert f"key {made['id']} was revoked on 20" in result.stderr
+            assert made["key"] not in result.output
+
+
+def test_an_expired_key_is_not_rotated(config: Path) -> None:
+    made = _json(config, "create", "--name", "ci", "--expires", "30d")
+    with closing(sqlite3.connect(config.with_name("lockgate.db"), isolation_level=None)) as connection:
+        connection.execute("UPDATE keys SET expires_ns = 1")
+    assert f"key {made['id']} expired on 1970-01-01T00:00:00Z" in _run(config, "rotate", made["id"]).stderr
+
+
+def test_a_name_is_no_id_and_leads_to_its_ids(config: Path) -> None:
+    first, second = (_json(config, "create", "--name", "me")["id"] for _ in range(2))
+    _json(config, "revoke", first)
+    result = _run(config, "revoke", "me")
+    assert result.exit_code == 1
+    assert f"'me' is a name; its ids: {first} (revoked), {second} (live)" in result.stderr
+
+
+def test_a_second_live_key_of_a_name_is_warned_of(config: Path) -> None:
+    first = _run(config, "create", "--name", "me")
+    assert "warning" not in first.stderr
+    again = _run(config, "create", "--name", "me")
+    assert f"warning: 'me' is also the name of {first.stdout[4:16]};" in again.stderr
+    for text in (first.stdout, again.stdout):
+        _run(config, "revoke", text)
+    assert "warning" not in _run(config, "create", "--name", "me").stderr
+
+
+def test_a_glob_that_matches_no_route_is_warned_of_and_the_key_is_made(config: Path) -> None:
+    assert "warning: --route 'fast' matches no route, for there is none" in _run(config, "create", "--name", "a", "--route", "fast").stderr
+    (config.parent / "routes" / "r.toml").write_text('[[route]]\nname = "fast"\ntargets = [{provider = "p", model = "m"}]\n')
+    result = _run(config, "create", "--name", "b", "--route", "f*", "--route", "slow", "--route", "*")
+    assert [line for line in result.stderr.splitlines() if "warning" in line] == [
+        "warning: --route 'slow' matches no route; there are: fast"]
+    assert result.stdout.startswith("lgk_")
 
 
 def test_a_revoked_key_is_announced(config: Path) -> None:
@@ -104,7 +144,7 @@ def test_expiry_is_a_date_in_utc_unless_it_says_otherwise(config: Path, written:
 @pytest.mark.parametrize("arguments", [
     ("--name", "ci", "--expires", "soon"), ("--name", "ci", "--expires", "2001-01-01"), ("--name", "ci", "--expires", "0s"),
     ("--name", "ci", "--expires", "2999-01-01"),
-    ("--name", "a\x1b[31m"), ("--name", "ci", "--team", "a\nb"), (),
+    ("--name", ""), ("--name", " "), ("--name", "a\x1b[31m"), ("--name", "ci", "--team", "a\nb"), (),
 ])
 def test_what_cannot_be_is_refused_and_nothing_is_made(config: Path, arguments: tuple[str, ...]) -> None:
     result = _run(config, "create", *arguments)

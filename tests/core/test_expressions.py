@@ -223,6 +223,32 @@ def test_whatever_an_engine_raises_is_a_fault(error: Exception) -> None:
     assert isinstance(attempt(fail, None), Fault)
 
 
+@pytest.mark.parametrize("source", [
+    "request.stream and true", "true or request.stream", "not request.stream", "route = 'x'", "route == 'x' AND true"])
+def test_operators_of_another_language_are_answered_with_those_of_cel(source: str, engine: Engine) -> None:
+    """The first thing that a newcomer gets wrong."""
+    assert problems(engine, source)[0].hint == "CEL writes &&, ||, !, =="
+
+
+@pytest.mark.parametrize("source", ["route == 'a and b' &&", 'route != "x = y" ||', "request.size >= <= 1"])
+def test_a_word_in_a_text_or_a_comparison_is_not_taken_for_an_operator(source: str, engine: Engine) -> None:
+    """A wrong hint is worse than none."""
+    assert problems(engine, source)[0].hint is None
+
+
+def test_a_whole_number_beside_one_with_a_fraction_is_answered_with_both_ways_out(engines: tuple[Engine, Engine]) -> None:
+    """Only the first engine knows types before it evaluates."""
+    for source in ("request.size > 1.5", "1.5 == request.size", "request.size * 2.0 > 1.0"):
+        assert problems(engines[0], source)[0].hint == "write double(x) or a whole number"
+
+
+@pytest.mark.parametrize(("source", "where"), [
+    ("request.modle == 'x'", " at character "), ("true &&\nrequest.modle == 'x'", " at line 2 of the expression, character ")])
+def test_the_place_in_an_expression_cannot_be_taken_for_one_in_a_file(source: str, where: str, engine: Engine) -> None:
+    """Lines of the file stand before the message."""
+    assert where in problems(engine, source)[0].pointed(source)
+
+
 @settings(deadline=None)
 @given(source=st.text(st.characters(codec="utf-8"), max_size=30) | st.text("()[]{}.,:?!&|=<>+-*/%\"'ab1 \n", max_size=30))
 def test_any_text_compiles_or_is_refused(source: str, engines: tuple[Engine, Engine]) -> None:

@@ -174,11 +174,14 @@ async def test_an_upgrade_that_is_not_taken_does_not_hide_its_client(house):
     house.one.play(HANGS)
     async with listening(house) as port:
         reader, writer = await connect(port)
-        writer.write(call(house, GOOD, f"Content-Length: {len(GOOD)}", "Connection: upgrade", "Upgrade: websocket") + b"x" * 1_000_000)
-        writer.close()
+        writer.write(call(house, GOOD, f"Content-Length: {len(GOOD)}", "Connection: upgrade", "Upgrade: websocket"))
         async with asyncio.timeout(20):
-            while house.gateway.app.proxy.in_flight or not house.lines:
+            while not house.one.requests:
                 await asyncio.sleep(0)
+        writer.write(b"x" * 1_000_000)
+        writer.close()
+        (entry,) = await bounded(house.one.finished(1))
+        assert entry.end == "client_gone"
         await closed(reader)
 
 
@@ -230,4 +233,34 @@ def small_window(port: int) -> socket.socket:
     return sock
 
 
-LARGE = Scenario.from_dict({"rules": []}) if hasattr(Scenario, "from_dict") else Scenario()
+async def ask_large(house, port: int) -> socket.socket:
+    """A call whose answer of 8 MiB no buffer on the way holds."""
+    house.one.play(Scenario(rules=(FaultRule(Fault(huge=8 * 2**20)),)))
+    sock = small_window(port)
+    await bounded(asyncio.get_running_loop().sock_sendall(sock, call(house, GOOD, f"Content-Length: {len(GOOD)}", "Connection: close")))
+    return sock
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(house):
+    await house.open()
+    async with listening(house, stuck_s=0.1) as port:
+        sock = await ask_large(house, port)
+        await bounded(house.one.finished(1))
+        async with asyncio.timeout(20):
+            while house.gateway.app.proxy.in_flight:
+                await asyncio.sleep(0)
+        sock.close()
+
+
+async def test_a_client_that_reads_slowly_gets_its_whole_answer(house):
+    """It is slower than the limit by far, but it reads."""
+    await house.open()
+    async with listening(house, stuck_s=0.25) as port:
+        sock = await ask_large(house, port)
+        loop, got, began = asyncio.get_running_loop(), 0, asyncio.get_running_loop().time()
+        while data := await bounded(loop.sock_recv(sock, 65536)):
+            got += len(data)
+            await asyncio.sleep(len(data) / 2**20 / 8)  # 8 MiB/s at most
+        assert got > 8 * 2**20
+        assert loop.time() - began > 3 * 0.25
+        sock.close()

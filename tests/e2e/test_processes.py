@@ -63,6 +63,10 @@ async def test_after_kill_9_at_any_moment_every_dispatched_call_has_its_intent_a
     assert set(received) <= intents, "the provider received what no intent is on record for"
     assert len(received) == len(set(received)), "an attempt was sent twice"
     assert set(answered) <= completed, "an answer was given whose outcome was lost"
+    connection = open_readonly(town.folder / "lockgate.db")
+    succeeded = {f"{call}.{n}" for call, n in connection.execute("SELECT id, n FROM attempts JOIN calls USING (seq) WHERE \"end\" = 'succeeded'")}
+    connection.close()
+    assert succeeded <= set(received), "an attempt is on record as a success that the provider never saw"
 
 
 def children_of(process: asyncio.subprocess.Process) -> list[int]:
@@ -204,3 +208,60 @@ async def test_every_command_explains_itself(town, command):
     said = await town.run(command, "--help")
     assert said.startswith("Usage:")
     assert len(said) > 150
+
+
+async def test_the_demo_shows_what_it_promises(town):
+    said = await town.run("demo")
+    for shown in ("allowed", "streamed", "denied", "rule=no-payroll-data", "survived", "attempts=2", "cost-usd=", "All of it happened."):
+        assert shown in said, said
+
+
+async def test_workers_whose_supervisor_is_killed_leave_the_port(town):
+    await town.lay("http://127.0.0.1:1/v1")
+    gateway, url = await town.start("serve", "--port", "0", "--workers", "2")
+    children = children_of(gateway)
+    gateway.send_signal(signal.SIGKILL)
+    await gateway.wait()
+    async with asyncio.timeout(30):
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            await asyncio.sleep(0.01)
+    with socket.socket() as free:
+        assert free.connect_ex(("127.0.0.1", int(url.rsplit(":", 1)[1]))) != 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_hang_up_does_not_end_the_gateway(town, workers):
+    _simulator, upstream = await town.start("simulate", "--port", "0")
+    await town.lay(upstream)
+    key = await town.key()
+    gateway, url = await town.start("serve", "--port", "0", "--workers", str(workers))
+    gateway.send_signal(signal.SIGHUP)
+    async with aiohttp.ClientSession(url, headers={"x-api-key": key}) as session:
+        for _ in range(3):
+            async with session.post(CHAT, json={"model": "fast", "messages": [{"role": "user", "content": "say x"}]}) as answer:
+                assert answer.status == 200
+    assert gateway.returncode is None
+
+
+async def test_a_worker_killed_under_load_loses_no_record(town):
+    _simulator, upstream = await town.start("simulate", "--port", "0")
+    await town.lay(upstream)
+    key = await town.key()
+    gateway, url = await town.start("serve", "--port", "0", "--workers", "2")
+    answered: list[str] = []
+    clients = [asyncio.create_task(talk(url, key, random.Random(n), answered)) for n in range(6)]
+    async with asyncio.timeout(60):
+        while len(answered) < 20:
+            await asyncio.sleep(0)
+        os.kill(children_of(gateway)[0], signal.SIGKILL)
+        wanted = len(answered) + 20
+        while len(answered) < wanted and not all(client.done() for client in clients):
+            await asyncio.sleep(0)
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+    gateway.terminate()
+    assert await asyncio.wait_for(gateway.wait(), 60) == 0
+    await town.run("doctor")
+    rows = json.loads(await town.run("calls", "tail", "-n", "500", "--outcome", "completed", "--json"))
+    assert set(answered) <= {row["id"] for row in rows}

@@ -17,9 +17,14 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 @pytest.fixture(scope="module", params=["cel-expr-python", "cel-python"])
-def bundle(request: pytest.FixtureRequest) -> Bundle:
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def bundle(engine: str) -> Bundle:
     rules = PolicyFile.model_validate(tomllib.loads(BASELINE.read_text(encoding="utf-8"))).rule
-    return compile_bundle(rules, request.param)
+    return compile_bundle(rules, engine)
 
 
 def judged(bundle: Bundle, body: dict[str, Any], *, operation: str = "chat", size: int = 200) -> Decision:
@@ -39,6 +44,26 @@ def test_normal_calls_are_allowed_without_a_label(operation: str, body: dict[str
     decision = judged(bundle, body, operation=operation)
     assert (decision.name, decision.labels) == ("allow", ())
     assert {reason.verdict for reason in decision.reasons} == {"not_matched"}
+
+
+@pytest.mark.parametrize(("operation", "body", "expected"), [
+    ("chat", {"messages": [{"role": "user", "content": "the payroll"}]}, "deny"),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "the payroll"}]}]}, "deny"),
+    ("chat", {"messages": [{"role": "assistant", "content": None, "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": '{"q": "payroll"}'}}]}]}, "deny"),
+    ("completions", {"prompt": "the payroll"}, "deny"),
+    ("completions", {"prompt": ["hi", "payroll"]}, "deny"),
+    ("completions", {"prompt": [1, 2, 3]}, "deny"),
+    ("embeddings", {"input": ["payroll"]}, "deny"),
+    ("chat", {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}]}, "allow"),
+    ("completions", {"prompt": "hi"}, "allow"),
+])
+def test_the_example_against_a_word_holds_for_every_operation(operation: str, body: dict[str, Any], expected: str, engine: str) -> None:
+    """It stands in the file as a comment; taken out of it, it does what it says."""
+    commented = BASELINE.read_text(encoding="utf-8").rpartition("# [[rule]]\n")[2]
+    text = "[[rule]]\n" + "\n".join(line.removeprefix("# ") for line in commented.splitlines())
+    rules = PolicyFile.model_validate(tomllib.loads(text)).rule
+    assert judged(compile_bundle(rules, engine), body, operation=operation).name == expected
 
 
 def test_an_absurd_token_limit_is_denied_with_a_way_out(bundle: Bundle) -> None:

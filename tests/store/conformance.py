@@ -140,6 +140,13 @@ class StoreConformance:
         assert await ids(route="fast", key="key000000001", session="s-1") == [3, 1]
         assert await ids(key="nobody") == []
         assert await ids(session="' OR 1=1 --") == []
+        assert await ids(rule="no-images") == [2]
+        assert await ids(rule="office-hours", outcome="completed") == [3]
+        assert await ids(code="forbidden") == [2]
+        assert await ids(code="") == [3, 1]
+        assert await ids(team="blue", limit=2) == [3, 2]
+        assert await ids(team="red") == []
+        assert await ids(team="") == []
 
     async def test_hostile_text_is_stored_as_text(self, store: Store, samples: ModuleType) -> None:
         """Headers may carry bytes that are no UTF-8; a tag may carry anything. None of it may fail the record."""
