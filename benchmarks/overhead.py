@@ -4,7 +4,10 @@ Everything is on: a key is checked, 100 rules are loaded of which 10 apply, the 
 included), metrics and the log are written. Upstream of both is one nginx that answers a fixed chat completion. Needs nginx and
 wrk from the system's packages; says so and ends with code 0 where they are absent.
 
-    python benchmarks/overhead.py [--seconds 5] [--json] [--profile FILE]
+The two are measured in turn, round by round, and a round's ratio is its own: on a machine whose speed drifts the ratio holds
+where the times do not. The table shows medians, and the smallest and largest ratio.
+
+    python benchmarks/overhead.py [--rounds 5] [--seconds 3] [--json] [--profile FILE]
 """
 
 import argparse
@@ -14,13 +17,14 @@ import re
 import selectors
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 LOCKGATE = [sys.executable, "-m", "gateway.cli"]
@@ -38,12 +42,13 @@ BODY = json.dumps({
 
 @dataclass(frozen=True)
 class Figure:
-    """One run: CPU in µs a request of the process under test, requests a second, latency in ms."""
+    """One run: CPU in µs a request of the process under test and its ratio to nginx in that round, requests a second, latency in ms."""
 
     what: str
     connections: int
     requests: int
     cpu_us: float
+    ratio: float
     rate: float
     p50_ms: float
     p99_ms: float
@@ -51,7 +56,8 @@ class Figure:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seconds", type=int, default=5, help="length of each run")
+    options.add_argument("--rounds", type=int, default=5, help="runs of each")
+    options.add_argument("--seconds", type=int, default=3, help="length of each run")
     options.add_argument("--json", action="store_true", help="print the figures as JSON")
     options.add_argument("--profile", metavar="FILE", help="profile the gateway at 64 connections with py-spy, if installed, into FILE (speedscope)")
     chosen = options.parse_args()
@@ -60,14 +66,14 @@ def main() -> None:
         print(f"not measured: {' and '.join(absent)} not installed (the system's packages have them: apt-get install nginx wrk)")
         return
     with tempfile.TemporaryDirectory(prefix="lockgate-bench-") as folder, ExitStack() as stack:
-        figures = measure(Path(folder), stack, chosen.seconds, chosen.profile)
+        figures = measure(Path(folder), stack, chosen.rounds, chosen.seconds, chosen.profile)
     if chosen.json:
         print(json.dumps([asdict(figure) for figure in figures], indent=2))
     else:
         table(figures)
 
 
-def measure(folder: Path, stack: ExitStack, seconds: int, profile: str | None) -> list[Figure]:
+def measure(folder: Path, stack: ExitStack, rounds: int, seconds: int, profile: str | None) -> list[Figure]:
     upstream = stack.enter_context(nginx(folder / "upstream", f"return 200 '{ANSWER}';", "default_type application/json;"))
     proxied = stack.enter_context(nginx(
         folder / "proxy", "proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection '';",
@@ -77,11 +83,15 @@ def measure(folder: Path, stack: ExitStack, seconds: int, profile: str | None) -
     script.write_text(f"wrk.method='POST'; wrk.headers['Content-Type']='application/json'; wrk.headers['Authorization']='Bearer {key}'\nwrk.body=[[{BODY}]]\n")
     figures = []
     for connections in CONNECTIONS:
-        for what, server in (("nginx proxy_pass", proxied), ("lockgate", gateway)):
+        for server in (proxied, gateway):
             load(server.port, script, connections, 1)  # warm
-            if profile and what == "lockgate" and connections == CONNECTIONS[0]:
-                stack.enter_context(profiled(gateway.pids[0], profile, seconds))
-            figures.append(load_and_count(what, server, script, connections, seconds))
+        for _ in range(rounds):
+            yardstick = load_and_count("nginx proxy_pass", proxied, script, connections, seconds)
+            ours = load_and_count("lockgate", gateway, script, connections, seconds)
+            figures += [yardstick, replace(ours, ratio=ours.cpu_us / yardstick.cpu_us)]
+    if profile:
+        with profiled(gateway.pids[0], profile, seconds):
+            load(gateway.port, script, CONNECTIONS[0], seconds + 1)
     return figures
 
 
@@ -105,7 +115,7 @@ def load_and_count(what: str, server: Server, script: Path, connections: int, se
     requests = int(number(r"(\d+) requests in", said))
     if re.search(r"Non-2xx or 3xx responses|Socket errors", said):
         raise SystemExit(f"{what}: not every answer was a 200:\n{said}")
-    return Figure(what, connections, requests, used / requests * 1e6, number(r"Requests/sec:\s+([\d.]+)", said),
+    return Figure(what, connections, requests, used / requests * 1e6, 1.0, number(r"Requests/sec:\s+([\d.]+)", said),
                   latency(said, "50%"), latency(said, "99%"))
 
 
@@ -214,12 +224,18 @@ def wait_for(port: int) -> None:
 
 
 def table(figures: list[Figure]) -> None:
-    print(f"{'':<18}{'conns':>6}{'requests':>10}{'CPU µs/req':>12}{'× nginx':>9}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}")
-    for figure in figures:
-        base = next(other for other in figures if other.connections == figure.connections)
-        print(f"{figure.what:<18}{figure.connections:>6}{figure.requests:>10}{figure.cpu_us:>12.1f}{figure.cpu_us / base.cpu_us:>9.1f}"
-              f"{figure.rate:>9.0f}{figure.p50_ms:>9.2f}{figure.p99_ms:>9.2f}")
+    print(f"{'median of the rounds':<22}{'conns':>6}{'requests':>10}{'CPU µs/req':>12}{'× nginx':>9}{'(min–max)':>13}{'req/s':>8}{'p50 ms':>8}{'p99 ms':>8}")
+    for connections in CONNECTIONS:
+        for what in ("nginx proxy_pass", "lockgate"):
+            runs = [figure for figure in figures if (figure.what, figure.connections) == (what, connections)]
+            ratios = [run.ratio for run in runs]
+            print(f"{what:<22}{connections:>6}{sum(run.requests for run in runs):>10}{median(runs, 'cpu_us'):>12.1f}{statistics.median(ratios):>9.1f}"
+                  f"{f'({min(ratios):.1f}–{max(ratios):.1f})':>13}{median(runs, 'rate'):>8.0f}{median(runs, 'p50_ms'):>8.2f}{median(runs, 'p99_ms'):>8.2f}")
     print(f"\nPython {sys.version.split()[0]}, {os.cpu_count()} processors shared by load, upstream and the process under test; CPU is of that process alone.")
+
+
+def median(runs: list[Figure], field: str) -> float:
+    return statistics.median(getattr(run, field) for run in runs)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 orjson refuses most of what must be refused: NaN, Infinity, a BOM, bad UTF-8, lone surrogates, floats that overflow,
 anything after the value. What it lets through is refused here: integers beyond 64 bits, which it turns into floats
 without a word; nesting that is legal for it and too deep for us; and bodies that are nearly all brackets or keys, which
-cost it, and whoever walks them after it, seconds. Of a repeated key it keeps the last; since the parsed value is what is judged and what is written again,
-no other reading of it ever leaves the gateway.
+cost it, and whoever walks them after it, seconds. Of a repeated key it keeps the last; since the parsed value is what is
+judged and what is written again, no other reading of it ever leaves the gateway.
 """
 
 import re

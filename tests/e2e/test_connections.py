@@ -3,8 +3,9 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 from aiohttp import web
@@ -13,6 +14,7 @@ from gateway.http.connection import Limits
 from gateway.http.server import Listener
 from gateway.simulator import Fault, FaultRule, Scenario
 
+T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 GOOD = json.dumps({"model": "fast", "messages": [{"role": "user", "content": "hi"}]}).encode()
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -20,9 +22,9 @@ HANGS = Scenario(rules=(FaultRule(Fault(hang=True)),))
 
 
 @asynccontextmanager
-async def listening(house, **limits: float) -> AsyncIterator[int]:
+async def listening(house, *, most_open: int = 100, **seconds: float) -> AsyncIterator[int]:
     """A further listener of the same gateway, with limits a test can wait for; its port."""
-    made = Limits(**{"most_open": 100, **limits})
+    made = Limits(most_open, **seconds)
     runner = web.ServerRunner(Listener(house.gateway.app.surface, max_body=2**20, limits=made), handle_signals=False, shutdown_timeout=0.1)
     await runner.setup()
     sock = socket.create_server(("127.0.0.1", 0))
@@ -33,7 +35,7 @@ async def listening(house, **limits: float) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-async def bounded(awaitable):
+async def bounded(awaitable: Awaitable[T]) -> T:
     return await asyncio.wait_for(awaitable, 20)
 
 
@@ -207,7 +209,7 @@ async def test_a_large_body_in_one_go_is_no_reason_to_hang_up(house):
         writer.close()
 
 
-@pytest.mark.parametrize("first", [b"", b"5\r\n{\"mod\r\n"], ids=["no chunk", "a good chunk"])
+@pytest.mark.parametrize("first", [b"", b'5\r\n{"mod\r\n'], ids=["no chunk", "a good chunk"])
 async def test_a_chunk_that_breaks_while_the_body_is_read_is_refused_at_once(house, first):
     await house.open()  # the body's own deadline is 30 s
     async with listening(house) as port:

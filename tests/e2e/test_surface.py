@@ -31,7 +31,7 @@ def check_shape(path: str, headers, body: bytes) -> str:
     assert headers["X-Lockgate-Call"] == headers["X-Request-Id"] == told["call_id"]
     assert headers["X-Should-Retry"] == "false"
     assert headers["Server"] == "lockgate"
-    return told["code"]
+    return str(told["code"])
 
 
 async def test_every_endpoint_answers_its_errors_in_its_own_shape(house):

@@ -42,6 +42,36 @@ def test_secrets_are_replaced_where_they_stand() -> None:
     assert scrubber.bytes(f"x{PROVIDER}x".encode()) == b"x[secret]x"
 
 
+LONG = "sk-" + "".join(map(str, range(10, 27)))
+
+
+@pytest.mark.parametrize("length", range(12, len(LONG)))
+def test_a_secret_that_the_texts_end_cuts_off_is_replaced(length: int) -> None:
+    scrubber = Scrubber([Secret(LONG[:14] + "another"), Secret(LONG), Secret("other" * 9)])
+    for before in ("", "the key ", f"{LONG} and {LONG[:12]}"):
+        assert scrubber.text(before + LONG[:length]) == before.replace(LONG, "[secret]") + "[secret]"
+        assert scrubber.bytes((before + LONG[:length]).encode()) == before.replace(LONG, "[secret]").encode() + b"[secret]"
+
+
+def test_a_beginning_that_is_short_or_not_at_the_end_is_text() -> None:
+    scrubber = Scrubber([Secret(LONG), Secret("password")])
+    for text in (LONG[:11], f"{LONG[:14]} is how it begins", "passwor"):
+        assert scrubber.text(text) == text
+        assert scrubber.bytes(text.encode()) == text.encode()
+    assert scrubber.text("the password") == "the [secret]"
+
+
+def test_a_virtual_key_that_the_texts_end_cuts_off_is_replaced() -> None:
+    assert Scrubber([]).text(f"{KEY[:20]} {KEY[:-1]}") == f"{KEY[:20]} [secret]"
+    assert Scrubber([]).bytes(KEY[:18].encode()) == b"[secret]"
+    assert Scrubber([]).text(KEY[:17]) == KEY[:17]
+
+
+def test_a_field_of_a_record_that_ends_within_a_secret_is_scrubbed(samples: ModuleType) -> None:
+    record = replace(samples.completed(1), route=LONG[:15])
+    assert Scrubber([Secret(LONG)]).record(record).route == "[secret]"
+
+
 def test_every_virtual_key_is_replaced_also_one_that_nobody_knows() -> None:
     scrubber = Scrubber([])
     assert scrubber.text(f"Bearer {KEY}, {KEY}") == "Bearer [secret], [secret]"

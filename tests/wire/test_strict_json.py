@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import CODES
 from gateway.wire import InvalidRequest, dumps, loads
-from gateway.wire.strict_json import DEEPEST, MOST_CONTAINERS, InvalidJson
+from gateway.wire.strict_json import DEEPEST, MOST_MEMBERS, InvalidJson
 
 BIG = 2**64 - 1
 SMALL = -(2**63)
@@ -127,15 +127,43 @@ def test_a_limit_that_could_not_be_written_again_is_not_used():
         loads(b"[" + deepest + b"]", max_depth=10_000)
 
 
-def test_a_body_that_is_nearly_all_brackets_is_refused_before_it_is_parsed():
-    """Ten megabytes of `[],` cost the parser seconds."""
-    with pytest.raises(InvalidJson, match="arrays and objects"):
-        loads(b"[" + b"[]," * MOST_CONTAINERS + b"1]")
+@pytest.mark.parametrize("text", [
+    b"[" + b"[]," * MOST_MEMBERS + b"1]",
+    b"[" + b'{"a" :1},' * (MOST_MEMBERS // 2) + b"1]",
+    b"{" + b",".join(b'"%d": 1' % n for n in range(MOST_MEMBERS)) + b"}",
+])
+def test_a_body_that_is_nearly_all_brackets_or_keys_is_refused_before_it_is_parsed(text):
+    """Ten megabytes of `[],` cost the parser seconds, ten of keys nearly half of one."""
+    with pytest.raises(InvalidJson, match="more than 200000 members"):
+        loads(text)
+    assert loads(text, most_members=MOST_MEMBERS + 1)
 
 
-def test_brackets_inside_strings_are_text():
-    text = b'["' + b'\\"[{' * (MOST_CONTAINERS // 2 + 1) + b'\\\\"]'
-    assert len(loads(text)[0]) == 3 * (MOST_CONTAINERS // 2 + 1) + 1
+def test_brackets_and_colons_inside_strings_are_text():
+    text = b'["' + b'\\"[{:' * (MOST_MEMBERS // 2 + 1) + b'\\\\",":"]'
+    assert len(loads(text)[0]) == 4 * (MOST_MEMBERS // 2 + 1) + 1
+
+
+def test_token_ids_that_fill_the_largest_body_are_taken():
+    tokens = [[100_000] * 1024] * 1500
+    assert loads(dumps({"model": "m", "input": tokens}))["input"] == tokens
+
+
+@given(st.recursive(
+    st.none() | st.text('[{:,"\\', max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('[{:,"\\', max_size=5), inner, max_size=3), max_leaves=9,
+))
+def test_members_are_counted_exactly(value):
+    def count(value: Any) -> int:
+        if isinstance(value, dict):
+            return 1 + len(value) + sum(map(count, value.values()))
+        return 1 + sum(map(count, value)) if isinstance(value, list) else 0
+
+    text = json.dumps(value).encode()
+    assert loads(text, most_members=count(value)) == value
+    if count(value):
+        with pytest.raises(InvalidJson, match="members"):
+            loads(text, most_members=count(value) - 1)
 
 
 def test_of_a_repeated_key_the_last_is_judged_and_only_it_is_sent():

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import errors
-from gateway.wire import AttemptFailed, Reply, UpstreamRejected, Usage, dumps, loads
+from gateway.store.scrub import Scrubber
+from gateway.wire import AttemptFailed, Reply, Secret, UpstreamRejected, Usage, dumps, loads
 
 CHOICE = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
 NO_HEADERS: MappingProxyType[str, str] = MappingProxyType({})
@@ -140,7 +141,7 @@ def test_cached_and_audio_tokens_together_never_exceed_the_prompt(adapter, make_
 
 
 @pytest.mark.parametrize(("status", "retryable"), [
-    (408, True), (409, True), (425, True), (429, True), (500, True), (502, True), (503, True), (529, True),
+    (408, True), (409, True), (425, True), (429, True), (500, True), (501, False), (502, True), (503, True), (529, True),
     (301, False), (401, False), (402, False), (403, False), (404, False), (405, False), (407, False),
 ])
 def test_what_is_not_about_the_request_fails_the_attempt(adapter, status, retryable):
@@ -212,15 +213,32 @@ def test_an_error_without_readable_words_is_told_by_its_status(adapter, body):
     assert error.message == "The provider answered 413 without a reason that can be read."
 
 
-def test_a_providers_words_are_bounded(adapter):
-    body = dumps({"error": {"message": "x" * 50_000, "type": "t" * 5000, "param": ["p"], "code": 400}})
-    error = adapter.decode_error(400, {"set-cookie": "secret"}, body)
-    assert len(error.message) == 2000
-    assert error.message.endswith("…")
-    assert len(error.upstream_type) == 200
-    assert error.upstream_param is None
-    assert error.upstream_code == "400"
-    assert len(adapter.decode_error(400, NO_HEADERS, b"words " * 5000).message) == 2000
+def test_a_providers_words_are_handed_on_whole_so_that_a_secret_in_them_is_recognised(adapter):
+    """Cut first and searched afterwards, a key across the cut would leave all but its last character."""
+    key = "sk-" + "k" * 34
+    for words in ("x" * 1990 + key, "x" * 50_000 + key):
+        body = dumps({"error": {"message": words, "type": "t" * 190 + key, "param": ["p"], "code": 400, "more": key}})
+        error = adapter.decode_error(400, {"set-cookie": "secret"}, body)
+        assert (error.message, error.upstream_type, error.upstream_param, error.upstream_code) == (words, "t" * 190 + key, None, "400")
+        assert adapter.decode_error(503, NO_HEADERS, words.encode()).message == words
+        error.scrub(Scrubber([Secret(key)]).text)
+        assert not any("sk-" in text for text in (error.message, error.upstream_type))
+        assert (len(error.message), len(error.upstream_type)) == (min(2000, len(words) - 37 + 8), 198)
+
+
+def test_nothing_of_a_providers_error_but_its_four_fields_reaches_the_client(adapter, dialect):
+    body = dumps({"error": {"message": "m", "type": "t", "param": "p", "code": 7, "account": "acc-1", "debug": {"host": "h"}}})
+    told = loads(dialect.error(adapter.decode_error(400, NO_HEADERS, body), "call_1"))
+    assert told == {"error": {"message": "m", "type": "t", "param": "p", "code": "7", "call_id": "call_1"}}
+
+
+def test_the_log_probabilities_of_a_long_answer_are_taken(adapter, make_call):
+    """More members than a request may have; twenty for each of 2,000 tokens are 200,000."""
+    tops = [{"token": "a", "logprob": -1, "bytes": [97]}] * 20
+    content = [{"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": tops}] * 2000
+    assert adapter.decode(make_call(), body_of(choices=[{**CHOICE, "logprobs": {"content": content}}])).finish_reasons == ("stop",)
+    with pytest.raises(AttemptFailed, match="more than 2200000 members"):
+        adapter.decode(make_call(), body_of(x=[{}] * 2_200_000))
 
 
 def bodies(*names: str) -> st.SearchStrategy[bytes]:
