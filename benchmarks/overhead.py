@@ -235,7 +235,7 @@ def table(figures: list[Figure]) -> None:
 
 
 def median(runs: list[Figure], field: str) -> float:
-    return statistics.median(getattr(run, field) for run in runs)
+    return float(statistics.median(getattr(run, field) for run in runs))
 
 
 if __name__ == "__main__":

@@ -59,10 +59,13 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]  # ten bits at a time: half the look-ups
+
+
 def ulid(milliseconds: int, randomness: bytes) -> str:
     """26 Crockford base-32 characters: 48 bits of time, 80 bits of randomness (https://github.com/ulid/spec), in lower case."""
     number = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(randomness[:10], "big")
-    return "".join([_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5)])
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 class SystemIds:

@@ -43,6 +43,7 @@ from gateway.wire.strict_json import loads
 
 _CLIENT_CLOSED = 499  # nginx's status for a client that went away; only ever written down, never sent
 _MOST_NAMES = 20
+_STORE_FAILS = "The store cannot be used at the moment, so it cannot be known whether this call is allowed, nor put on record. Try again."
 _DEFECT_S = 5.0  # how long the answer to a defect waits for its record
 
 
@@ -235,8 +236,8 @@ class Proxy:
                 raise error
             await self.settler.settle(case, outcome, error.status, error=error)
         except StoreUnavailable as worse:  # an answer is never sent before its record is durable, so this is the answer
-            error = worse
             self.settler.settle_later(case, outcome, worse.status, worse)
+            error = StoreUnavailable(_STORE_FAILS, retry_after_s=1)  # where the store is and what ails it is the log's to say
         if case.encoder is not None:
             await client.end(case.encoder.error(error, case.id))
         else:

@@ -15,7 +15,7 @@ import click
 from gateway.cli.output import config_option, count, emit_json, json_option
 from gateway.config import Deployment, read_deployment
 from gateway.errors import ConfigError, Problem
-from gateway.snapshot import SENSITIVE_HEADER, Snapshot, compile_snapshot, is_loopback
+from gateway.snapshot import SENSITIVE_HEADER, Snapshot, advice, compile_snapshot, is_loopback
 from gateway.toml_source import KeyPath
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -62,7 +62,8 @@ def _placed(problem: Problem, folder: Path) -> Problem:
 
 def warnings(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
     """What works and still deserves a look."""
-    return [*_of_access(deployment), *_of_providers(deployment), *_of_secrets(deployment, snapshot), *_of_prices(deployment, snapshot)]
+    return [*_of_access(deployment), *_of_providers(deployment), *_of_secrets(deployment, snapshot), *_of_prices(deployment, snapshot),
+            *advice(deployment, snapshot)]
 
 
 def _of_access(deployment: Deployment) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ and its programs belong to one thread at a time.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -96,6 +96,13 @@ class Engine(Protocol):
 
     def load(self, source: str) -> Program:
         """Parse and check. Raises `ExpressionError`."""
+        ...
+
+    def together(self, programs: Sequence[Program]) -> Callable[[Any], list[bool]] | None:
+        """One step that gives the verdicts of all programs, at a fraction of the cost of one by one; None where there is none.
+
+        Any trouble with any of them is an exception: then each is to be asked on its own.
+        """
         ...
 
     def activation(self, values: dict[str, Any]) -> Any:
@@ -215,6 +222,14 @@ class _CppEngine:
             raise ExpressionError(CompileProblem(f"the expression gives {kind.name().lower()}, not bool"))
         return Program(source, self._names(expression.serialize()), _cpp_run(expression.eval))
 
+    def together(self, programs: Sequence[Program]) -> Callable[[Any], list[bool]] | None:
+        # Each compiled on its own before, so none can close the bracket of another; the line break ends a comment.
+        source = f"[{','.join(f'({program.source}{chr(10)})' for program in programs)}]"
+        try:
+            return _cpp_run_together(self._env.compile(source).eval)
+        except RuntimeError:  # together they are over a limit of the parser
+            return None
+
     def _names(self, checked: bytes) -> frozenset[str]:
         """The variables that stand in a serialised `cel.expr.CheckedExpr`.
 
@@ -241,6 +256,16 @@ def _cpp_run(evaluate_on: Callable[[Any], Any]) -> Callable[[Any], bool]:
         # An error comes as a value of type ERROR, or is raised: both end in a Fault.
         kind = result.type().name()
         raise _NoVerdictError(value if kind == "ERROR" else f"the expression gives {kind.lower()}, not bool")
+
+    return run
+
+
+def _cpp_run_together(evaluate_on: Callable[[Any], Any]) -> Callable[[Any], list[bool]]:
+    def run(activation: Any) -> list[bool]:
+        verdicts = evaluate_on(activation).plain_value()
+        if isinstance(verdicts, list) and all(isinstance(verdict, bool) for verdict in verdicts):
+            return verdicts
+        raise _NoVerdictError("not a list of bools")
 
     return run
 
@@ -272,6 +297,9 @@ class _PythonEngine:
         self._celpy = celpy
         self._env = celpy.Environment()
         self._functions = _strict_functions(celpy)
+
+    def together(self, programs: Sequence[Program]) -> None:
+        """Nothing is won: every program is interpreted anyway."""
 
     def activation(self, values: dict[str, Any]) -> _Converted:
         return _Converted(self._celpy.json_to_cel, values)

@@ -285,3 +285,23 @@ def test_a_bundle_shows_its_rules_and_its_digest(rule: Make) -> None:
     bundle = compile_bundle([rule(id="a", when="true")], "auto")
     assert bundle.digest in repr(bundle)
     assert "id='a'" in repr(bundle)
+
+
+TROUBLE = ("request.size / (request.size - 100) > 0", 'request.params.absent == "x"', "dyn(1)", "messages[0].content.size() > 3")
+PLAIN = ("request.size > 1", "request.size > 100000", 'request.model.startsWith("x") // a comment', "true\n|| false", "!request.stream")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["deny", "allow", "log"]), st.none() | st.sampled_from(PLAIN + TROUBLE)), max_size=8))
+def test_rules_asked_together_say_what_each_says_alone(rule: Make, call: Make, given_rules: list[tuple[str, str | None]]) -> None:
+    """One evaluation for all is only a cheaper way to the same answers, errors included."""
+    rules = [rule(id=f"r{n}", effect=effect, when=when) for n, (effect, when) in enumerate(given_rules)]
+    together = judged(compile_bundle(rules, "cel-expr-python"), call(body={"messages": [{"content": 5}]}))
+    alone = [judged(compile_bundle([each], "cel-expr-python"), call(body={"messages": [{"content": 5}]})).reasons for each in rules]
+    assert [reason.verdict for reason in together.reasons] == [reasons[0].verdict for reasons in alone]
+
+
+def test_rules_that_are_too_much_together_are_asked_one_by_one(rule: Make, call: Make) -> None:
+    """Forty rules of four kilobytes are over what the parser takes at once."""
+    rules = [rule(id=f"r{n}", effect="deny", when=f'request.model == "{"x" * 4000}{n}"') for n in range(40)]
+    assert judged(compile_bundle(rules, "cel-expr-python"), call()).name == "allow"

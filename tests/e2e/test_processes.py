@@ -69,6 +69,10 @@ async def test_after_kill_9_at_any_moment_every_dispatched_call_has_its_intent_a
     assert succeeded <= set(received), "an attempt is on record as a success that the provider never saw"
 
 
+def lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 def children_of(process: asyncio.subprocess.Process) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
@@ -223,7 +227,7 @@ async def test_workers_whose_supervisor_is_killed_leave_the_port(town):
     gateway.send_signal(signal.SIGKILL)
     await gateway.wait()
     async with asyncio.timeout(30):
-        while any(Path(f"/proc/{child}").exists() for child in children):
+        while any(lives(child) for child in children):
             await asyncio.sleep(0.01)
     with socket.socket() as free:
         assert free.connect_ex(("127.0.0.1", int(url.rsplit(":", 1)[1]))) != 0

@@ -143,7 +143,7 @@ async def test_an_error_page_that_is_huge_or_cut_does_not_change_what_its_status
     assert len(attempts) == (1 if status == 400 else 2)
 
 
-SILENT = '''
+SILENT = """
 from gateway.wire import Event, UpstreamRequest
 
 class Decoder:
@@ -159,11 +159,11 @@ class Silent:
     def decoder(self, call): return Decoder()
 
 ADAPTER = Silent()
-'''
+"""
 
 
 async def test_an_adapter_that_says_nothing_of_a_streams_end_does_not_freeze_the_gateway(house, messages, aiohttp_server):
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(_request: web.Request) -> web.Response:
         return web.Response(body=b"whatever")
 
     app = web.Application()
@@ -200,7 +200,7 @@ async def test_a_stream_larger_than_its_provider_may_send_is_ended_as_broken(hou
 
 
 async def test_a_start_that_fails_leaves_nothing_in_its_host(house, monkeypatch):
-    async def fail(self: object) -> None:
+    async def fail(_self: object) -> None:
         raise RuntimeError("no telemetry")
 
     monkeypatch.setattr("gateway.telemetry.Telemetry.start", fail)

@@ -84,7 +84,7 @@ def test_text_beyond_the_bound_is_dropped_and_the_record_says_so(monkeypatch):
     lambda n: chunk({"audio": {f"field{n}": {}}}),
     lambda n: chunk({"x": [n] * n}),
     lambda n: chunk({f"a{n}": {"tool_calls": [{"index": n} for n in range(9)]}}),
-    lambda n: {"choices": [{"index": n, "delta": {"tool_calls": [{"index": m} for m in range(n)]}} for n in range(min(n, 50))]},
+    lambda n: {"choices": [{"index": n, "delta": {"tool_calls": [{"index": m} for m in range(n)]}} for n in range(min(n, 20))]},
     lambda n: {"id": 1, "usage": {"prompt_tokens": "9" * n}},
 ])
 def test_whatever_a_provider_never_stops_sending_is_bounded(monkeypatch, hostile):
@@ -155,6 +155,6 @@ def test_nothing_a_provider_sends_breaks_it(chunks):
 
 
 def test_a_field_that_changes_its_type_keeps_its_last_shape():
-    body = assembled(chunk({"content": ["x"], "audio": 1, "tool_calls": "no"}), chunk({"content": "y", "audio": {"id": 2}, "tool_calls": [{"index": 0}]}))
+    body = assembled(chunk({"content": ["x"], "audio": 1, "tool_calls": "no"}), chunk({"content": "y", "audio": {"id": 2}, "tool_calls": [1, {"index": 0}]}))
     assert body["choices"][0]["message"] == {"content": "y", "audio": {"id": 2}, "tool_calls": [{}]}
     assert assembled({"choices": [1, {"delta": 3, "text": 4}]})["choices"] == [{"delta": 3, "text": 4}]
