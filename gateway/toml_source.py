@@ -19,11 +19,12 @@ MAX_BYTES: Final = 1024 * 1024  # a file that people write; a larger one is the 
 _MAX_PARTS: Final = 100
 _ERROR_LINE: Final = re.compile(r"\(at line (\d+), column \d+\)$")
 _LONG_NUMBER: Final = re.compile(r"(?<![\w.])[+-]?(?:\d_?){4300}")
-_BLANK: Final = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*+")
+# No possessive groups (`(?:…)*+`): Python before 3.11.5 matches them wrongly. Each character fits one branch, so nothing backtracks far.
+_BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _STRING: Final = re.compile(
-    r'"""(?:[^\\"]|\\.|"(?!""))*+"{3,5}|\'\'\'(?:[^\']|\'(?!\'\'))*+\'{3,5}|"(?:[^\\"\n]|\\.)*+"|\'[^\'\n]*+\'', re.DOTALL)
-_SCALAR: Final = re.compile(r"[^\s,\]}#][^,\]}#\n]*+")
+    r'"""(?:[^\\"]|\\.|"(?!""))*"{3,5}|\'\'\'(?:[^\']|\'(?!\'\'))*\'{3,5}|"(?:[^\\"\n]|\\.)*"|\'[^\'\n]*\'', re.DOTALL)
+_SCALAR: Final = re.compile(r"[^\s,\]}#][^,\]}#\n]*")
 
 
 @dataclass(frozen=True, slots=True)

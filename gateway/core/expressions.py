@@ -96,18 +96,12 @@ class Engine(Protocol):
 
     def load(self, source: str) -> Program:
         """Parse and check. Raises `ExpressionError`."""
-        ...
 
     def together(self, programs: Sequence[Program]) -> Callable[[Any], list[bool]] | None:
-        """One step that gives the verdicts of all programs, at a fraction of the cost of one by one; None where there is none.
-
-        Any trouble with any of them is an exception: then each is to be asked on its own.
-        """
-        ...
+        """One cheaper step for the verdicts of all; it raises where any has trouble, and then each is to be asked alone."""
 
     def activation(self, values: dict[str, Any]) -> Any:
         """What programs read their variables from; made once for all programs of a decision. Values convert lazily."""
-        ...
 
 
 def open_engine(choice: str, variables: Mapping[str, str]) -> Engine:
@@ -224,11 +218,18 @@ class _CppEngine:
 
     def together(self, programs: Sequence[Program]) -> Callable[[Any], list[bool]] | None:
         # Each compiled on its own before, so none can close the bracket of another; the line break ends a comment.
-        source = f"[{','.join(f'({program.source}{chr(10)})' for program in programs)}]"
         try:
-            return _cpp_run_together(self._env.compile(source).eval)
+            listed = self._env.compile(f"[{','.join(f'({program.source}{chr(10)})' for program in programs)}]")
         except RuntimeError:  # together they are over a limit of the parser
             return None
+
+        def run(activation: Any) -> list[bool]:
+            verdicts = listed.eval(activation).plain_value()
+            if isinstance(verdicts, list) and all(isinstance(verdict, bool) for verdict in verdicts):
+                return verdicts
+            raise _NoVerdictError("not a list of bools")
+
+        return run
 
     def _names(self, checked: bytes) -> frozenset[str]:
         """The variables that stand in a serialised `cel.expr.CheckedExpr`.
@@ -256,16 +257,6 @@ def _cpp_run(evaluate_on: Callable[[Any], Any]) -> Callable[[Any], bool]:
         # An error comes as a value of type ERROR, or is raised: both end in a Fault.
         kind = result.type().name()
         raise _NoVerdictError(value if kind == "ERROR" else f"the expression gives {kind.lower()}, not bool")
-
-    return run
-
-
-def _cpp_run_together(evaluate_on: Callable[[Any], Any]) -> Callable[[Any], list[bool]]:
-    def run(activation: Any) -> list[bool]:
-        verdicts = evaluate_on(activation).plain_value()
-        if isinstance(verdicts, list) and all(isinstance(verdict, bool) for verdict in verdicts):
-            return verdicts
-        raise _NoVerdictError("not a list of bools")
 
     return run
 

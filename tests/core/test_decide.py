@@ -305,3 +305,9 @@ def test_rules_that_are_too_much_together_are_asked_one_by_one(rule: Make, call:
     """Forty rules of four kilobytes are over what the parser takes at once."""
     rules = [rule(id=f"r{n}", effect="deny", when=f'request.model == "{"x" * 4000}{n}"') for n in range(40)]
     assert judged(compile_bundle(rules, "cel-expr-python"), call()).name == "allow"
+
+
+def test_a_fact_that_cannot_be_read_is_the_trouble_of_the_rules_that_read_it_alone(rule: Make, call: Make) -> None:
+    rules = [rule(id="reads", effect="log", when="size(messages) > 0"), rule(id="does-not", effect="log", when="request.size > 1")]
+    decision = judged(compile_bundle(rules, "auto"), call(body={"messages": 5}))
+    assert [reason.verdict for reason in decision.reasons] == ["error", "matched"]
