@@ -30,7 +30,7 @@ _LEASE_NS: Final = 10_000_000_000  # how long after its last sign of life a proc
 _HEARTBEAT_S: Final = 2.0
 _CUT_S: Final = 5.0  # for what is cut short at the end of the drain: an outcome, an error to the client
 _FLUSH_S: Final = 0.2  # for bytes of answers that are done; calls themselves were waited for before
-_KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
+KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class App:
         await self._heartbeat()
         if self.keyring is not None:
             await self.keyring.load(self.store.keys)
-            self._background.every(_KEYS_S, self.keyring.refresh, name="keys")
+            self._background.every(KEYS_S, self.keyring.refresh, name="keys")
         self.telemetry.serving(bundle=self.snapshot.bundle.digest, routes=self.snapshot.routes)
         await self.telemetry.start()
         self._background.every(_HEARTBEAT_S, self._heartbeat, name="heartbeat")
