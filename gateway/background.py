@@ -8,7 +8,7 @@ from gateway.telemetry import Telemetry
 
 
 class Background:
-    """Owns a gateway's periodic tasks. One of the three places that may catch everything."""
+    """Owns a gateway's periodic tasks, and is the boundary where a failure in one is told."""
 
     def __init__(self, clock: Clock, telemetry: Telemetry) -> None:
         self._clock = clock

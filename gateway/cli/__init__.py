@@ -54,7 +54,7 @@ def cli(*, debug: bool) -> None:
 
 
 def main() -> None:
-    """The console script, and one of the three places that may catch everything."""
+    """The console script, and the boundary where every failure becomes a message and an exit code."""
     out = None
     if sys.stdout is not None:  # None where it was closed before we began
         out = _Stdout()
