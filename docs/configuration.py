@@ -8,7 +8,8 @@ from typing import Any, Final, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gateway.config import Config, PolicyFile, RoutesFile
+from gateway.config import Config, RoutesFile
+from gateway.rule_config import PolicyFile
 from gateway.units import Written
 
 _HEAD: Final = """<!-- Made by docs/configuration.py from the models in gateway/config.py; a test compares. Change those, then run
@@ -21,10 +22,11 @@ A deployment is a folder: `config.toml`, and beside it `routes/`, `policies/` an
 files, then, once the shapes are right, everything that is wrong in their meaning (names, references, expressions). Everything is
 strict: an unknown key is an error, and nothing is converted.
 
-Configuration, routes, rules and adapters are read when the gateway starts; a change takes effect at a restart. The commands take the
-file from `--config`, else from the environment variable `LOCKGATE_CONFIG`, else `config.toml` in the current folder. In `routes/`
-and `policies/` only files named `*.toml` are read, no folders; `*.cases.toml` and hidden files are skipped, and `lockgate check` warns
-about everything else.
+Files are read at the start and [at each reload](policy.md#reload). A change of `[server]`, `[paths]`, `[upstream]`, `[store]`, `[auth]`,
+`[admin]`, `[log]`, `[otlp]`, of `policy.watch` and of the code of an adapter takes effect at a restart; everything else at a reload.
+The commands take the file from `--config`, else from the environment variable `LOCKGATE_CONFIG`, else `config.toml` in the current
+folder. In `routes/` and `policies/` only files named `*.toml` are read, and in `policies/lists/` files named `*.txt`; hidden files
+are skipped, and `lockgate check` warns about everything else.
 
 | kind | written as |
 |---|---|
@@ -97,10 +99,10 @@ def _kind(field: FieldInfo) -> str:
     if written:
         return written.kind
     if _keyed(field):
-        return "table of strings"
+        return "table" if inner is Any else "table of strings"
     if get_origin(field.annotation) is tuple:
         return "list of " + (_choices(inner) or "globs" if inner is not str else "strings")
-    return _choices(inner) or {str: "string", int: "whole number", bool: "`true` or `false`"}[inner]
+    return _choices(inner) or {str: "string", int: "whole number", float: "number", bool: "`true` or `false`"}[inner]
 
 
 def _choices(kind: Any) -> str:

@@ -18,10 +18,11 @@ def call_headers(call_id: str, error: CallError | None = None) -> dict[str, str]
 def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, str]:
     """What every governed answer says about itself (the contract's `X-Lockgate-…` headers)."""
     headers = call_headers(case.id, error)
-    if case.decision is not None:
-        headers["X-Lockgate-Decision"] = case.decision.name
-        if case.decision.rule is not None:
-            headers["X-Lockgate-Rule"] = case.decision.rule
+    decision = case.strictest
+    if decision is not None:
+        headers["X-Lockgate-Decision"] = decision.name
+        if decision.rule is not None:
+            headers["X-Lockgate-Rule"] = decision.rule
     if case.begun:
         target = case.trying.tried.to.target if case.trying else case.attempts[-1].target if case.attempts else None
         headers["X-Lockgate-Attempts"] = str(len(case.attempts) + (case.trying is not None))
@@ -34,7 +35,9 @@ def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, 
 
 def closing_figures(case: Progress) -> str:
     """What is known only at a stream's end, for its last comment."""
-    return f"X-Lockgate-Cost-Usd: {_cost(case)}"
+    refused = dict.fromkeys(verdict.rule for verdict in case.verdicts if verdict.name != "allow" and verdict.rule)
+    said = f", X-Lockgate-Decision: deny, X-Lockgate-Rule: {next(iter(refused))}" if refused else ""
+    return f"X-Lockgate-Cost-Usd: {_cost(case)}{said}"
 
 
 def _cost(case: Progress) -> str:

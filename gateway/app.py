@@ -14,6 +14,7 @@ from gateway.http.control import Control
 from gateway.http.server import Listener, Surface
 from gateway.keyring import KeyRing
 from gateway.proxy import Proxy
+from gateway.reload import Loaded, Reloader
 from gateway.secret import Secret
 from gateway.snapshot import Snapshot
 from gateway.store.memory import MemoryStore
@@ -24,6 +25,7 @@ from gateway.telemetry import OtlpSettings, Telemetry
 from gateway.upstream.aiohttp_transport import AiohttpTransport
 from gateway.upstream.lean_transport import LeanTransport
 from gateway.upstream.protocol import Transport
+from gateway.watch import Watch
 
 _TRANSPORTS: Final[Mapping[str, Callable[..., Transport]]] = {"lean": LeanTransport, "aiohttp": AiohttpTransport}
 _LEASE_NS: Final = 10_000_000_000  # how long after its last sign of life a process is taken for dead
@@ -46,41 +48,48 @@ class Parts:
 class App:
     """One gateway: its parts, and their start and stop in the right order."""
 
-    def __init__(self, snapshot: Snapshot, *, write: Callable[[bytes], None], parts: Parts) -> None:
-        self.snapshot = snapshot
+    def __init__(self, loaded: Loaded, *, write: Callable[[bytes], None], parts: Parts, watch: Watch | None = None) -> None:
+        snapshot = loaded.snapshot
         config = snapshot.config
         self.clock = parts.clock or SystemClock()
         self.ids = parts.ids or SystemIds(self.clock)
         self.store = parts.store or _make_store(snapshot, self.ids)
         self.transport = parts.transport or _TRANSPORTS[config.upstream.transport](connections_per_origin=config.server.max_in_flight)
+        self._scrubber = Scrubber(snapshot.secrets)
         self.telemetry = Telemetry(
-            log_format=config.log.format, log_level=config.log.level, write=write, scrub=Scrubber(snapshot.secrets).text, clock=self.clock,
+            log_format=config.log.format, log_level=config.log.level, write=write, scrub=self._scrubber.text, clock=self.clock,
             otlp=_otlp(snapshot), resource={"service.instance.id": str(os.getpid())},
         )
         self.keyring = KeyRing(snapshot.pepper, self.clock) if snapshot.pepper is not None and config.auth.required else None
-        self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, transport=self.transport,
-                           telemetry=self.telemetry, clock=self.clock, ids=self.ids)
-        self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight)
+        self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, sessions=self.store.sessions,
+                           transport=self.transport, telemetry=self.telemetry, clock=self.clock, ids=self.ids)
+        self.reloader = Reloader(loaded, self._swap, bundles=self.store.bundles, telemetry=self.telemetry, clock=self.clock)
+        self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight, self.reloader)
         self.surface = Surface(self.proxy, self.control, self.telemetry, self.ids)
-        self._background = Background(self.clock, self.telemetry)
+        self.background = Background(self.clock, self.telemetry)
+        self._watch = watch
         self._runner: web.ServerRunner | None = None
 
     async def start(self, sock: socket.socket) -> None:
         """Open the store, learn the keys, then open the doors: nothing is accepted before it can be judged and recorded."""
         server = self.snapshot.config.server
         await self.store.start(now_ns=self.clock.now_ns())
+        bundle = self.snapshot.bundle
+        await self.store.bundles.keep(bundle.digest, bundle.content, now_ns=self.clock.now_ns())  # before a call is decided under it
         await self._heartbeat()
         if self.keyring is not None:
             await self.keyring.load(self.store.keys)
-            self._background.every(KEYS_S, self.keyring.refresh, name="keys")
-        self.telemetry.serving(bundle=self.snapshot.bundle.digest, routes=self.snapshot.routes)
+            self.background.every(KEYS_S, self.keyring.refresh, name="keys")
+        self.telemetry.serving(bundle=bundle.digest, routes=self.snapshot.routes)
         await self.telemetry.start()
-        self._background.every(_HEARTBEAT_S, self._heartbeat, name="heartbeat")
+        self.background.every(_HEARTBEAT_S, self._heartbeat, name="heartbeat")
         self._runner = web.ServerRunner(
             Listener(self.surface, max_body=server.max_body), handle_signals=False, shutdown_timeout=_FLUSH_S)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()
-        self.telemetry.event("info", "started", routes=len(self.snapshot.routes), rules=self.snapshot.bundle.digest)
+        self.telemetry.event("info", "started", routes=len(self.snapshot.routes), rules=bundle.digest)
+        if self._watch is not None:
+            self.background.whenever(self._watch.changes(), self.reloader.report, name="watch")
 
     async def stop(self) -> None:
         """Stop accepting, let what runs end (bounded by `server.drain_timeout`), write every record, close. Safe after a failed start."""
@@ -93,11 +102,22 @@ class App:
             await self.proxy.cut(_CUT_S)
             await self._runner.cleanup()
         await self.proxy.settler.drained()
-        await self._background.stop()
+        await self.background.stop()
+        await self.reloader.reload.close()
         await self.transport.close()
         await self.store.close()
         self.telemetry.event("info", "stopped")
         await self.telemetry.close()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What new calls are handled under."""
+        return self.proxy.snapshot
+
+    def _swap(self, snapshot: Snapshot) -> None:
+        self._scrubber.learn(snapshot.secrets)
+        self.proxy.swap(snapshot)
+        self.telemetry.serving(bundle=snapshot.bundle.digest, routes=snapshot.routes)
 
     def _in_flight(self) -> int:
         return self.proxy.in_flight

@@ -95,6 +95,57 @@ class Reply:
     finish_reasons: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call to be judged, whoever makes it. `args` are its parsed arguments.
+
+    `id` is the model's id of it, or the call's own where a client calls an HTTP tool; `via` is `model` or `http`. `server` is empty
+    for a tool that the application runs, else where the gateway calls it (`http`). `annotations` are its declaration's.
+    """
+
+    id: str
+    name: str
+    args: JsonObject
+    via: str = "model"
+    server: str = ""
+    annotations: JsonObject = field(default_factory=lambda: NO_TAGS)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gave back. `content` is its value; `text` the same as text; `released`: the gateway had let the call through."""
+
+    content: Json
+    text: str
+    released: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model's answer says: its text, the names of the tools it calls, why it ended, and what it used."""
+
+    text: str
+    tool_calls: tuple[str, ...] = ()
+    finish_reason: str = ""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """A tool call as the journal keeps it, for what rules ask of a session. `released`: the application got it, or it was made.
+
+    `call_id` is the governed call that it belongs to.
+    """
+
+    call_id: str
+    id: str
+    name: str
+    via: str
+    args: JsonObject
+    released: bool
+    at_ns: int
+
+
 class AttemptEnd(StrEnum):
     """How one try of one target ended."""
 
@@ -132,6 +183,7 @@ class Outcome(StrEnum):
     COMPLETED = "completed"  # the whole answer was given to the client
     REFUSED = "refused"  # never dispatched: wrong, not entitled, denied, shed
     FAILED = "failed"  # dispatched, and no target answered
+    WITHHELD = "withheld"  # answered, and a rule kept the answer from the client
     CUT = "cut"  # the answer broke in the middle, and the client was told
     CANCELLED = "cancelled"  # the client went away before the end
     INTERRUPTED = "interrupted"  # the gateway died in the middle; written at recovery
@@ -144,7 +196,10 @@ class CallRecord:
     `code` is the error code given to the client, empty on success. `decision` is `allow` or `deny`, or empty where the call
     ended before it was judged; `rule` the id of the rule that decided; `labels` what `log` rules said; `bundle` the digest of
     the compiled rules. `reasons` is JSON-ready. `response` is the answer as sent (a stream: what was relayed), `None` where there
-    was none. `cost_nusd` is None where it is unknown, never 0 for that.
+    was none. `cost_nusd` is None where it is unknown, never 0 for that. `decision`, `rule`, `labels` and `reasons` are what was decided
+    before anything left; `verdicts` and `answer_labels` are of what came back (JSON-ready, one for each decision that did more than
+    let it pass); `tool_uses` are the tool calls that the call made or proposed, `tool_results` the results that it brought, by the id of
+    their tool call.
     """
 
     id: str
@@ -170,3 +225,7 @@ class CallRecord:
     cost_nusd: int | None = None
     first_byte_ns: int | None = None
     finish_reasons: tuple[str, ...] = ()
+    verdicts: tuple[JsonObject, ...] = ()
+    answer_labels: tuple[str, ...] = ()
+    tool_uses: tuple[ToolUse, ...] = ()
+    tool_results: tuple[tuple[str, str], ...] = ()

@@ -1,23 +1,22 @@
-"""What `config.toml`, `routes/*.toml` and `policies/*.toml` may say, as strict models. Owns their shape; `snapshot.py` their meaning.
+"""What `config.toml` and `routes/*.toml` may say, as strict models. Owns their shape; `snapshot.py` their meaning.
 
 Every description is the setting's documentation: `docs/configuration.md` is made of them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from gateway.errors import ConfigError, Problem
-from gateway.toml_source import KeyPath, Source, read_source
+from gateway.case_config import CaseConfig
+from gateway.errors import Problem
+from gateway.rule_config import DefaultsConfig, RuleConfig
+from gateway.tool_config import Headers, ToolConfig
+from gateway.toml_source import KeyPath, Source
 from gateway.units import (
     Duration,
-    Globs,
-    HeaderName,
-    HeaderValue,
     Label,
     ModelName,
     Name,
@@ -32,17 +31,10 @@ from gateway.units import (
     plausible,
     show_pico,
 )
-from gateway.validation import Model, validated
+from gateway.validation import Strict
 
 MIB: Final = 1024 * 1024
 OPERATIONS: Final = ("chat", "completions", "embeddings")
-Headers = Mapping[HeaderName, HeaderValue]
-
-
-class Strict(BaseModel):
-    """Base of every model: nothing unknown, nothing converted, nothing changed after."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ServerConfig(Strict):
@@ -114,6 +106,15 @@ class PolicyConfig(Strict):
 
     engine: Literal["auto", "cel-expr-python", "cel-python"] = Field(default="auto", description=(
         'The CEL engine; "auto" takes cel-expr-python where it is installed, else cel-python, which is much slower.'))
+    withheld: Literal["text", "refusal", "drop"] = Field(default="text", description=(
+        'What stands in an answer in place of a tool call that a rule refused: "text", a sentence in the content; "refusal", the '
+        'dialect\'s own field for it; "drop", nothing in the message, only the headers, the stream\'s last comment and the record.'))
+    wait: Duration = Field(default=5.0, description=(
+        "How long a call waits for another call of its session, where a rule depends on that one or asks for one at a time."))
+    detectors: Names = Field(default=(), description=(
+        "Your own detectors, by the name of a file in the folder of adapters that exports `DETECTORS`; rules name them beside those that ship."))
+    env: Mapping[Label, str] = Field(default_factory=dict, description="What rules read as `env.NAME`: the region, the stage.")
+    watch: bool = Field(default=True, description="Whether `lockgate serve` reloads by itself when a file of the deployment changes.")
 
 
 class LogConfig(Strict):
@@ -205,42 +206,11 @@ class RouteConfig(Strict):
     source: str = Field(default="", exclude=True, description="`file:line`; set by the loader.")
 
 
-class MatchConfig(Strict):
-    """`match` of a rule: globs that a call's values must fit, each given key at least once. Cheap: rules are indexed by them."""
-
-    principals: Globs = Field(default=(), description="Public ids or names of virtual keys.")
-    teams: Globs = Field(default=(), description="The caller's team.")
-    roles: Globs = Field(default=(), description="The caller's roles.")
-    protocols: Globs = Field(default=(), description="The dialect of the call: `openai`.")
-    routes: Globs = Field(default=(), description="The route that was asked for.")
-    models: Globs = Field(default=(), description="The model that was asked for, which is the name of the route.")
-    tools: Globs = Field(default=(), description="The tools that the call offers to the model.")
-
-
-class RuleConfig(Strict):
-    """`[[rule]]`: one statement of what is allowed."""
-
-    id: Label = Field(description="Its name in answers, logs and the journal.")
-    phase: Literal["request"] = Field(default="request", description="When it is asked.")
-    match: MatchConfig = MatchConfig()
-    when: str | None = Field(default=None, min_length=1, description="A CEL expression; without it `match` says it all.")
-    effect: Literal["deny", "allow", "log"] = Field(description="What it does when it matches; `deny` wins over `allow` over `log`.")
-    message: str | None = Field(default=None, min_length=1, max_length=1000, description="What the caller is told.")
-    remedy: str | None = Field(default=None, min_length=1, max_length=1000, description="What the caller is told to do instead.")
-    label: Label | None = Field(default=None, description="What a `log` rule writes into the journal; without it, its id.")
-    source: str = Field(default="", exclude=True, description="`file:line`; set by the loader.")
-
-
 class RoutesFile(Strict):
     """A file of `routes/`."""
 
     route: Annotated[tuple[RouteConfig, ...], Field(strict=False)] = ()
-
-
-class PolicyFile(Strict):
-    """A file of `policies/`."""
-
-    rule: Annotated[tuple[RuleConfig, ...], Field(strict=False)] = ()
+    tool: Annotated[tuple[ToolConfig, ...], Field(strict=False)] = ()
 
 
 class Config(Strict):
@@ -271,7 +241,11 @@ class Deployment:
     folder: Path
     config: Config
     routes: tuple[RouteConfig, ...] = ()
+    tools: tuple[ToolConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()
+    defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
+    lists: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    cases: tuple[CaseConfig, ...] = ()
     file: str = "config.toml"
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
     unread: tuple[str, ...] = ()
@@ -281,79 +255,8 @@ class Deployment:
         return self.sources.get(self.file, Source(self.file)).problem(path, message, hint)
 
     def problem_in(self, entry: str, path: KeyPath, message: str, hint: str | None = None) -> Problem:
-        """A problem inside a route or a rule; `entry` is its `source` and `path` starts at it."""
+        """A problem inside a route, a tool or a rule; `entry` is its `source` and `path` starts at it."""
         file, _, line = entry.rpartition(":")
         known = self.sources.get(file, Source(file))
         start = next((at for at, number in known.lines.items() if number == int(line) and len(at) == 2), ())
         return known.problem((*start, *path), message, hint)
-
-
-def read_deployment(config_path: Path) -> Deployment:
-    """Read config.toml and the folders that it names, strictly. No environment, no secret, no adapter is looked at.
-
-    Raises:
-        ConfigError: with every problem of every file.
-    """
-    reading = _Reading(config_path.absolute().parent)
-    config = reading.file(config_path.name, Config)
-    main = reading.sources[config_path.name]
-    if config is None and not main.data:  # nobody knows which folders it would have named
-        raise ConfigError(reading.problems)
-    paths = config.paths if config else PathsConfig()
-    routes = reading.folder(paths.routes, "route", RoutesFile, partial(main.problem, ("paths", "routes")))
-    rules = reading.folder(paths.policies, "rule", PolicyFile, partial(main.problem, ("paths", "policies")))
-    if config is None or reading.problems:
-        raise ConfigError(reading.problems)
-    return Deployment(reading.root, config, tuple(entry for file in routes for entry in file.route),
-                      tuple(entry for file in rules for entry in file.rule), config_path.name, reading.sources, tuple(reading.unread))
-
-
-class _Reading:
-    """The files read so far and the problems found in them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.sources: dict[str, Source] = {}
-        self.problems: list[Problem] = []
-        self.unread: list[str] = []
-
-    def file(self, name: str, model: type[Model], entries: str = "") -> Model | None:
-        """One file as a model; `entries` is the key of an array whose tables are told where they stand."""
-        source, problems = read_source(self.root / name, name)
-        self.sources[name] = source
-        made = None
-        if not problems:
-            data, problems = _placed(source, entries)
-            made, found = validated(model, replace(source, data=data))
-            problems += found
-        self.problems += problems
-        return made
-
-    def folder(self, name: str, entries: str, model: type[Model], problem: Callable[[str, str], Problem]) -> list[Model]:
-        """Every TOML file of a folder by name, but for cases (they are tests) and hidden files (an editor's).
-
-        `problem` makes one of the setting that names the folder.
-        """
-        folder = self.root / name
-        try:
-            names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        except OSError as error:
-            self.problems.append(problem(f"the folder {name} cannot be read: {error.strerror}",
-                                         "make it, even if it stays empty: what is missing by accident must not go unnoticed"))
-            return []
-        self.unread += [f"{name}/{found}" for found in names if not found.endswith(".toml")]
-        chosen = [found for found in names if found.endswith(".toml") and not found.endswith(".cases.toml")]
-        made = [self.file(f"{name}/{found}", model, entries) for found in chosen]
-        return [file for file in made if file is not None]
-
-
-def _placed(source: Source, entries: str) -> tuple[Mapping[str, Any], list[Problem]]:
-    """The data with `source` set in every entry, which nobody else may set."""
-    tables = source.data.get(entries) if entries else None
-    if not isinstance(tables, list):
-        return source.data, []
-    problems = [source.problem((entries, number, "source"), "unknown key")
-                for number, table in enumerate(tables) if isinstance(table, dict) and "source" in table]
-    placed = [{**table, "source": f"{source.file}:{source.line((entries, number)) or 0}"} if isinstance(table, dict) else table
-              for number, table in enumerate(tables)]
-    return {**source.data, entries: placed}, problems

@@ -11,7 +11,9 @@ from gateway.progress import Progress
 from gateway.relay import OpenStream, first_event
 from gateway.snapshot import Provider, Snapshot
 from gateway.store.protocol import DispatchIntent, Journal
+from gateway.tools import ToolAdapter
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
+from gateway.wire.protocol import Adapter
 
 _ERROR_BODY_LIMIT = 64 * 1024
 _ERROR_BODY_WAIT_S = 5.0
@@ -77,14 +79,15 @@ class Dispatcher:
             answer = await self.transport.send(request, connect_s=deadlines.connect_s, headers_s=deadlines.headers_s)
             if not 200 <= answer.status < 300:
                 raise provider.adapter.decode_error(answer.status, answer.headers, await _error_page(answer))
-            if call.stream:
-                decoder = provider.adapter.decoder(call)
+            adapter = provider.adapter
+            if call.stream and not isinstance(adapter, ToolAdapter):
+                decoder = adapter.decoder(call)
                 stream = OpenStream(answer, decoder, await first_event(answer, decoder, deadlines.first_token_s))
                 case.first_byte_ns = self.clock.now_ns()
                 answer = None  # the stream's from here on
                 return stream
             first_byte_ns = self.clock.now_ns()
-            reply = provider.adapter.decode(call, await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s))
+            reply = _decoded(adapter, call, answer, await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s))
         except AttemptFailed as failure:
             failure.scrub(self.scrub)
             case.end_attempt(AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
@@ -107,7 +110,12 @@ def _request(case: Progress, call: Call, provider: Provider, target: Target) -> 
     headers = {**provider.headers, **made.headers, "x-client-request-id": f"{case.id}.{len(case.attempts) + 1}"}
     if call.origin.traceparent is not None:
         headers["traceparent"] = call.origin.traceparent
-    return HttpRequest(made.method, provider.base_url + made.path, headers, made.body)
+    return HttpRequest(made.method, provider.base_url + made.path, headers, made.body, provider.private)
+
+
+def _decoded(adapter: Adapter | ToolAdapter, call: Call, answer: HttpAnswer, body: bytes) -> Reply:
+    """A whole 2xx answer. That of a tool says what it is in its head; that of a model is in its body alone."""
+    return adapter.decode(answer.status, answer.headers, body) if isinstance(adapter, ToolAdapter) else adapter.decode(call, body)
 
 
 async def _error_page(answer: HttpAnswer) -> bytes:

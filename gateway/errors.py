@@ -23,11 +23,13 @@ CODES: Final[Mapping[str, CodeRule]] = {
     "invalid_request": CodeRule(400, should_retry=False),
     "unauthenticated": CodeRule(401, should_retry=False),
     "forbidden": CodeRule(403, should_retry=False),
+    "approval_unavailable": CodeRule(403, should_retry=False),
     "unknown_route": CodeRule(404, should_retry=False),
     "unknown_url": CodeRule(404, should_retry=False),
     "method_not_allowed": CodeRule(405, should_retry=False),
     "body_timeout": CodeRule(408, should_retry=False),
     "body_too_large": CodeRule(413, should_retry=False),
+    "rate_limited": CodeRule(429, should_retry=True),
     "headers_too_large": CodeRule(431, should_retry=False),
     "internal_error": CodeRule(500, should_retry=False),
     "upstream_rejected": CodeRule(400, should_retry=False),
@@ -91,6 +93,22 @@ class Forbidden(CallError):
         super().__init__(message)
         self.rule = rule
         self.remedy = remedy
+
+
+class ApprovalUnavailable(Forbidden):
+    """A rule asks for a person's approval, and there is nobody to ask here: the call is refused. `rule` is its id."""
+
+    code = "approval_unavailable"
+
+
+class RateLimited(CallError):
+    """A `limit` rule's rate is used up. Try again after `retry_after_s`; `rule` is the rule's id."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, rule: str, retry_after_s: int) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.rule = rule
 
 
 class UnknownRoute(CallError):

@@ -1,11 +1,12 @@
-"""Loads adapters and dialects by name, from the configured folder first and the shipped one second. The engine imports none itself.
+"""Loads adapters, dialects and detectors by name, from the configured folder first and the shipped one second. The engine imports none.
 
-A plugin is `NAME.py` or `NAME/__init__.py` and exports `ADAPTER`, `DIALECT` or both. One file is one module in a process, however
-many gateways load it: changed code needs a new process.
+A plugin is `NAME.py` or `NAME/__init__.py` and exports `ADAPTER`, `DIALECT`, `DETECTORS` or several of them. One file is one module in
+a process, however many gateways load it: changed code needs a new process.
 """
 
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
@@ -15,11 +16,13 @@ from types import ModuleType
 from typing import Any, Final, cast
 
 from gateway.config import OPERATIONS
+from gateway.core.detectors import Detector
 from gateway.errors import ConfigError, Problem
 from gateway.validation import nearest
 from gateway.wire.protocol import Adapter, Dialect
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_DETECTOR: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _PREFIX: Final = "lockgate_plugin_"
 
 
@@ -42,6 +45,20 @@ def load_adapter(name: str, folders: Sequence[Path]) -> Adapter:
 def load_dialect(name: str, folders: Sequence[Path]) -> Dialect:
     """The `DIALECT` of a plugin. Raises as `load_adapter` does."""
     return cast("Dialect", _load(name, folders, "DIALECT", Dialect))
+
+
+def load_detectors(name: str, folders: Sequence[Path]) -> tuple[Detector, ...]:
+    """The `DETECTORS` of a plugin: a tuple of detectors. Raises as `load_adapter` does."""
+    path = _find(name, folders)
+    if path is None:
+        raise ConfigError([Problem("", None, name, f"there is no plugin named {name!r}", nearest(name, _names(folders)))])
+    made = getattr(_module(name, path), "DETECTORS", None)
+    if not isinstance(made, tuple) or not made:
+        raise ConfigError([Problem(str(path), None, "DETECTORS", f"the plugin {name!r} exports no DETECTORS, a tuple of detectors")])
+    wrong = [f"DETECTORS[{number}] {what}" for number, each in enumerate(made) for what in _shortcomings_of_detector(each)]
+    if wrong:
+        raise ConfigError([Problem(str(path), None, "DETECTORS", what, "see docs/detectors.md") for what in wrong])
+    return made
 
 
 def _load(name: str, folders: Sequence[Path], constant: str, protocol: type) -> object:
@@ -121,4 +138,20 @@ def _inconsistencies(made: Any, name: str) -> list[str]:
     unknown = sorted(str(operation) for operation in operations - set(OPERATIONS))
     if unknown:
         wrong.append(f"has `operations` that do not exist: {', '.join(unknown)}; there is {', '.join(OPERATIONS)}")
+    return wrong
+
+
+def _shortcomings_of_detector(made: Any) -> list[str]:
+    if isinstance(made, type):
+        return [f"is a class; export an instance of it: {made.__name__}()"]
+    wrong = []
+    if not isinstance(getattr(made, "name", None), str) or _DETECTOR.fullmatch(made.name) is None:
+        wrong.append("has no `name` of small letters, digits and `_`")
+    longest = getattr(made, "longest", 0)
+    if longest is not None and (type(longest) is not int or longest < 1):
+        wrong.append("has no `longest`: how many characters a finding can have at most, or None where there is no end")
+    try:
+        inspect.signature(made.find).bind("", 0)
+    except (AttributeError, TypeError, ValueError):
+        wrong.append("has no method `find(text, start=0)`")
     return wrong

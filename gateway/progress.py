@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.call import Attempt, AttemptEnd, Call, CallRecord, Origin, Outcome, Principal, Usage
-from gateway.core.decision import Decision, reason_json
+from gateway.call import Attempt, AttemptEnd, Call, CallRecord, JsonObject, Origin, Outcome, Principal, ToolUse, Usage
+from gateway.core.decision import Decision, Denied, reasons_json, strictest, verdict_json
 from gateway.core.money import cost_nusd
 from gateway.core.plan import Try
 from gateway.errors import AttemptFailed
@@ -36,10 +36,13 @@ class Tally:
     usage: Usage | None = None
     finish_reasons: list[str] = field(default_factory=list)
 
-    def add(self, event: Event) -> None:
-        """Count one event."""
+    def meter(self, event: Event) -> None:
+        """Note what the provider says it used: that is owed whatever becomes of the answer."""
         if event.usage is not None:
             self.usage = event.usage
+
+    def add(self, event: Event) -> None:
+        """Note one event that goes to the client."""
         if event.finish_reason is not None and len(self.finish_reasons) < _MOST_REASONS:
             self.finish_reasons.append(event.finish_reason)
         if event.body is not None and self.assembler is not None:
@@ -58,7 +61,14 @@ class Progress:
     principal: Principal = NOBODY
     origin: Origin = field(default_factory=Origin)
     call: Call | None = None
-    decision: Decision | None = None
+    decisions: list[Decision] = field(default_factory=list)  # before anything left
+    verdicts: list[Decision] = field(default_factory=list)  # on what came back
+    offers: list[Decision] = field(default_factory=list)  # why a tool was not offered to the model
+    labels: dict[str, None] = field(default_factory=dict)  # what the rules have said so far, in order
+    uses: list[ToolUse] = field(default_factory=list)
+    results: dict[str, str] = field(default_factory=dict)  # what tools gave back, by the id of the call
+    answered: bool = False  # a provider has answered: from here on rules judge what came back
+    withheld: bool = False  # a rule keeps the answer from the client
     trying: Trying | None = None
     attempts: list[Attempt] = field(default_factory=list)
     finish_reasons: tuple[str, ...] = ()
@@ -68,6 +78,21 @@ class Progress:
     begun: bool = False  # the intent is in the journal, so an outcome must follow
     doubtful: bool = False  # nobody can say whether the intent is in the journal: the store failed while it was written
     settled: bool = False  # the outcome is on its way to the journal, so no second one may
+
+    @property
+    def decision(self) -> Decision | None:
+        """What was decided before anything left: the strictest of it."""
+        return strictest(self.decisions)
+
+    @property
+    def strictest(self) -> Decision | None:
+        """The strictest of all that was decided so far."""
+        return strictest([*self.decisions, *self.verdicts])
+
+    def decided(self, decision: Decision) -> None:
+        """Note a decision."""
+        (self.verdicts if self.answered else self.decisions).append(decision)
+        self.labels.update(dict.fromkeys(decision.labels))
 
     def start_attempt(self, tried: Try, *, started_ns: int, waited_s: float) -> None:
         """An attempt is about to be sent."""
@@ -108,6 +133,8 @@ class Progress:
     @property
     def outcome_of_failure(self) -> Outcome:
         """What an error now would make of the call."""
+        if self.withheld:
+            return Outcome.WITHHELD
         if self.tally is not None:
             return Outcome.CUT
         return Outcome.FAILED if self.begun else Outcome.REFUSED
@@ -121,11 +148,23 @@ class Progress:
             route=call.route if call else "", stream=call.stream if call else False, origin=self.origin,
             received_ns=self.received_ns, ended_ns=ended_ns, outcome=outcome, status=status, code=code, message=message,
             decision=decision.name if decision else "", rule=(decision.rule or "") if decision else "",
-            labels=decision.labels if decision else (), bundle=decision.bundle if decision else "",
-            reasons=tuple([reason_json(reason) for reason in decision.reasons if reason.verdict != "not_matched"]) if decision else (),
+            labels=tuple(self.labels), bundle=decision.bundle if decision else "", reasons=self._reasons(),
             attempts=tuple(self.attempts), usage=_last_usage(self.attempts), cost_nusd=self.cost_nusd(),
             first_byte_ns=self.first_byte_ns, finish_reasons=self.finish_reasons,
+            verdicts=tuple([verdict_json(each, self.bodies) for each in self.verdicts if _says_something(each)]),
+            answer_labels=tuple(dict.fromkeys(label for each in self.verdicts for label in each.labels)),
+            tool_uses=tuple(self.uses), tool_results=tuple(self.results.items()),
         )
+
+    def _reasons(self) -> tuple[JsonObject, ...]:
+        told = [reason for decision in self.decisions for reason in reasons_json(decision, self.bodies)]
+        for decision in self.offers:
+            told += [{**reason, "offered": False} for reason in reasons_json(decision, self.bodies)]
+        return tuple(told)
+
+
+def _says_something(decision: Decision) -> bool:
+    return isinstance(decision, Denied) or any(reason.verdict != "not_matched" for reason in decision.reasons)
 
 
 def _last_usage(attempts: Sequence[Attempt]) -> Usage | None:

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 from gateway.answer import answer_headers, closing_figures
 from gateway.call import AttemptEnd, Call, Outcome, Principal, Reply, Target
 from gateway.clock import Clock, Ids
-from gateway.core.decide import decide
 from gateway.core.plan import Route
+from gateway.core.rate import Rates
 from gateway.dispatch import Dispatcher
-from gateway.enact import enact
 from gateway.errors import (
     AttemptFailed,
     CallError,
@@ -26,16 +25,18 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from gateway.gather import gather
 from gateway.keyring import ANONYMOUS, KeyRing
 from gateway.origin import read_origin
 from gateway.progress import Progress, Tally
-from gateway.relay import Limits, OpenStream, read_to_end, relay
+from gateway.relay import Limits, OpenStream, Outlet, read_to_end, relay
+from gateway.rulings import Rulings
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
-from gateway.store.protocol import Journal
+from gateway.store.protocol import Journal, Sessions
 from gateway.store.scrub import Scrubber
 from gateway.telemetry import Telemetry
+from gateway.tools import OPERATION, head_of
+from gateway.turns import Turns
 from gateway.upstream.protocol import Transport
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Dialect
@@ -57,13 +58,14 @@ class Arrival:
     headers: Mapping[str, str] = field(repr=False)
     credential: str | None = field(repr=False)
     body: Callable[[], Awaitable[bytes]] = field(repr=False)
+    tool: str | None = None  # the HTTP tool that is called; empty where the caller asks which there are
 
 
 class Client(Protocol):
     """The way back. Each verb raises `ClientGone` when there is nobody to send to."""
 
-    async def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Send a whole answer."""
+    async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None) -> None:
+        """Send a whole answer; without a content type JSON, or an error of this client's kind."""
         ...
 
     async def open(self, status: int, headers: Mapping[str, str], content_type: str) -> None:
@@ -79,12 +81,23 @@ class Client(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A streamed answer on its way: where it comes from, whose words it is written in, who gets it."""
+
+    opened: OpenStream
+    dialect: Dialect
+    client: Client
+    idle_s: float
+    contiguous: bool  # the client's own helper counts tool calls by their place, and fails where an index is left out
+
+
 class Proxy:
     """Takes calls from their arrival to a settled record. One per gateway; `snapshot` is what new calls are handled under."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part it puts in
-        self, snapshot: Snapshot, *, keyring: KeyRing | None, journal: Journal, transport: Transport, telemetry: Telemetry,
-        clock: Clock, ids: Ids,
+        self, snapshot: Snapshot, *, keyring: KeyRing | None, journal: Journal, sessions: Sessions, transport: Transport,
+        telemetry: Telemetry, clock: Clock, ids: Ids,
     ) -> None:
         self.snapshot = snapshot
         self.in_flight = 0
@@ -92,6 +105,8 @@ class Proxy:
         self._clock = clock
         self._scrubber = Scrubber(snapshot.secrets)
         self._dispatcher = Dispatcher(transport, journal, clock, ids, self._scrubber.text)
+        self._turns = Turns(sessions, clock)
+        self._rulings = Rulings(sessions, self._turns, Rates(), clock)
         self.settler = Settler(journal, telemetry, clock, self._scrubber)
         self._running: set[asyncio.Task[Any] | None] = set()
         self._idle = asyncio.Event()
@@ -105,19 +120,22 @@ class Proxy:
         case.origin = read_origin(arrival.headers)
         body = await arrival.body()
         case.call = call = _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
-        route = _entitled(snapshot, call)  # before the rules: a route this key may not use does not exist for it
-        case.decision = decide(snapshot.bundle, "request", gather(snapshot.bundle, call, case.received_ns))
-        enact(case.decision)
-        async with asyncio.timeout(route.deadlines.total_s):
-            await self.settler.begin(case, call, route.targets[0].target)  # on disk before anything leaves
-            got = await self._dispatcher.send(case, call, route, snapshot)
-            if isinstance(got, OpenStream):
-                most_bytes = snapshot.providers[_target(case).provider].max_answer
-                rest = await self._relay(case, call, arrival.dialect, client, got, Limits(route.deadlines.idle_s, most_bytes))
-        if isinstance(got, Reply):  # settled before the answer's last byte, and outside the deadline: the provider has done its work
-            await self._answer(case, call, arrival.dialect, client, got)
-        else:
-            await self._end_stream(case, client, got, rest)
+        route = _entitled(snapshot, call.principal, call.route, call.operation)  # before the rules: what a key may not use is not there
+        async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=route.deadlines.total_s):
+            call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
+            async with asyncio.timeout(route.deadlines.total_s):
+                await self.settler.begin(case, call, route.targets[0].target)  # on disk before anything leaves
+                got = await self._dispatcher.send(case, call, route, snapshot)
+                case.answered = True
+                if isinstance(got, OpenStream):
+                    helped = "X-Stainless-Helper-Method" in arrival.headers
+                    rest = await self._relay(case, snapshot, call, Stream(got, arrival.dialect, client, route.deadlines.idle_s, helped))
+                else:
+                    got = await self._rulings.reply(case, snapshot, call, got)
+            if isinstance(got, Reply):  # settled before the answer's last byte, and outside the deadline: the provider has done its work
+                await self._answer(case, call, arrival.dialect, client, got)
+            else:
+                await self._end_stream(case, client, got, rest)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Handle one call and settle it, however it ends: the record is durable before the client has its whole answer.
@@ -163,9 +181,15 @@ class Proxy:
                 await asyncio.wait({self.settler.settle_later(case, case.outcome_of_failure, defect.status, defect)}, timeout=_DEFECT_S)
 
     def models(self, arrival: Arrival) -> bytes:
-        """The models this caller may use, in its dialect. Raises `Unauthenticated`."""
+        """The models this caller may use, or the HTTP tools, in its dialect. Raises `Unauthenticated`."""
         principal = self._authenticate(arrival)
-        return arrival.dialect.models(_names(self.snapshot, principal))
+        tools = self.snapshot.tools
+        return arrival.dialect.models([name for name in _names(self.snapshot, principal) if (name in tools) is (arrival.tool is not None)])
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Handle new calls under this snapshot. Those in flight end under the one that they began with."""
+        self._scrubber.learn(snapshot.secrets)
+        self.snapshot = snapshot
 
     async def idle(self, timeout_s: float) -> None:
         """Wait until no call is in flight, `timeout_s` at most."""
@@ -194,28 +218,35 @@ class Proxy:
 
     async def _answer(self, case: Progress, call: Call, dialect: Dialect, client: Client, reply: Reply) -> None:
         body = self._scrubber.bytes(dialect.answer(call, reply))  # a provider that repeats its key gives it to nobody
-        await self.settler.settle(case, Outcome.COMPLETED, 200, response=reply.body)
-        await client.answer(200, answer_headers(case), body)
+        status, content_type = head_of(call, reply)
+        await self.settler.settle(case, Outcome.COMPLETED, status, response=reply.body)
+        await client.answer(status, answer_headers(case), body, content_type)
 
-    async def _relay(
-        self, case: Progress, call: Call, dialect: Dialect, client: Client, stream: OpenStream, limits: Limits,
-    ) -> bytes:
+    async def _relay(self, case: Progress, snapshot: Snapshot, call: Call, stream: Stream) -> bytes:
         """Relay a stream up to its end, which is held back; returns the bytes that go out with the end."""
+        encoder = stream.dialect.encoder(call)
+        most_bytes = snapshot.providers[_target(case).provider].max_answer
         case.tally = tally = Tally(Assembler() if case.bodies != "none" else None)
-        case.encoder = encoder = dialect.encoder(call)
         ended = False
         try:
-            await client.open(200, answer_headers(case), dialect.stream_content_type)
-            rest = await relay(stream, lambda event: self._scrubber.bytes(encoder.event(event)), client, tally, limits)
+            gate = await self._rulings.gate(case, snapshot, call, contiguous=stream.contiguous)
+            case.encoder = encoder
+            await stream.client.open(200, answer_headers(case), stream.dialect.stream_content_type)
+            outlet = Outlet(gate, tally, lambda event: self._scrubber.bytes(encoder.event(event)))
+            rest = await relay(stream.opened, outlet, stream.client, Limits(stream.idle_s, most_bytes))
             ended = True
         except AttemptFailed as failure:
             failure.scrub(self._scrubber.text)
             case.end_attempt(AttemptEnd.CUT, ended_ns=self._clock.now_ns(), failure=failure)
             raise UpstreamFailed(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
+        except CallError:  # a rule's: the provider has done its work
+            case.withheld = True
+            case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.opened.answer.status)
+            raise
         finally:
             case.finish_reasons = tuple(map(self._scrubber.text, tally.finish_reasons))
             if not ended:
-                stream.answer.abort()  # the provider stops working, and billing, at once
+                stream.opened.answer.abort()  # the provider stops working, and billing, at once
         return rest
 
     async def _end_stream(self, case: Progress, client: Client, stream: OpenStream, rest: bytes) -> None:
@@ -258,6 +289,8 @@ def _read_call(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot
     parsed = loads(body, max_depth=snapshot.config.server.max_depth)
     if not isinstance(parsed, dict):
         raise InvalidRequest("The body must be a JSON object.", pointer="")
+    if arrival.tool is not None:  # before its schema has a word to say: to others it does not exist
+        _entitled(snapshot, case.principal, arrival.tool, arrival.operation)
     ask = arrival.dialect.read(arrival.operation, parsed)
     return Call(
         id=case.id, principal=case.principal, dialect=arrival.dialect.name, operation=arrival.operation, route=ask.route,
@@ -273,10 +306,12 @@ def _names(snapshot: Snapshot, principal: Principal) -> list[str]:
     return [name for name in snapshot.routes if _may_use(principal, name)]
 
 
-def _entitled(snapshot: Snapshot, call: Call) -> Route:
-    route = snapshot.routes.get(call.route)
-    if route is None or call.operation not in route.operations or not _may_use(call.principal, route.name):
-        there = [name for name in _names(snapshot, call.principal) if call.operation in snapshot.routes[name].operations]
-        listed = ", ".join(there[:_MOST_NAMES]) + (", …" if len(there) > _MOST_NAMES else "")
-        raise UnknownRoute(f"There is no model of that name for {call.operation}. Yours are: {listed or 'none'}.", pointer="/model")
+def _entitled(snapshot: Snapshot, principal: Principal, name: str, operation: str) -> Route:
+    route = snapshot.routes.get(name)
+    if route is None or operation not in route.operations or not _may_use(principal, name):
+        there = [each for each in _names(snapshot, principal) if operation in snapshot.routes[each].operations]
+        listed = (", ".join(there[:_MOST_NAMES]) + (", …" if len(there) > _MOST_NAMES else "")) or "none"
+        if operation == OPERATION:
+            raise UnknownRoute(f"There is no tool of that name. Yours are: {listed}.")
+        raise UnknownRoute(f"There is no model of that name for {operation}. Yours are: {listed}.", pointer="/model")
     return route

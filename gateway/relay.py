@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gateway.errors import AttemptFailed
+from gateway.gate import Gate
 from gateway.progress import Tally
 from gateway.upstream.protocol import HttpAnswer
 from gateway.wire.protocol import Event, StreamDecoder
@@ -50,14 +51,36 @@ async def first_event(answer: HttpAnswer, decoder: StreamDecoder, first_token_s:
     return event
 
 
-async def relay(
-    stream: OpenStream, encode: Callable[[Event], bytes], writer: Writer, tally: Tally, limits: Limits,
-) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """What a relayed event goes through: the gate that judges it, where there is one, the record of it, its bytes."""
+
+    gate: Gate | None
+    tally: Tally
+    encode: Callable[[Event], bytes]
+
+    async def pass_on(self, event: Event) -> list[bytes]:
+        """The bytes that may go out after this event."""
+        self.tally.meter(event)
+        passed = [event] if self.gate is None else await self.gate.take(event)
+        return [self._out(each) for each in passed]
+
+    async def rest(self) -> list[bytes]:
+        """The bytes that were held until the stream's end."""
+        return [] if self.gate is None else [self._out(each) for each in await self.gate.end()]
+
+    def _out(self, event: Event) -> bytes:
+        self.tally.add(event)
+        return self.encode(event)
+
+
+async def relay(stream: OpenStream, outlet: Outlet, writer: Writer, limits: Limits) -> bytes:
     """Pass events on until the upstream ends the stream; returns the bytes not yet sent, which go out with the end.
 
     Raises:
         AttemptFailed: the stream was cut, stalled, malformed, too large, or carried an error.
         ClientGone: the client closed its connection.
+        CallError: a rule ends the answer.
     """
     event: Event | None = stream.first
     decoder, answer = stream.decoder, stream.answer
@@ -66,10 +89,10 @@ async def relay(
         ready: list[bytes] = []
         try:
             while event is not None:
-                tally.add(event)
                 if event.done:
-                    return b"".join(ready)
-                ready.append(encode(event))
+                    outlet.tally.meter(event)
+                    return b"".join(ready + await outlet.rest())
+                ready += await outlet.pass_on(event)
                 event = decoder.next_event()
         except AttemptFailed:  # what came whole before it broke is the client's
             if data := b"".join(ready):

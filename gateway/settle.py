@@ -2,8 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
+
+import orjson
 
 from gateway.call import AttemptEnd, Call, CallRecord, JsonObject, Outcome, Target
 from gateway.clock import Clock
@@ -15,6 +18,7 @@ from gateway.telemetry import Telemetry
 
 _FIRST_PAUSE_S: Final = 0.1  # between two tries to write an outcome that the store could not take
 _LONGEST_PAUSE_S: Final = 5.0
+_LONGEST_RESULT: Final = 64 * 1024  # characters of a tool's result that rules may ask for later
 _MOST_SETTLING: Final = 10_000  # outcomes that wait for a store to come back; more are given up, and their calls marked at the next start
 
 
@@ -32,7 +36,7 @@ class Settler:
     async def begin(self, case: Progress, call: Call, first: Target) -> None:
         """Write the intent of a call and of its first attempt; returns when it is on disk. Raises `StoreUnavailable`."""
         case.begun = True  # even if the wait below is cut short, the intent may be written: an outcome must follow it
-        record = self._scrubber.record(case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0))
+        record = self._scrubber.record(self._kept(case, case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0)))
         try:
             await self._journal.begin(Intent(record, first, self._stored(case, call.body)))
         except StoreUnavailable:
@@ -70,7 +74,10 @@ class Settler:
         """The record of a call that ends now, and what writes it. A stranger leaves no row, and so cannot fill the disk."""
         record = case.record(outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
                              message=self._scrubber.text(error.message) if error else "")
-        if case.begun:  # scrubbed when its intent was written
+        record = self._kept(case, record)
+        if case.begun:  # scrubbed when its intent was written, but for what came back
+            if record.verdicts or record.tool_uses:
+                record = self._scrubber.record(record)
             if response is None and case.tally and case.tally.assembler:
                 response = case.tally.assembler.body()
             return record, partial(self._journal.finish, record, response=self._stored(case, response))
@@ -111,6 +118,14 @@ class Settler:
             _done, late = await asyncio.wait(self._settling, timeout=timeout_s)
             for task in late:
                 task.cancel()
+
+    def _kept(self, case: Progress, record: CallRecord) -> CallRecord:
+        """The record with as much of arguments and results as the journal may keep."""
+        if not record.tool_uses and not record.tool_results:
+            return record
+        uses = tuple(replace(use, args=orjson.loads(self._stored(case, use.args) or b"{}")) for use in record.tool_uses)
+        results = tuple((name, text[:_LONGEST_RESULT]) for name, text in record.tool_results) if case.bodies == "full" else ()
+        return replace(record, tool_uses=uses, tool_results=results)
 
     def _stored(self, case: Progress, body: JsonObject | None) -> bytes | None:
         if body is None:

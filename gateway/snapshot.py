@@ -5,29 +5,34 @@ Owns the meaning of the settings; their shape is `config.py`'s. Everything that 
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gateway.call import Target
 from gateway.clock import Clock, SystemClock
-from gateway.config import Config, Deployment, ProviderConfig, RouteConfig, RuleConfig
-from gateway.core.decide import Bundle, Rule, compile_bundle
+from gateway.config import Config, Deployment, ProviderConfig, RouteConfig
+from gateway.core.money import Price
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
+from gateway.core.rules import Bundle, compile_bundle
 from gateway.errors import ConfigError, Problem, SetupError
 from gateway.plugins import load_adapter, load_dialect, shipped
 from gateway.prices import knows_provider, price_of, price_providers
 from gateway.secret import Secret, resolve
 from gateway.toml_source import KeyPath
+from gateway.tool_config import ToolConfig, split_template
+from gateway.tools import ACCEPT, OPERATION, Tool, ToolAdapter, ToolProblem, compile_tool
+from gateway.upstream.addresses import is_local_host
 from gateway.validation import nearest
 from gateway.wire.protocol import Adapter, Dialect
 
 # Header names whose value is a credential, however it got there.
 SENSITIVE_HEADER: Final = re.compile(r"authorization|cookie|(^|[-_])(key|token|secret|password|signature)([-_]|$)")
+# The sections that are read once: what they made is in use for as long as the process runs.
+_AT_START: Final = ("server", "paths", "upstream", "store", "auth", "admin", "log", "otlp")
 # What frames a message or names its receiver is the transport's to say (request smuggling).
 _FRAMING: Final = frozenset({
     "host", "connection", "content-length", "content-type", "transfer-encoding", "upgrade", "te", "trailer", "expect"})
@@ -35,19 +40,26 @@ _FRAMING: Final = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """An upstream with its credentials. `base_url` has no slash at its end; header names are lower case; `max_answer` is in bytes."""
+    """An upstream with its credentials. `base_url` has no slash at its end; header names are lower case; `max_answer` is in bytes.
+
+    `private`: it may have an address that is not public. A tool is an upstream of its own, named `tool:NAME`.
+    """
 
     name: str
-    adapter: Adapter
+    adapter: Adapter | ToolAdapter
     base_url: str
     api_key: Secret | None
     headers: Mapping[str, str] = field(repr=False)
     max_answer: int
+    private: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that the handling of a call reads. `secrets` is every secret known, for scrubbing; `folder` that of config.toml."""
+    """Everything that the handling of a call reads. `secrets` is every secret known, for scrubbing; `folder` that of config.toml.
+
+    `tools` are the HTTP tools by name; each is a route and has a provider as well.
+    """
 
     config: Config
     folder: Path
@@ -59,6 +71,7 @@ class Snapshot:
     admin_token: Secret | None
     otlp_headers: Mapping[str, str] = field(repr=False)
     secrets: tuple[Secret, ...]
+    tools: Mapping[str, Tool] = field(default_factory=dict)
 
 
 def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: Clock | None = None) -> Snapshot:
@@ -71,6 +84,7 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     config = deployment.config
     providers = {name: made for name, given in config.providers.items() if (made := work.provider(name, given)) is not None}
     routes = work.routes(providers)
+    tools = work.tools(providers, routes)
     bundle = work.bundle()
     dialects = work.dialects()
     pepper = work.secret(("auth", "pepper"), config.auth.pepper) if config.auth.required else None
@@ -81,7 +95,30 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     if work.problems or bundle is None:
         raise ConfigError(list(dict.fromkeys(work.problems)))
     return Snapshot(config, deployment.folder, MappingProxyType(providers), MappingProxyType(routes), bundle, dialects,
-                    pepper, admin_token, otlp_headers, tuple(work.secrets))
+                    pepper, admin_token, otlp_headers, tuple(work.secrets), MappingProxyType(tools))
+
+
+def needing_restart(old: Config, new: Config) -> tuple[str, ...]:
+    """The settings that differ and are read at the start alone."""
+    changed = [f"{section}.{key}" for section in _AT_START for key in type(getattr(old, section)).model_fields
+               if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)]
+    return (*changed, *(("policy.watch",) if old.policy.watch != new.policy.watch else ()))
+
+
+def keep_fixed(old: Snapshot, new: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
+    """The new snapshot with everything that only a restart changes as it is in the old one, and which secrets among it differ."""
+    fixed: dict[str, Any] = {section: getattr(old.config, section) for section in _AT_START}
+    fixed["policy"] = new.config.policy.model_copy(update={"watch": old.config.policy.watch})
+    config = new.config.model_copy(update=fixed)
+    kept = replace(new, config=config, dialects=old.dialects, pepper=old.pepper, admin_token=old.admin_token, otlp_headers=old.otlp_headers)
+    held = {"auth.pepper": (old.pepper, new.pepper), "admin.token": (old.admin_token, new.admin_token),
+            "otlp.headers": (old.otlp_headers, new.otlp_headers)}
+    return kept, tuple(name for name, (before, after) in held.items() if before != after)
+
+
+def compile_rules(given: Deployment) -> Bundle:
+    """The rules of a deployment, compiled; nothing else of it is looked at. Raises `ConfigError` with every problem."""
+    return compile_bundle(given.rules, given.config.policy.engine, given.problem_in, defaults=given.defaults, lists=given.lists)
 
 
 def refuse_open_doors(host: str, deployment: Deployment) -> None:
@@ -110,39 +147,6 @@ def _open_doors(host: str, config: Config) -> list[tuple[KeyPath, str, str]]:
         doors.append((("admin", "token"), f"{host} is reachable by others, and there is no admin token",
                       'set `admin.token` to a reference ("file:secrets/admin-token"), or `server.host` to 127.0.0.1'))
     return doors
-
-
-def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
-    """What works and is most likely not what was meant: files that nobody reads, rules that see or say less than they seem to."""
-    found = [Problem(name, None, "", "is not read", "only files named *.toml are, and no folders") for name in deployment.unread]
-    for given, rule in zip(deployment.rules, snapshot.bundle.rules, strict=True):
-        found += _of_words(deployment, given)
-        found += _of_reach(deployment, given, rule)
-        found += (deployment.problem_in(given.source, ("match", "routes"), f'no route is named {glob!r} (rule "{given.id}")',
-                                        nearest(glob, snapshot.routes))
-                  for glob in given.match.routes if not any(fnmatchcase(route, glob) for route in snapshot.routes))
-    for name, provider in deployment.config.providers.items():
-        if not urlsplit(provider.base_url).path:
-            found.append(deployment.problem(("providers", name, "base_url"), "has no path", "most providers need /v1"))
-    return found
-
-
-def _of_words(deployment: Deployment, rule: RuleConfig) -> Iterator[Problem]:
-    """What a rule says in vain, or does not say."""
-    if rule.effect == "deny" and rule.message is None:
-        yield deployment.problem_in(rule.source, ("effect",), f'callers are not told why (rule "{rule.id}")', "add a `message`")
-    vain = {"deny": ("label",), "allow": ("label",), "log": ("message", "remedy")}[rule.effect]
-    for key in vain:
-        if getattr(rule, key) is not None:
-            yield deployment.problem_in(rule.source, (key,), f'a rule that is `{rule.effect}` does not use it (rule "{rule.id}")',
-                                        "take it out")
-
-
-def _of_reach(deployment: Deployment, given: RuleConfig, rule: Rule) -> Iterator[Problem]:
-    """A rule against what is written in `messages` is no rule against the same words in a `prompt`."""
-    messages = "messages" in rule.reads or ("request.body" in rule.reads and "messages" in (given.when or ""))
-    if given.effect == "deny" and messages and not rule.reads & {"request.operation", "texts"}:
-        yield deployment.problem_in(given.source, ("when",), f'does not see `prompt` of completions (rule "{given.id}")', "read `texts`")
 
 
 class _Compilation:
@@ -200,7 +204,7 @@ class _Compilation:
             Retry(retry.attempts, retry.base, retry.cap),
         )
 
-    def _operations(self, given: RouteConfig, adapters: list[Adapter]) -> frozenset[str]:
+    def _operations(self, given: RouteConfig, adapters: list[Adapter | ToolAdapter]) -> frozenset[str]:
         """What every target can do. What a route promises by itself and a target cannot do is a problem, or a fallback would fail."""
         possible = frozenset(given.operations).intersection(*(adapter.operations for adapter in adapters))
         promised = set(given.operations) if "operations" in given.model_fields_set else set()
@@ -211,10 +215,34 @@ class _Compilation:
                 "name what all of them can do, or give the target a route of its own"))
         return possible
 
+    def tools(self, providers: dict[str, Provider], routes: dict[str, Route]) -> dict[str, Tool]:
+        """Every HTTP tool by its name. Each is put among the routes and the providers: from there on it is called as a model is."""
+        made: dict[str, Tool] = {}
+        first = {given.name: given.source for given in self._deployment.routes}
+        for given in self._deployment.tools:
+            tool, problems = compile_tool(given)
+            headers = self.headers(("headers",), given.headers, given.source)
+            origin, _ = split_template(given.url)
+            host = urlsplit(origin).hostname or ""
+            if not given.private and is_local_host(host):
+                problems.append(ToolProblem(("url",), f"{host} is not a public address", "say `private = true` if it is meant"))
+            if given.name in first:
+                problems.append(ToolProblem(("name",), f"{given.name!r} is defined twice", f"first at {first[given.name]}"))
+            first.setdefault(given.name, given.source)
+            self.problems += [self._deployment.problem_in(given.source, *problem) for problem in problems]
+            if tool is None or problems:
+                continue
+            target = Target(f"tool:{tool.name}", tool.method)
+            made[tool.name] = tool
+            providers[target.provider] = Provider(target.provider, ToolAdapter(tool), origin, None,
+                                                  MappingProxyType({"accept": ACCEPT, **headers}), given.max_answer, given.private)
+            routes[tool.name] = _tool_route(given, target)
+        return made
+
     def bundle(self) -> Bundle | None:
         """The compiled rules; None where one of them is wrong."""
         try:
-            return compile_bundle(self._deployment.rules, self._config.policy.engine, self._deployment.problem_in)
+            return compile_rules(self._deployment)
         except ConfigError as error:
             self.problems += error.problems
             return None
@@ -236,29 +264,29 @@ class _Compilation:
                     self._wrong(at, f"{name} and {owner} both answer {endpoint.method} {endpoint.path}", "take one of them out")
         return tuple(made)
 
-    def secret(self, path: KeyPath, reference: str | None) -> Secret | None:
-        """The secret behind a reference; None where there is none or it cannot be had."""
+    def secret(self, path: KeyPath, reference: str | None, entry: str = "") -> Secret | None:
+        """The secret behind a reference; None where there is none or it cannot be had. `entry` is the `source` of the tool whose it is."""
         if reference is None:
             return None
         try:
             secret = resolve(reference, self._environ, self._deployment.folder)
         except ValueError as error:
-            self._wrong(path, str(error))
+            self._wrong(path, str(error), entry=entry)
             return None
         self.secrets.append(secret)
         return secret
 
-    def headers(self, path: KeyPath, given: Mapping[str, str]) -> Mapping[str, str]:
-        """Headers to send, names in lower case, references resolved."""
+    def headers(self, path: KeyPath, given: Mapping[str, str], entry: str = "") -> Mapping[str, str]:
+        """Headers to send, names in lower case, references resolved. `entry` as for `secret`."""
         made: dict[str, str] = {}
         for name, value in given.items():
             lower, at = name.lower(), (*path, name)
             if lower in made:
-                self._wrong(at, "the same header twice: upper and lower case make no difference")
+                self._wrong(at, "the same header twice: upper and lower case make no difference", entry=entry)
             if lower in _FRAMING:
-                self._wrong(at, "this header is the transport's own", "take it out")
+                self._wrong(at, "this header is the transport's own", "take it out", entry=entry)
             if value.startswith(("env:", "file:")):
-                secret = self.secret(at, value)
+                secret = self.secret(at, value, entry)
                 made[lower] = secret.reveal() if secret else ""
                 continue
             if SENSITIVE_HEADER.search(lower):
@@ -275,10 +303,20 @@ class _Compilation:
             elif provider not in self._config.providers:
                 self._wrong(("prices", key), f"there is no provider {provider!r}", nearest(provider, self._config.providers))
 
-    def _wrong(self, path: KeyPath, message: str, hint: str | None = None) -> None:
-        self.problems.append(self._deployment.problem(path, message, hint))
+    def _wrong(self, path: KeyPath, message: str, hint: str | None = None, entry: str = "") -> None:
+        given = self._deployment
+        self.problems.append(given.problem_in(entry, path, message, hint) if entry else given.problem(path, message, hint))
 
     def _plugin_failed(self, path: KeyPath, error: ConfigError) -> None:
         """A plugin that is not there is a wrong setting; one that is broken is a problem of its own file."""
         self.problems += [problem if problem.file else self._deployment.problem(path, problem.message, problem.hint)
                           for problem in error.problems]
+
+
+def _tool_route(given: ToolConfig, target: Target) -> Route:
+    """A tool as a route with one target. A call that must not be made twice is tried once."""
+    deadlines, retry = given.deadlines, given.retry
+    return Route(
+        given.name, frozenset({OPERATION}), (RouteTarget(target, Price(0, 0, request=given.price)),),
+        Deadlines(deadlines.connect, deadlines.headers, deadlines.headers, deadlines.headers, deadlines.total),
+        Retry(1 if given.effect == "at_most_once" else retry.attempts, retry.base, retry.cap))

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.errors import Problem
@@ -12,10 +12,15 @@ from gateway.toml_source import KeyPath, Source
 
 Model = TypeVar("Model", bound=BaseModel)
 
+class Strict(BaseModel):
+    """Base of every model: nothing unknown, nothing converted, nothing changed after."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
 _PLAIN: Final = {"tuple_type": "should be a list", "model_type": "should be a table", "dict_type": "should be a table",
                  "too_short": "must not be empty", "int_type": "should be a whole number, without quotes",
                  "bool_type": "should be true or false, without quotes"}
-_HIDDEN: Final = frozenset({"source"})  # fields that the loader sets, not a file
 
 
 def validated(model: type[Model], source: Source) -> tuple[Model | None, list[Problem]]:
@@ -80,7 +85,7 @@ def _description(model: type[BaseModel], path: KeyPath) -> str | None:
 
 def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
     around = _model_at(model, path)
-    return [name for name in around.model_fields if name not in _HIDDEN] if around else []
+    return [name for name, field in around.model_fields.items() if not field.exclude] if around else []  # the loader sets the others
 
 
 def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:

@@ -10,7 +10,8 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from gateway.config import Config, PriceConfig, ProviderConfig, RouteConfig, RoutesFile, RuleConfig
+from gateway.config import Config, PriceConfig, ProviderConfig, RouteConfig, RoutesFile
+from gateway.rule_config import RuleConfig
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = (ROOT / "config.example.toml").read_text()
@@ -92,4 +93,4 @@ def test_the_reference_is_what_the_models_say():
     for model in ALL:
         for name, field in model.model_fields.items():
             if field.description and not field.exclude:
-                assert f"| `{name}` |" in made or f"{name}]]`" in made
+                assert f"| `{name}` |" in made or f"{name}]]`" in made or f"### `{name}` of " in made

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from gateway.cli import COMMANDS, cli
-from gateway.config import read_deployment
+from gateway.deployment import read_deployment
 from gateway.snapshot import compile_snapshot
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

@@ -63,7 +63,7 @@ def test_the_wheel_holds_the_package_the_shipped_folders_and_nothing_else(wheel)
     sources = {f"gateway/{path.relative_to(REPOSITORY / 'gateway').as_posix()}"
                for pattern in ("*.py", "py.typed") for path in (REPOSITORY / "gateway").rglob(pattern)}
     shipped = {"gateway/_shipped/config.example.toml"}
-    for folder, patterns in {"policies": ["*.toml"], "routes": ["*.toml"], "adapters": ["*.py", "*.md"]}.items():
+    for folder, patterns in {"policies": ["*.toml", "*.md"], "routes": ["*.toml"], "adapters": ["*.py", "*.md"]}.items():
         shipped |= {f"gateway/_shipped/{path.relative_to(REPOSITORY).as_posix()}"
                     for pattern in patterns for path in (REPOSITORY / folder).rglob(pattern)}
     about = {f"lockgate-{gateway.__version__}.dist-info/{name}"

@@ -1,4 +1,4 @@
-"""Adapters are found by name in the right folder, are imported once, and a broken one is explained by file and line."""
+"""Adapters and detectors are found by name in the right folder, are imported once, and a broken one is explained by file and line."""
 
 import subprocess
 import sys
@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 from gateway import plugins
+from gateway.core.decision import Redaction
+from gateway.core.detectors import Detectors
+from gateway.core.redaction import redact_text
+from gateway.core.redaction_stream import StreamRedactor
 from gateway.errors import ConfigError, Problem
-from gateway.plugins import load_adapter, load_dialect, shipped
+from gateway.plugins import load_adapter, load_detectors, load_dialect, shipped
 
 ADAPTER = """
 class A:
@@ -176,3 +180,69 @@ def test_importing_the_gateway_imports_no_adapter_and_no_command_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
                           cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]"
+
+
+DETECTOR = """
+class D:
+    name = "badge"
+    longest = 8
+    def find(self, text, start=0):
+        at = text.find("B-", start)
+        return iter([(at, at + 8)] if at >= 0 else [])
+DETECTORS = (D(),)
+"""
+
+
+def test_detectors_of_a_plugin_are_found_and_can_be_named(tmp_path):
+    (tmp_path / "badges.py").write_text(DETECTOR)
+    loaded = load_detectors("badges", [tmp_path, shipped("adapters")])
+    assert [list(detector.find("see B-123456")) for detector in Detectors(loaded).named("badge")] == [[(4, 12)]]
+
+
+def test_one_plugin_may_export_an_adapter_and_detectors(tmp_path):
+    (tmp_path / "both.py").write_text(adapter("both") + DETECTOR)
+    assert load_adapter("both", [tmp_path]).name == "both"
+    assert [each.name for each in load_detectors("both", [tmp_path])] == ["badge"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("", ["the plugin 'x' exports no DETECTORS, a tuple of detectors"]), ("DETECTORS = ()", ["the plugin 'x' exports no DETECTORS, a tuple of detectors"]),
+    (DETECTOR.replace("(D(),)", "[D()]"), ["the plugin 'x' exports no DETECTORS, a tuple of detectors"]),
+    (DETECTOR.replace("D(),", "D(), D,"), ["DETECTORS[1] is a class; export an instance of it: D()"]),
+    (DETECTOR.replace('"badge"', "3"), ["DETECTORS[0] has no `name` of small letters, digits and `_`"]),
+    (DETECTOR.replace('"badge"', '"a badge"'), ["DETECTORS[0] has no `name` of small letters, digits and `_`"]),
+    (DETECTOR.replace("longest = 8", "longest = 0"), ["DETECTORS[0] has no `longest`: how many characters a finding can have at most, or None where there is no end"]),
+    (DETECTOR.replace("longest = 8", "longest = True"), ["DETECTORS[0] has no `longest`: how many characters a finding can have at most, or None where there is no end"]),
+    (DETECTOR.replace(", start=0", ""), ["DETECTORS[0] has no method `find(text, start=0)`"]),
+    (DETECTOR.replace("def find", "def search"), ["DETECTORS[0] has no method `find(text, start=0)`"]),
+    ("DETECTORS = (3,)", ["DETECTORS[0] has no `name` of small letters, digits and `_`",
+                          "DETECTORS[0] has no `longest`: how many characters a finding can have at most, or None where there is no end",
+                          "DETECTORS[0] has no method `find(text, start=0)`"]),
+])
+def test_everything_that_a_detector_lacks_is_said_at_once(tmp_path, text, expected):
+    (tmp_path / "x.py").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_detectors("x", [tmp_path])
+    assert [problem.message for problem in caught.value.problems] == expected
+    assert {(problem.file, problem.key) for problem in caught.value.problems} == {(str(tmp_path / "x.py"), "DETECTORS")}
+
+
+def test_a_detector_may_have_no_end(tmp_path):
+    (tmp_path / "x.py").write_text(DETECTOR.replace("longest = 8", "longest = None"))
+    assert load_detectors("x", [tmp_path])[0].longest is None
+
+
+def test_a_plugin_of_detectors_that_is_not_there_is_answered_with_the_nearest(tmp_path):
+    (tmp_path / "badges.py").write_text(DETECTOR)
+    with pytest.raises(ConfigError) as caught:
+        load_detectors("badge", [tmp_path])
+    assert (caught.value.problems[0].message, caught.value.problems[0].hint) == ("there is no plugin named 'badge'", 'did you mean "badges"?')
+
+
+def test_the_detector_of_the_documentation_works(tmp_path):
+    text = (Path(__file__).parents[1] / "docs/detectors.md").read_text()
+    (tmp_path / "staff.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    redaction = [Redaction("r", load_detectors("staff", [tmp_path]))]
+    assert redact_text("E-123455, E-123457, XE-123455", redaction) == "[redacted:staff_number], E-123457, XE-123455"
+    stream = StreamRedactor(redaction)
+    assert "".join([*map(stream.feed, "E-123455, E-123457"), stream.end()]) == "[redacted:staff_number], E-123457"

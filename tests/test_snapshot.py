@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from gateway.call import Target
-from gateway.config import Deployment, read_deployment
+from gateway.config import Deployment
 from gateway.core.money import Price
 from gateway.core.plan import Deadlines, Retry
+from gateway.deployment import read_deployment
 from gateway.errors import ConfigError, SetupError
 from gateway.secret import Secret
 from gateway.snapshot import Snapshot, advice, compile_snapshot, is_loopback, refuse_open_doors

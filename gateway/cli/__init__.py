@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("gateway.cli.demo", "demo", "Show it working: real processes, a simulated provider, the official client."),
     "simulate": ("gateway.cli.simulate", "simulate", "Run a provider that behaves, or misbehaves, as told."),
     "check": ("gateway.cli.check", "check", "Load, compile and check the whole configuration."),
+    "policy": ("gateway.cli.policy", "policy", "Run the rules' cases, explain a call, decide recorded traffic again."),
     "keys": ("gateway.cli.keys", "keys", "Create, list, revoke and rotate virtual keys."),
     "calls": ("gateway.cli.calls", "calls", "See what was called, what was decided and what it cost."),
     "doctor": ("gateway.cli.doctor", "doctor", "Check the invariants on a database."),

@@ -20,10 +20,12 @@ from gateway.store.rows import JOURNAL_FIELDS, OPEN
 _COLUMNS: Final = ("time", "id", "key", "route", "target", "outcome", "code", "cost_usd", "seconds")
 _WIDTHS: Final = (20, 31, 12, 16, 24, 11, 17, 10, 7)  # of these, where lines are printed before the next is known
 _ATTEMPT_COLUMNS: Final = ("n", "target", "end", "cause", "status", "waited_s", "seconds", "cost_usd", "message")
-_REASON_COLUMNS: Final = ("rule", "effect", "verdict", "source", "message")
+_REASON_COLUMNS: Final = ("phase", "subject", "rule", "effect", "verdict", "mode", "source", "message")
+_VERDICT_COLUMNS: Final = ("phase", "subject", "decision", "rule", "message")
+_USE_COLUMNS: Final = ("id", "name", "via", "released", "args")
 _FACTS: Final = (
-    "id", "time", "outcome", "status", "code", "message", "decision", "rule", "labels", "bundle", "key", "name", "team", "org", "dialect",
-    "operation", "route", "target", "stream", "session", "run", "step", "tags", "traceparent", "seconds", "first_byte_s",
+    "id", "time", "outcome", "status", "code", "message", "decision", "rule", "withheld", "labels", "bundle", "key", "name", "team", "org",
+    "dialect", "operation", "route", "target", "stream", "session", "run", "step", "tags", "traceparent", "seconds", "first_byte_s",
     "finish_reasons", "usage", "cost_usd",
 )
 _POLL_S: Final = 0.5
@@ -86,7 +88,7 @@ def _follow(rows: Iterator[Mapping[str, Any]], *, as_json: bool) -> None:
 @config_option
 @json_option
 def show(*, call_id: str, config_path: str, as_json: bool) -> None:
-    """Show one call: decision, reasons, attempts, usage, cost and bodies."""
+    """Show one call: decisions, reasons, tool calls, attempts, usage, cost and bodies."""
     _path, opened = open_deployment(config_path)
     with contextlib.closing(opened) as connection:
         call = one_call(connection, call_id)
@@ -100,7 +102,9 @@ def show(*, call_id: str, config_path: str, as_json: bool) -> None:
         if shown[name] not in (None, [], {}):
             click.echo(f"{name:15} {_line(shown[name])}")
     for title, rows, columns in (
-        ("reasons", call["reasons"], _REASON_COLUMNS), ("attempts", [_timed(row) for row in call["attempts"]], _ATTEMPT_COLUMNS),
+        ("verdicts", call["verdicts"], _VERDICT_COLUMNS), ("reasons", _reasons(call), _REASON_COLUMNS),
+        ("tool calls", [{**use, "args": _line(use["args"])} for use in call["tool_uses"]], _USE_COLUMNS),
+        ("attempts", [_timed(row) for row in call["attempts"]], _ATTEMPT_COLUMNS),
     ):
         if rows:
             click.echo(f"\n{title}")
@@ -151,6 +155,12 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         **row, "time": f"{when:%Y-%m-%dT%H:%M:%SZ}", "seconds": _seconds(received_ns, row["ended_ns"]),
         "first_byte_s": _seconds(received_ns, first_ns), "cost_usd": row["cost_usd"] or unknown,
     }
+
+
+def _reasons(call: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reasons of every decision on a call, in order."""
+    told = [*call["reasons"], *(reason for verdict in call["verdicts"] for reason in verdict.get("reasons", []))]
+    return [{"phase": "request", **reason, "mode": "shadow" if reason.get("shadow") else "enforce"} for reason in told]
 
 
 def _timed(attempt: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from urllib.parse import urlsplit
 
 import click
 
+from gateway.advice import advice
 from gateway.cli.output import config_option, count, emit_json, json_option
-from gateway.config import Deployment, read_deployment
+from gateway.config import Deployment
+from gateway.deployment import read_deployment
 from gateway.errors import ConfigError, Problem
-from gateway.snapshot import SENSITIVE_HEADER, Snapshot, advice, compile_snapshot, is_loopback
+from gateway.reload import load
+from gateway.snapshot import SENSITIVE_HEADER, Snapshot, is_loopback
 from gateway.toml_source import KeyPath
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -30,17 +33,17 @@ def check(*, config_path: str, as_json: bool) -> None:
     folder = Path(config_path).parent
     try:
         deployment = read_deployment(Path(config_path))
-        snapshot = compile_snapshot(deployment, os.environ)
+        snapshot = load(deployment, os.environ).snapshot  # as a start or a reload would, cases and all
     except ConfigError as error:
-        _report([_placed(problem, folder) for problem in error.problems], [], None, as_json=as_json)
+        _report([placed(problem, folder) for problem in error.problems], [], None, as_json=as_json)
         sys.exit(1)
-    _report([], [_placed(warning, folder) for warning in warnings(deployment, snapshot)], snapshot, as_json=as_json)
-
-
-def _report(problems: list[Problem], found: list[Problem], snapshot: Snapshot | None, *, as_json: bool) -> None:
-    loaded = None if snapshot is None else {
+    loaded: dict[str, int | str] = {
         "providers": len(snapshot.providers), "routes": len(snapshot.routes), "rules": len(snapshot.bundle.rules),
-        "bundle": snapshot.bundle.digest}
+        "cases": len(deployment.cases), "bundle": snapshot.bundle.digest}
+    _report([], [placed(warning, folder) for warning in warnings(deployment, snapshot)], loaded, as_json=as_json)
+
+
+def _report(problems: list[Problem], found: list[Problem], loaded: dict[str, int | str] | None, *, as_json: bool) -> None:
     if as_json:
         emit_json({"ok": not problems, "problems": [dataclasses.asdict(each) for each in problems],
                    "warnings": [dataclasses.asdict(each) for each in found], "loaded": loaded})
@@ -49,13 +52,12 @@ def _report(problems: list[Problem], found: list[Problem], snapshot: Snapshot | 
         click.echo(f"error: {problem}", err=True)
     for warning in found:
         click.echo(f"warning: {warning}", err=True)
-    if snapshot is not None:
-        sizes = {"provider": len(snapshot.providers), "route": len(snapshot.routes), "rule": len(snapshot.bundle.rules)}
-        counts = ", ".join(count(number, noun) for noun, number in sizes.items())
-        click.echo(f"ok: {counts}, bundle {snapshot.bundle.digest}" + (f"; {count(len(found), 'warning')}" if found else ""))
+    if loaded is not None:
+        counts = ", ".join(count(number, noun.removesuffix("s")) for noun, number in loaded.items() if isinstance(number, int))
+        click.echo(f"ok: {counts}, bundle {loaded['bundle']}" + (f"; {count(len(found), 'warning')}" if found else ""))
 
 
-def _placed(problem: Problem, folder: Path) -> Problem:
+def placed(problem: Problem, folder: Path) -> Problem:
     """The file as it is reached from here, so that an editor or a terminal can open it."""
     return replace(problem, file=os.path.relpath(folder / problem.file)) if problem.file else problem
 

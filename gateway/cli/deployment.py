@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from gateway.config import Deployment, read_deployment
+from gateway.config import Deployment
+from gateway.deployment import read_deployment
 from gateway.errors import SetupError, StoreError
 from gateway.secret import Secret, resolve
 from gateway.store.database import Connection, open_readonly

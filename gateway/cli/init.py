@@ -13,6 +13,7 @@ from gateway.errors import SetupError
 from gateway.plugins import shipped
 
 _SECRET_BYTES: Final = 32
+_LIBRARY: Final = "policies/library"  # rules to take from: no deployment reads them where they stand
 _GITIGNORE: Final = """\
 # What must not leave this machine: secrets, and a database that may hold what people asked.
 secrets/
@@ -28,7 +29,7 @@ def init(*, folder: Path) -> None:
     It works as it is with `lockgate simulate` as the provider; no account is needed.
     """
     token = lay(folder)
-    click.echo(f"Made {folder}: config.toml, policies/, routes/, adapters/, secrets/.\n")
+    click.echo(f"Made {folder}: config.toml, policies/ (with a library to take rules from), routes/, adapters/, secrets/.\n")
     click.echo(f"Admin token (shown once, kept in {folder / 'secrets' / 'admin-token'}):\n\n  {token}\n")
     click.echo("Next:\n\n"
                f"  cd {shlex.quote(str(folder))}\n"
@@ -42,9 +43,8 @@ def lay(folder: Path) -> str:
     token = secrets.token_urlsafe(_SECRET_BYTES)
     try:
         _make_empty(folder)
-        for kind in ("policies", "routes"):
-            _copy(kind, "*.toml", folder)
-        _copy("adapters", "README.md", folder)
+        for kind, pattern in (("policies", "*.toml"), (_LIBRARY, "*"), ("routes", "*.toml"), ("adapters", "README.md")):
+            _copy(kind, pattern, folder)
         (folder / "secrets").mkdir(mode=0o700)
         _write_secret(folder / "secrets" / "pepper", secrets.token_urlsafe(_SECRET_BYTES))
         _write_secret(folder / "secrets" / "admin-token", token)

@@ -13,7 +13,8 @@ import click
 from gateway.cli.deployment import database_of, pepper_of
 from gateway.cli.output import config_option, emit_json, emit_rows, json_option
 from gateway.clock import SystemClock, SystemIds
-from gateway.config import Deployment, read_deployment
+from gateway.config import Deployment
+from gateway.deployment import read_deployment
 from gateway.keyring import new_key, new_secret
 from gateway.store.protocol import Keys, StoredKey
 from gateway.store.sqlite import SqliteStore

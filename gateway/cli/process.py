@@ -1,9 +1,10 @@
-"""What a server does with the process it has for itself: its loop, its limits, its memory. An embedded gateway leaves these to its host."""
+"""What a server does with a process of its own: its loop, limits, memory and signals. An embedded gateway leaves these to its host."""
 
 import asyncio
 import gc
+import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 import click
@@ -41,6 +42,19 @@ def settle_memory() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def say_no_reload() -> None:
-    """A hang-up (a closed terminal, a habit) must not end the gateway, and does not change its settings either."""
-    click.echo("SIGHUP: settings, routes and rules are read at the start; restart to change them", err=True)
+class HangUp:
+    """SIGHUP, as asking for a reload. One that comes before anybody listens to it is not lost."""
+
+    def __init__(self) -> None:
+        self._came = asyncio.Event()
+
+    def listen(self) -> None:
+        """Take the signal on the running loop: from now on it ends nothing."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._came.set)
+
+    async def asked(self) -> AsyncIterator[None]:
+        """Yield for each, or once for several that came meanwhile."""
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            yield

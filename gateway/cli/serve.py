@@ -8,10 +8,13 @@ from pathlib import Path
 
 import click
 
+from gateway.app import App
 from gateway.cli.output import config_option
-from gateway.cli.process import allow_descriptors, run_loop, say_no_reload, settle_memory
+from gateway.cli.process import HangUp, allow_descriptors, run_loop, settle_memory
 from gateway.cli.supervisor import Supervisor
-from gateway.config import read_deployment
+from gateway.cli.tie import Tie
+from gateway.cli.worker import Worker
+from gateway.deployment import read_deployment
 from gateway.embed import Gateway, listen
 from gateway.errors import SetupError
 from gateway.store.sqlite import require_safe_for_several_writers
@@ -30,6 +33,8 @@ def serve(
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT: then it stops accepting, finishes what runs, and ends.
 
+    SIGHUP, `POST /-/reload` and, unless `policy.watch` is false, a changed file make it reload: calls in flight go on as they began.
+
     Prints `lockgate ready on http://HOST:PORT` on standard output when it accepts connections; the log goes to standard error.
     """
     deployment = read_deployment(Path(config_path))
@@ -41,36 +46,40 @@ def serve(
     allow_descriptors(2 * server.max_in_flight + 100)  # a call has two connections, and workers inherit the limit
     sock = listen(host or server.host, server.port if port is None else port, deployment)
     if workers == 1:
-        run_loop(_run(Gateway(deployment, sock=sock, write=fd_writer(2)), supervisor_fd=None))
+        watch = deployment.config.policy.watch
+        run_loop(_run(Gateway(deployment, sock=sock, write=fd_writer(2), watch=watch), supervisor_fd=None))
         return
     if deployment.config.store.path == ":memory:":
         raise SetupError("Several workers share a database file: set `store.path` to a file, or run one worker.")
     require_safe_for_several_writers()
-    sys.exit(run_loop(Supervisor(sock, Path(config_path), workers, drain_s=server.drain_timeout).run()))
+    sys.exit(run_loop(Supervisor(sock, deployment, workers).run()))
 
 
 async def _run(gateway: Gateway, *, supervisor_fd: int | None) -> None:
-    stop = asyncio.Event()
+    stop, hang_up = asyncio.Event(), HangUp()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, say_no_reload)
+    hang_up.listen()
     async with gateway:
         settle_memory()
         if supervisor_fd is None:
+            app = gateway.running
+            app.background.whenever(hang_up.asked(), app.reloader.report, name="hang-up")
             click.echo(f"lockgate ready on {gateway.url}")
             await stop.wait()
         else:
-            await _serve_under_supervision(socket.socket(fileno=supervisor_fd), stop)
+            await _serve_under_supervision(gateway.running, await Tie.hold(socket.socket(fileno=supervisor_fd)), hang_up, stop)
 
 
-async def _serve_under_supervision(tie: socket.socket, stop: asyncio.Event) -> None:
-    """Tell the supervisor that this worker is ready, then wait for a signal, or for the supervisor to be gone."""
-    reader, writer = await asyncio.open_connection(sock=tie)
-    writer.write(b"ready")
-    gone = asyncio.create_task(reader.read())
+async def _serve_under_supervision(app: App, tie: Tie, hang_up: HangUp, stop: asyncio.Event) -> None:
+    """Serve until a signal comes, or the supervisor is gone. Whoever asks for a reload here asks for it everywhere."""
+    worker = Worker(tie, app.reloader.report)
+    app.control.everywhere = worker.everywhere
+    app.background.whenever(hang_up.asked(), worker.everywhere, name="hang-up")
+    gone = asyncio.create_task(worker.serve())
     told = asyncio.create_task(stop.wait())
     await asyncio.wait({gone, told}, return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()
     told.cancel()
-    writer.close()
+    tie.cut()

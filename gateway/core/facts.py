@@ -4,250 +4,232 @@ A body comes from a client and may hold anything anywhere. An extract returns ex
 `UnreadableFactError`; a rule that reads such a fact counts as not evaluated, which fails closed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
-from gateway.call import Call, Json, JsonObject
+from gateway.call import Json, Said, ToolCall, ToolResult
+from gateway.core.body import UnreadableFactError, bounded, max_tokens, messages, params, strings, texts, tools_offered
+from gateway.core.decision import PHASES, Phase
 from gateway.core.matching import MatchKeys
+from gateway.core.question import LARGE, Question
+from gateway.session import SessionFacts, SessionQuery
 
-Phase: TypeAlias = Literal["request"]
 CelType: TypeAlias = Literal[
-    "bool", "int", "string", "timestamp", "list(string)", "list(dyn)", "map(string, string)", "map(string, dyn)"]
+    "bool", "int", "string", "timestamp", "duration", "list(string)", "list(dyn)", "map(string, string)", "map(string, dyn)", "dyn"]
 
-PHASES: Final[tuple[Phase, ...]] = ("request",)
-MAX_TOOLS: Final = 2048
-MAX_TOOL_NAME: Final = 1024
-_BULK: Final = frozenset({"messages", "input", "prompt", "tools", "functions"})
-_NAMED_WITHIN: Final = frozenset({"function", "custom"})  # kinds of tool whose name stands one level down
-_NESTED_TOOLS: Final = ("tools", "functions", "function_declarations")  # where a tool may hold more tools
-_ARGUMENTS: Final = (("function", "arguments"), ("custom", "input"))
+Bulk = TypeVar("Bulk", dict[str, Json], list[Json])
+_PYTHON_TYPES: Final[Mapping[CelType, type]] = {  # of `dyn` anything is
+    "bool": bool, "int": int, "string": str, "timestamp": datetime, "duration": timedelta, "list(string)": list, "list(dyn)": list,
+    "map(string, string)": dict, "map(string, dyn)": dict}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class UnreadableFactError(ValueError):
-    """The call does not hold this fact in its declared type. The message quotes nothing of the body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One variable of the rules.
-
-    `extract` takes the call and wall time in nanoseconds, and raises nothing but `UnreadableFactError`.
-    """
+    """One variable of the rules. `extract` raises nothing but `UnreadableFactError`."""
 
     name: str
     type: CelType
     phases: tuple[Phase, ...]
     doc: str
     example: str
-    extract: Callable[[Call, int], Any]
+    extract: Callable[[Question], Any]
+
+    def read(self, question: Question) -> Any:
+        """The value, which is of the declared type: an engine may take another one for a plain "no"."""
+        value = self.extract(question)
+        if type(value) is not _PYTHON_TYPES.get(self.type, type(value)):
+            raise UnreadableFactError(f"it is not of the type {self.type}")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of one call: its match keys, the values that candidate rules read, why others are unreadable."""
+    """What is known where rules are asked: match keys, the values that candidate rules read, why others are unreadable.
+
+    `answers` are those to what rules ask of the session. `allowed`: what no rule decides may go on. `subject` is the tool's name.
+    `large`: one step of an engine for all rules could take too long.
+    """
 
     keys: MatchKeys
     values: dict[str, Any]
     unreadable: Mapping[str, str]
+    answers: Mapping[SessionQuery, Any] = field(default_factory=dict)
+    allowed: bool = True
+    subject: str = ""
+    large: bool = False
 
 
-def _messages(call: Call, _now_ns: int) -> list[Json]:
-    messages = call.body.get("messages")
-    if messages is None:
-        return []
-    if not isinstance(messages, list):
-        raise UnreadableFactError("`messages` is not a list")
-    return messages
+def _tool(question: Question) -> ToolCall:
+    if question.tool is None:
+        raise UnreadableFactError("no tool is called here")
+    return question.tool
 
 
-def _texts(call: Call, now_ns: int) -> list[str]:
-    """Whatever the operation is called: an upstream may read a key that the operation does not have."""
-    found: list[str] = []
-    for message in _messages(call, now_ns):
-        holder = _object(message, "an entry of `messages`")
-        found += _content_texts(holder.get("content"))
-        found += _argument_texts(holder)
-        found += _one_text(holder.get("refusal"), "a `refusal`")
-    for key in ("prompt", "suffix", "input"):
-        written = call.body.get(key)
-        for text in written if isinstance(written, list) else (written,):
-            found += _one_text(text, f"`{key}`")
-    return found
+def _result(question: Question) -> ToolResult:
+    if question.result is None:
+        raise UnreadableFactError("there is no result here")
+    return question.result
 
 
-def _content_texts(content: Json) -> Iterator[str]:
-    """The texts of a content: a string, or parts, of which a lax upstream may take one with a content of its own."""
-    contents = [content]
-    for each in contents:  # grows on the way, by the contents within parts
-        if not isinstance(each, list):
-            yield from _one_text(each, "a `content`")
-            continue
-        for entry in each:
-            part = _object(entry, "a part of a `content`")
-            if "text" in part:
-                yield _string(part["text"], "the `text` of a part")
-            yield from _one_text(part.get("refusal"), "a `refusal`")
-            contents.append(part.get("content"))
+def _said(question: Question) -> Said:
+    if question.said is None:
+        raise UnreadableFactError("there is no answer here")
+    return question.said
 
 
-def _argument_texts(message: dict[str, Json]) -> Iterator[str]:
-    """What an assistant's message hands to tools, in today's form and in the older `function_call`."""
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list | None):
-        raise UnreadableFactError("a `tool_calls` is not a list")
-    for call in (*(calls or ()), {"function": message.get("function_call")}):
-        holder = _object(call, "an entry of `tool_calls`")
-        for kind, key in _ARGUMENTS:
-            if holder.get(kind) is not None:
-                yield from _one_text(_object(holder[kind], f"a `{kind}`").get(key), f"`{key}` of a tool call")
+def _session(question: Question) -> SessionFacts:
+    if question.session is None:
+        raise UnreadableFactError("the call belongs to no session: it has to send X-Lockgate-Session")
+    return question.session
 
 
-def _object(value: Json, what: str) -> dict[str, Json]:
-    if not isinstance(value, dict):
-        raise UnreadableFactError(f"{what} is not an object")
-    return value
+def _bulk(question: Question, value: Bulk) -> Bulk:
+    """What stands in the body, where it is not too much for an engine; a small body never is."""
+    return bounded(value) if question.call.size >= LARGE else value
 
 
-def _string(value: Json, what: str) -> str:
-    if not isinstance(value, str):
-        raise UnreadableFactError(f"{what} is not text")
-    return value
+def _content(question: Question) -> Any:
+    content = _result(question).content
+    return bounded(content) if isinstance(content, dict | list) else content
 
 
-def _one_text(value: Json, what: str) -> tuple[str, ...]:
-    """The text, or nothing where there is null or nothing."""
-    return () if value is None else (_string(value, what),)
+def _usage(question: Question) -> dict[str, int]:
+    usage = _said(question).usage
+    if usage is None:
+        raise UnreadableFactError("the provider did not say what it used")
+    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
 
 
-def _max_tokens(call: Call, _now_ns: int) -> int:
-    largest = 0
-    for key in ("max_tokens", "max_completion_tokens"):
-        value = call.body.get(key)
-        if value is None:
-            continue
-        # bool is an int in Python; 64 bits are all that CEL knows.
-        if type(value) is not int or not -2**63 <= value < 2**63:
-            raise UnreadableFactError(f"`{key}` is not a 64-bit integer")
-        largest = max(largest, value)
-    return largest
+def _texts(question: Question) -> list[str]:
+    """The texts of what is judged."""
+    if question.phase == "response":
+        return [_said(question).text]
+    if question.phase == "tool_result":
+        return [_result(question).text]
+    return texts(question.call) if question.phase == "request" else list(strings(_tool(question).args))
 
 
-def _params(call: Call, _now_ns: int) -> dict[str, Json]:
-    return {key: value for key, value in call.body.items() if key not in _BULK}
+def _offered(question: Question) -> list[str]:
+    return [] if question.call.operation == "tool" else list(tools_offered(question.call.body))
 
 
-def _holders(tool: dict[str, Json]) -> list[dict[str, Json]]:
-    """Where an upstream could look: a lax one may not look where the specification says."""
-    return [tool, *(value for value in tool.values() if isinstance(value, dict))]
-
-
-def _tool_names(tool: dict[str, Json], holders: list[dict[str, Json]]) -> list[str]:
-    """Every name that an upstream could read from one entry. A built-in tool has no name but its `type`."""
-    kind = tool.get("type")
-    names = [holder["name"] for holder in holders if "name" in holder]
-    if not names and isinstance(kind, str) and kind not in _NAMED_WITHIN:
-        names = [kind]
-    if not names or not all(isinstance(name, str) and len(name) <= MAX_TOOL_NAME for name in names):
-        raise UnreadableFactError(f"an entry of `tools` has no name of at most {MAX_TOOL_NAME} characters")
-    return names
-
-
-def tools_offered(body: JsonObject) -> tuple[str, ...]:
-    """The names of all tools that a body offers, each once: `tools`, the older `functions`, and those within a tool.
-
-    Raises:
-        UnreadableFactError: for what is not a list of tools with names, and for more than `MAX_TOOLS` of them.
-    """
-    names: dict[str, None] = {}
-    tools: list[Json] = []
-    _add_tools(body, ("tools", "functions"), tools)
-    for entry in tools:  # grows on the way, by the tools within tools
-        tool = _object(entry, "an entry of `tools`")
-        holders = _holders(tool)
-        names.update(dict.fromkeys(_tool_names(tool, holders)))
-        for holder in holders:
-            _add_tools(holder, _NESTED_TOOLS, tools)
-    return tuple(names)
-
-
-def _add_tools(holder: JsonObject, keys: tuple[str, ...], tools: list[Json]) -> None:
-    for key in keys:
-        offered = holder.get(key)
-        if offered is None:
-            continue
-        if not isinstance(offered, list) or len(tools) + len(offered) > MAX_TOOLS:
-            raise UnreadableFactError(f"`{key}` is not a list of at most {MAX_TOOLS} tools")
-        tools += offered
-
-
-def match_keys(call: Call, *, with_tools: bool) -> MatchKeys:
-    """The call's values for `match`. Tools are looked for only where a rule asks: they are the only key in the body."""
+def match_keys(question: Question, *, with_tools: bool) -> MatchKeys:
+    """The values for `match`. Tools are looked for only where a rule asks: of a request they stand in its body."""
+    call = question.call
     principal = call.principal
     tools: tuple[str, ...] | None = ()
-    if with_tools:
+    if question.tool is not None:
+        tools = (question.tool.name,)
+    elif with_tools:
         try:
-            tools = tools_offered(call.body)
+            tools = tuple(_offered(question) if question.phase == "request" else _said(question).tool_calls)
         except UnreadableFactError:
             tools = None
     return MatchKeys(principals=(principal.id, principal.name), teams=(principal.team,), roles=principal.roles,
                      protocols=(call.dialect,), routes=(call.route,), models=(call.route,), tools=tools)
 
 
-_REQUEST: Final[tuple[Phase, ...]] = ("request",)
+# The fact that `match.tools` looks at.
+TOOLS_FACT: Final[Mapping[Phase, str]] = {
+    "request": "tools_offered", "tool_call": "tool.name", "tool_result": "tool.name", "response": "response.tool_calls"}
+
+_TOOL: Final[tuple[Phase, ...]] = ("tool_call", "tool_result")
+_RESULT: Final[tuple[Phase, ...]] = ("tool_result",)
+_RESPONSE: Final[tuple[Phase, ...]] = ("response",)
+# What has to be asked of the store; the names are those of facts below.
+SESSION_FACTS: Final = frozenset({"session.age", "session.labels", "session.calls", "session.spend"})
 
 FACTS: Final[tuple[Fact, ...]] = (
-    Fact("principal.id", "string", _REQUEST, "The virtual key's public id; `anonymous` where authentication is off.",
-         'principal.id == "anonymous"', lambda call, _: call.principal.id),
-    Fact("principal.name", "string", _REQUEST, "The virtual key's name.",
-         'principal.name.startsWith("ci-")', lambda call, _: call.principal.name),
-    Fact("principal.team", "string", _REQUEST, "The key's team, empty if it has none.",
-         'principal.team == "search"', lambda call, _: call.principal.team),
-    Fact("principal.org", "string", _REQUEST, "The key's organisation, empty if it has none.",
-         'principal.org != "acme"', lambda call, _: call.principal.org),
-    Fact("principal.roles", "list(string)", _REQUEST, "The key's roles.",
-         '!("admin" in principal.roles)', lambda call, _: list(call.principal.roles)),
-    Fact("protocol", "string", _REQUEST, "The dialect that the caller speaks.",
-         'protocol == "openai"', lambda call, _: call.dialect),
-    Fact("route", "string", _REQUEST, "The public name that the caller asked for.",
-         'route == "fast"', lambda call, _: call.route),
-    Fact("request.operation", "string", _REQUEST, "`chat`, `completions` or `embeddings`.",
-         'request.operation == "chat"', lambda call, _: call.operation),
-    Fact("request.model", "string", _REQUEST, "The model's name in the body; for model calls the same as `route`.",
-         'request.model.endsWith("-preview")', lambda call, _: call.route),
-    Fact("request.stream", "bool", _REQUEST, "Whether the answer is to be streamed.",
-         "!request.stream", lambda call, _: call.stream),
-    Fact("request.size", "int", _REQUEST, "The body's length in bytes, as received.",
-         "request.size > 1000000", lambda call, _: call.size),
-    Fact("request.max_tokens", "int", _REQUEST,
+    Fact("principal.id", "string", PHASES, "The virtual key's public id; `anonymous` where authentication is off.",
+         'principal.id == "anonymous"', lambda asked: asked.call.principal.id),
+    Fact("principal.name", "string", PHASES, "The virtual key's name.",
+         'principal.name.startsWith("ci-")', lambda asked: asked.call.principal.name),
+    Fact("principal.team", "string", PHASES, "The key's team, empty if it has none.",
+         'principal.team == "search"', lambda asked: asked.call.principal.team),
+    Fact("principal.org", "string", PHASES, "The key's organisation, empty if it has none.",
+         'principal.org != "acme"', lambda asked: asked.call.principal.org),
+    Fact("principal.roles", "list(string)", PHASES, "The key's roles.",
+         '!("admin" in principal.roles)', lambda asked: list(asked.call.principal.roles)),
+    Fact("protocol", "string", PHASES, "The dialect that the caller speaks.",
+         'protocol == "openai"', lambda asked: asked.call.dialect),
+    Fact("route", "string", PHASES, "The public name that the caller asked for.",
+         'route == "fast"', lambda asked: asked.call.route),
+    Fact("model", "string", PHASES, "The model that the caller asked for: the same as `route`.",
+         'model.glob("gpt-*")', lambda asked: asked.call.route),
+    Fact("request.operation", "string", PHASES, "`chat`, `completions`, `embeddings`, or `tool` for an HTTP tool.",
+         'request.operation == "chat"', lambda asked: asked.call.operation),
+    Fact("request.model", "string", PHASES, "The model's name in the body; for model calls the same as `route`.",
+         'request.model.endsWith("-preview")', lambda asked: asked.call.route),
+    Fact("request.stream", "bool", PHASES, "Whether the answer is to be streamed.",
+         "!request.stream", lambda asked: asked.call.stream),
+    Fact("request.size", "int", PHASES, "The body's length in bytes, as received.",
+         "request.size > 1000000", lambda asked: asked.call.size),
+    Fact("request.max_tokens", "int", PHASES,
          "The larger of `max_tokens` and `max_completion_tokens`; 0 if neither is given.",
-         "request.max_tokens > 32000", _max_tokens),
-    Fact("request.params", "map(string, dyn)", _REQUEST,
+         "request.max_tokens > 32000", lambda asked: max_tokens(asked.call)),
+    Fact("request.params", "map(string, dyn)", PHASES,
          "The body without its bulk (`messages`, `input`, `prompt`, `tools`, `functions`). Guard with `has()`.",
-         "has(request.params.temperature) && double(request.params.temperature) > 1.5", _params),
-    Fact("request.body", "map(string, dyn)", _REQUEST, "The whole body. Its cost grows with the body's size.",
-         'has(request.body.user) && request.body.user == ""', lambda call, _: dict(call.body)),
-    Fact("messages", "list(dyn)", _REQUEST,
+         "has(request.params.temperature) && double(request.params.temperature) > 1.5", lambda asked: _bulk(asked, params(asked.call))),
+    Fact("request.body", "map(string, dyn)", PHASES, "The whole body. Its cost grows with the body's size.",
+         'has(request.body.user) && request.body.user == ""', lambda asked: _bulk(asked, dict(asked.call.body))),
+    Fact("messages", "list(dyn)", PHASES,
          "The body's `messages`, empty if there are none. Its cost grows with their size.",
-         'messages.exists(m, m.role == "system")', _messages),
-    Fact("texts", "list(string)", _REQUEST,
+         'messages.exists(m, m.role == "system")', lambda asked: _bulk(asked, messages(asked.call))),
+    Fact("texts", "list(string)", PHASES,
          "Every text of the call, whatever its operation: contents of messages and of their parts, tool results, arguments of "
-         "tool calls, `prompt`, `suffix`, `input`. Tokens in place of a text are unreadable.",
+         "tool calls, `prompt`, `suffix`, `input`. Tokens in place of a text are unreadable. In the other phases the texts of what is "
+         "judged: the arguments, the result, the answer.",
          'texts.exists(t, t.contains("payroll"))', _texts),
-    Fact("tools_offered", "list(string)", _REQUEST, "The names of the tools that the body offers.",
-         'tools_offered.exists(t, t.startsWith("bank."))', lambda call, _: list(tools_offered(call.body))),
-    Fact("session.id", "string", _REQUEST, "`X-Lockgate-Session`, empty if not sent.",
-         'session.id != ""', lambda call, _: call.origin.session or ""),
-    Fact("run", "string", _REQUEST, "`X-Lockgate-Run`, empty if not sent.",
-         'run.startsWith("nightly-")', lambda call, _: call.origin.run or ""),
-    Fact("step", "string", _REQUEST, "`X-Lockgate-Step`, empty if not sent.",
-         'step == "plan"', lambda call, _: call.origin.step or ""),
-    Fact("tags", "map(string, string)", _REQUEST, "`X-Lockgate-Tags`. Guard with `in`.",
-         '"env" in tags && tags["env"] == "prod"', lambda call, _: dict(call.origin.tags)),
-    Fact("now", "timestamp", _REQUEST, "Wall time when the call is judged, UTC, to the microsecond.",
-         "now.getHours() < 6", lambda _, now_ns: _EPOCH + timedelta(microseconds=now_ns // 1000)),
+    Fact("tools_offered", "list(string)", PHASES, "The names of the tools that the body offers.",
+         'tools_offered.exists(t, t.startsWith("bank."))', _offered),
+    Fact("session.id", "string", PHASES, "`X-Lockgate-Session`, empty if not sent.",
+         'session.id != ""', lambda asked: asked.call.origin.session or ""),
+    Fact("session.age", "duration", PHASES, "How long ago the session's first call came.",
+         'session.age > duration("24h")', lambda asked: timedelta(seconds=_session(asked).age_s)),
+    Fact("session.labels", "list(string)", PHASES, "What `log` rules have said of the session's calls, this one's included.",
+         '"secret" in session.labels', lambda asked: list(_session(asked).labels)),
+    Fact("session.calls", "int", PHASES, "How many calls of the session came before and were let through.",
+         "session.calls > 500", lambda asked: _session(asked).calls),
+    Fact("session.spend", "int", PHASES, "What the session has cost so far, as far as it is known; compare it with `usd()`.",
+         'session.spend > usd("5.00")', lambda asked: _session(asked).spend_nusd),
+    Fact("run", "string", PHASES, "`X-Lockgate-Run`, empty if not sent.",
+         'run.startsWith("nightly-")', lambda asked: asked.call.origin.run or ""),
+    Fact("step", "string", PHASES, "`X-Lockgate-Step`, empty if not sent.",
+         'step == "plan"', lambda asked: asked.call.origin.step or ""),
+    Fact("tags", "map(string, string)", PHASES, "`X-Lockgate-Tags`. Guard with `in`.",
+         '"env" in tags && tags["env"] == "prod"', lambda asked: dict(asked.call.origin.tags)),
+    Fact("env", "map(string, string)", PHASES, "`[policy] env` of config.toml. Guard with `in`.",
+         '"region" in env && env["region"] == "eu"', lambda asked: dict(asked.env)),
+    Fact("now", "timestamp", PHASES, "Wall time when the call is judged, UTC, to the microsecond.",
+         "now.getHours() < 6", lambda asked: _EPOCH + timedelta(microseconds=asked.now_ns // 1000)),
+    Fact("tool.name", "string", _TOOL, "The tool that is called.",
+         'tool.name.startsWith("bank.")', lambda asked: _tool(asked).name),
+    Fact("tool.args", "map(string, dyn)", _TOOL, "The arguments, parsed. Guard with `has()`.",
+         "has(tool.args.amount) && double(tool.args.amount) > 1000.0", lambda asked: bounded(dict(_tool(asked).args))),
+    Fact("tool.via", "string", _TOOL, "Who calls: `model`, proposed in an answer, or `http`, called by a client.",
+         'tool.via == "model"', lambda asked: _tool(asked).via),
+    Fact("tool.server", "string", _TOOL, "Where the gateway calls it: `http`; empty for a tool that the application itself runs.",
+         'tool.server == "http"', lambda asked: _tool(asked).server),
+    Fact("tool.annotations", "map(string, dyn)", _TOOL, "What the tool's declaration says of it: `effect`, `strict`. Guard with `has()`.",
+         'has(tool.annotations.effect) && tool.annotations.effect != "read"', lambda asked: dict(_tool(asked).annotations)),
+    Fact("result", "dyn", _RESULT, "What the tool gave back: parsed where it is JSON, else the text.",
+         "type(result) == map && has(result.error)", _content),
+    Fact("result_text", "string", _RESULT, "The same as text.",
+         'result_text.contains("ignore previous")', lambda asked: _result(asked).text),
+    Fact("tool.released", "bool", _RESULT, "Whether the gateway let that tool call through. False is a bypass.",
+         "!tool.released", lambda asked: _result(asked).released),
+    Fact("response.text", "string", _RESPONSE, "The text of the answer. A stream is held until its end for a rule "
+         "that reads it.",
+         'response.text.contains("internal only")', lambda asked: _said(asked).text),
+    Fact("response.tool_calls", "list(string)", _RESPONSE, "The names of the tools that the answer calls.",
+         "response.tool_calls.size() > 8", lambda asked: list(_said(asked).tool_calls)),
+    Fact("response.finish_reason", "string", _RESPONSE, "Why the answer ended, empty if it does not say.",
+         'response.finish_reason == "length"', lambda asked: _said(asked).finish_reason),
+    Fact("response.usage", "map(string, dyn)", _RESPONSE, "`input_tokens` and `output_tokens`. Unreadable where the provider did not say.",
+         "response.usage.output_tokens > 10000", _usage),
 )
 
 

@@ -1,9 +1,11 @@
 """Route in, ordered attempts out. Pure: time, chance and what went wrong come in as arguments."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from gateway.call import Target
+from gateway.core.decision import Rerouting
 from gateway.core.money import Price
 
 
@@ -44,6 +46,40 @@ class Route:
     targets: tuple[RouteTarget, ...]
     deadlines: Deadlines
     retry: Retry
+
+
+class NowhereError(ValueError):
+    """What rules say about where a call goes leaves nowhere to go. `rule` is the one that left nothing."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+def reroute(route: Route, operation: str, reroutings: Sequence[Rerouting], routes: Mapping[str, Route]) -> Route:
+    """The route as rules change it: the first that names another one decides where to, and all of them take targets out.
+
+    Raises:
+        NowhereError: there is no such route, it cannot do this operation, or no target is left.
+    """
+    forced = next((each for each in reroutings if each.to is not None), None)
+    if forced is not None and forced.to is not None:
+        there = routes.get(forced.to)
+        if there is None or operation not in there.operations:
+            raise NowhereError(forced.rule, f"there is no route {forced.to} for {operation}")
+        route = there
+    for each in reroutings:
+        left = tuple(to for to in route.targets if _stays(str(to.target), each))
+        if not left:
+            raise NowhereError(each.rule, "no target is left that the rules allow")
+        route = replace(route, targets=left)
+    return route
+
+
+def _stays(target: str, change: Rerouting) -> bool:
+    if change.only and not any(fnmatchcase(target, glob) for glob in change.only):
+        return False
+    return not any(fnmatchcase(target, glob) for glob in change.remove)
 
 
 @dataclass(frozen=True, slots=True)

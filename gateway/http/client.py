@@ -18,19 +18,21 @@ _STREAM_HEADERS: Final = {**_OWN, "Cache-Control": "no-cache", "X-Accel-Bufferin
 class HttpClient:
     """One request's way back. `call_id` names it in the answer and the log; `response` is what was begun, None until then.
 
-    `last`: the connection is closed after this answer.
+    `last`: the connection is closed after this answer. `error_type` is the content type of errors.
     """
 
-    __slots__ = ("_last", "_request", "call_id", "response")
+    __slots__ = ("_last", "_request", "call_id", "error_type", "response")
 
     def __init__(self, request: web.BaseRequest, call_id: str, *, last: bool = False) -> None:
         self._request = request
         self._last = last
         self.call_id = call_id
+        self.error_type = "application/json"
         self.response: web.StreamResponse | None = None
 
-    async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str = "application/json") -> None:
-        """Send a whole answer."""
+    async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None) -> None:
+        """Send a whole answer; without a content type JSON, or an error of this client's kind."""
+        content_type = content_type or (self.error_type if status >= 400 else "application/json")
         self.response = response = web.Response(status=status, headers={**headers, **_OWN, "Content-Type": content_type}, body=body)
         if self._last:
             response.force_close()

@@ -1,27 +1,36 @@
 """Health, metrics and the control endpoints under `/-/`: JSON, errors as RFC 9457 problem+json, opened by the admin token."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
 
+from gateway.answer import call_headers
 from gateway.call import Outcome
 from gateway.clock import Clock
-from gateway.errors import CallError, InvalidRequest, StoreUnavailable, Unauthenticated, UnknownUrl
+from gateway.core.explain import explain
+from gateway.errors import CallError, InternalError, InvalidRequest, StoreUnavailable, Unauthenticated, UnknownUrl
 from gateway.http.client import HttpClient
 from gateway.http.data import presented_key
 from gateway.keyring import KeyRing
+from gateway.reload import Reloader, Report
 from gateway.secret import Secret
 from gateway.store.protocol import CallFilter, Store
 from gateway.store.rows import OPEN
 from gateway.telemetry import METRICS_CONTENT_TYPE, Telemetry
+from gateway.wire.problem import PROBLEM_TYPE, problem_fields
 
 _FILTERS = frozenset(field.name for field in fields(CallFilter))
 _OUTCOMES = (*Outcome, OPEN)
 _MOST_ROWS = 500
 _CHECK_S = 1.0
+_NOT: Final = "The files were not put in force; what was in force stays so."
+_PARTLY: Final = "Not every worker has put the files in force."
+# Whose fault it is that files were not put in force, by the code of a report; else it is that of the files.
+_NOT_RELOADED: Final[Mapping[str, type[CallError]]] = {kind.code: kind for kind in (StoreUnavailable, InternalError)}
 
 
 @dataclass(slots=True)
@@ -34,6 +43,8 @@ class Control:
     admin_token: Secret | None
     clock: Clock
     in_flight: Callable[[], int]
+    reloader: Reloader
+    everywhere: Callable[[], Awaitable[Sequence[Report]]] | None = None  # reloads every process, where there are several
     draining: bool = False
     _checked: tuple[float, bool] | None = None  # when the store was asked last, and whether it was well
 
@@ -43,14 +54,15 @@ class Control:
         await client.answer(200, {}, b'{"status":"ok"}')
 
     async def readyz(self, request: web.BaseRequest, client: HttpClient) -> None:
-        """Readiness: false while the store is unusable or the gateway is draining."""
+        """Readiness: false while the store is unusable or the gateway is draining. `config` says when older files are in force."""
         _ = request
         reasons = ["draining"] if self.draining else []
         if not await self._store_is_well():
             reasons.append("store: unavailable; the log says why")  # its words name paths, and anyone may ask
         if self.keyring is not None and self.keyring.stale_since_ns is not None:
             reasons.append("keys: the store could not be read; the last known keys are in force")
-        body = orjson.dumps({"status": "unavailable" if reasons else "ok", "reasons": reasons})
+        stale = {"config": self.reloader.stale} if self.reloader.stale else {}
+        body = orjson.dumps({"status": "unavailable" if reasons else "ok", "reasons": reasons, **stale})
         await client.answer(503 if reasons else 200, {}, body)
 
     async def _store_is_well(self) -> bool:
@@ -85,25 +97,44 @@ class Control:
     async def call(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/calls/{id}`: one call with its decision, attempts, cost and bodies."""
         self._authorise(request)
-        row = await self.store.journal.call(request.rel_url.raw_path.rpartition("/")[2])
+        await client.answer(200, {}, orjson.dumps(await self._call(request.rel_url.raw_path.rpartition("/")[2])))
+
+    async def explain(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`GET /-/calls/{id}/explain`: why it was decided as it was, and what would have to change."""
+        self._authorise(request)
+        call = await self._call(request.rel_url.raw_path.split("/")[-2])
+        content = await self.store.bundles.content(call["bundle"]) if call["bundle"] else None
+        told = await asyncio.to_thread(explain, call, content)  # it compiles expressions: other calls do not wait for that
+        await client.answer(200, {}, orjson.dumps(told))
+
+    async def _call(self, call_id: str) -> Mapping[str, Any]:
+        row = await self.store.journal.call(call_id)
         if row is None:
             raise UnknownUrl("There is no call of that id. `GET /-/calls` lists the latest.")
-        await client.answer(200, {}, orjson.dumps(row))
+        return row
+
+    async def reload(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`POST /-/reload`: put changed files in force; the answer comes when every process has tried."""
+        self._authorise(request)
+        reports = await (self.everywhere() if self.everywhere is not None else self._here())
+        first = next((each for each in reports if not each["ok"]), reports[0])
+        told = {key: value for key, value in first.items() if key not in ("pid", "ok", "code", "message")}
+        told |= {"workers": list(reports)} if self.everywhere is not None else {}
+        if first["ok"]:
+            await client.answer(200, {}, orjson.dumps(told))
+            return
+        what = _PARTLY if any(each["ok"] for each in reports) else _NOT
+        error = _NOT_RELOADED.get(first["code"], InvalidRequest)(f"{what} {first['message']}")
+        body = orjson.dumps({**problem_fields(error, client.call_id), **told})
+        await client.answer(error.status, call_headers(client.call_id, error), body, PROBLEM_TYPE)
+
+    async def _here(self) -> list[Report]:
+        return [await self.reloader.report()]
 
     def _authorise(self, request: web.BaseRequest) -> None:
         presented = presented_key(request)
         if self.admin_token is None or presented is None or Secret(presented) != self.admin_token:
             raise Unauthenticated("The control endpoints take the admin token: `Authorization: Bearer TOKEN` (`[admin] token`).")
-
-
-def problem(error: CallError, call_id: str | None) -> bytes:
-    """An error as RFC 9457 problem+json."""
-    told: dict[str, Any] = {
-        "type": "about:blank", "title": error.code, "status": error.status, "detail": error.message, "code": error.code,
-    }
-    if call_id is not None:
-        told["call_id"] = call_id
-    return orjson.dumps(told)
 
 
 def _filter(query: dict[str, str]) -> CallFilter:

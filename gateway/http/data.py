@@ -1,7 +1,12 @@
-"""The data endpoints: one handler for every endpoint of every dialect. Thin: the path of a call is `Proxy.handle`."""
+"""The data endpoints: a handler for every endpoint of every dialect, and for HTTP tools. Thin: the path of a call is `Proxy.handle`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Final
+from urllib.parse import unquote_to_bytes
 
 import aiohttp
 from aiohttp import web
@@ -10,16 +15,50 @@ from gateway.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest
 from gateway.http.client import HttpClient
 from gateway.proxy import Arrival, Proxy
 from gateway.snapshot import is_loopback
+from gateway.tools import OPERATION, Tool, ToolDialect
+from gateway.wire.problem import PROBLEM_TYPE
 from gateway.wire.protocol import Dialect, Endpoint
+from gateway.wire.strict_json import dumps
 
 Handler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
+
+QUERY_METHODS: Final = ("GET", "DELETE")  # a tool's arguments stand in the query
+BODY_METHODS: Final = ("POST", "PUT", "PATCH")  # or in the body
+_MOST_PARAMETERS: Final = 1000
+_BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def call_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handler:
     """The handler of one endpoint whose operation is a governed call."""
 
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
-        await proxy.serve(_arrival(request, client, proxy, dialect, endpoint), client)
+        await proxy.serve(_arrival(request, client, proxy, dialect, endpoint.operation), client)
+
+    return handle
+
+
+def tool_handler(proxy: Proxy, name: str) -> Handler:
+    """The handler of calls of the HTTP tool of that name, which need not exist: only a caller who is known is told."""
+
+    async def handle(request: web.BaseRequest, client: HttpClient) -> None:
+        client.error_type = PROBLEM_TYPE
+        tools = proxy.snapshot.tools
+        arrival = _arrival(request, client, proxy, ToolDialect(tools, name, safe=request.method == "GET"), OPERATION)
+        if request.method in QUERY_METHODS:
+            arrival = replace(arrival, body=partial(_read_query, request, proxy, tools.get(name)))
+        await proxy.serve(replace(arrival, tool=name), client)
+
+    return handle
+
+
+def tools_handler(proxy: Proxy) -> Handler:
+    """The handler of the list of tools: as the list of models."""
+
+    async def handle(request: web.BaseRequest, client: HttpClient) -> None:
+        client.error_type = PROBLEM_TYPE
+        arrival = _arrival(request, client, proxy, ToolDialect(proxy.snapshot.tools), "models")
+        _check_origin(request, proxy)
+        await client.answer(200, {"X-Request-Id": client.call_id}, proxy.models(replace(arrival, tool="")))
 
     return handle
 
@@ -28,20 +67,46 @@ def models_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handle
     """The handler of the list of models: authenticated, but not a call, so neither judged nor recorded."""
 
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
-        arrival = _arrival(request, client, proxy, dialect, endpoint)
+        arrival = _arrival(request, client, proxy, dialect, endpoint.operation)
         _check_origin(request, proxy)
         await client.answer(200, {"X-Request-Id": client.call_id}, proxy.models(arrival))
 
     return handle
 
 
-def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Arrival:
+def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect: Dialect, operation: str) -> Arrival:
     async def body() -> bytes:
         _check_origin(request, proxy)
+        if operation == OPERATION and request.rel_url.raw_query_string:
+            raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the body; the URL has a query as well.")
         server = proxy.snapshot.config.server
         return await _read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
 
-    return Arrival(client.call_id, dialect, endpoint.operation, request.headers, presented_key(request), body)
+    return Arrival(client.call_id, dialect, operation, request.headers, presented_key(request), body)
+
+
+async def _read_query(request: web.BaseRequest, proxy: Proxy, tool: Tool | None) -> bytes:
+    """The arguments of a tool that stand in the query, as JSON."""
+    _check_origin(request, proxy)
+    if request.body_exists:
+        raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the query; the request has a body as well.")
+    pairs = list(_pairs(request.rel_url.raw_query_string))
+    return b"{}" if tool is None else dumps(tool.read_query(pairs))  # that there is none is told where it is looked up
+
+
+def _pairs(query: str) -> Iterator[tuple[str, str]]:
+    """The names and values of a query, decoded strictly: two readers of a broken one may see two things."""
+    parts = query.split("&") if query else []
+    if len(parts) > _MOST_PARAMETERS:
+        raise InvalidRequest(f"The query has more than {_MOST_PARAMETERS} parameters.")
+    for part in parts:
+        name, _, value = part.replace("+", " ").partition("=")
+        if not name or _BROKEN.search(part):
+            raise InvalidRequest("The query is not well-formed: name=value, joined by `&`, all else as `%` and two hexadecimal digits.")
+        try:
+            yield unquote_to_bytes(name).decode(), unquote_to_bytes(value).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("The query is not UTF-8.") from error
 
 
 def presented_key(request: web.BaseRequest) -> str | None:

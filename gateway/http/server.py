@@ -17,12 +17,15 @@ from gateway.clock import Ids
 from gateway.errors import CallError, ClientGone, InternalError, MethodNotAllowed, UnknownUrl
 from gateway.http.client import HttpClient
 from gateway.http.connection import SERVER, Connection, Doors, Limits
-from gateway.http.control import Control, problem
-from gateway.http.data import Handler, call_handler, models_handler
+from gateway.http.control import Control
+from gateway.http.data import BODY_METHODS, QUERY_METHODS, Handler, call_handler, models_handler, tool_handler, tools_handler
 from gateway.proxy import Proxy
 from gateway.telemetry import Telemetry
+from gateway.wire.problem import PROBLEM_TYPE, problem
 from gateway.wire.protocol import Dialect
 
+_TOOLS: Final = "/tools/"
+_LONGEST_TOOL: Final = 64
 _MOST_SHOWN: Final = 100  # characters of a path in an error
 
 
@@ -42,6 +45,9 @@ class Surface:
             "/healthz": control.healthz, "/readyz": control.readyz, "/metrics": control.metrics, "/-/calls": control.calls,
         }
         self._table.update({("GET", path): (handler, None) for path, handler in own.items()})
+        self._table["POST", "/-/reload"] = (control.reload, None)
+        self._table["GET", "/tools"] = (tools_handler(proxy), None)
+        self._proxy = proxy
         self._control = control
         self.limits: Final = Limits(most_open=2 * proxy.snapshot.config.server.max_in_flight + 64)
         self._paths: Mapping[str, Dialect | None] = {path: dialect for (_method, path), (_handler, dialect) in self._table.items()}
@@ -49,7 +55,8 @@ class Surface:
     @property
     def endpoints(self) -> list[tuple[str, str]]:
         """Every method and path that answers."""
-        return [*self._table, ("GET", "/-/calls/{id}")]
+        tools = [(method, f"{_TOOLS}{{name}}") for method in (*QUERY_METHODS, *BODY_METHODS)]
+        return [*self._table, *tools, ("GET", "/-/calls/{id}"), ("GET", "/-/calls/{id}/explain")]
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
@@ -67,9 +74,14 @@ class Surface:
 
     def _find(self, method: str, path: str) -> tuple[Handler, Dialect | None]:
         if method == "GET" and path.startswith("/-/calls/"):
-            return self._control.call, None
-        dialect = self._paths.get(path) if path in self._paths else None if path.startswith("/-/") else self._dialects[0]
-        allowed = [known for known, where in self.endpoints if where == path]
+            return self._control.explain if path.endswith("/explain") else self._control.call, None
+        tool = path.removeprefix(_TOOLS) if path.startswith(_TOOLS) else ""
+        if not 0 < len(tool) <= _LONGEST_TOOL or "/" in tool:
+            tool = ""
+        elif method in (*QUERY_METHODS, *BODY_METHODS):
+            return tool_handler(self._proxy, tool), None
+        dialect = self._paths.get(path) if path in self._paths else None if path.startswith(("/-/", _TOOLS)) else self._dialects[0]
+        allowed = [known for known, where in self.endpoints if where == (f"{_TOOLS}{{name}}" if tool else path)]
 
         async def nothing(request: web.BaseRequest, client: HttpClient) -> None:
             _ = client
@@ -99,7 +111,7 @@ class Surface:
         headers = call_headers(call_id, error)
         try:
             if dialect is None:
-                await client.answer(error.status, headers, problem(error, call_id), "application/problem+json")
+                await client.answer(error.status, headers, problem(error, call_id), PROBLEM_TYPE)
             else:
                 await client.answer(error.status, headers, dialect.error(error, call_id))
         except ClientGone:

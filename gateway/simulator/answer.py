@@ -8,6 +8,17 @@ JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """A request as it came: the path as it stands in the request line, the query decoded, headers without secrets, JSON or None."""
+
+    method: str = ""
+    path: str = ""
+    query: tuple[tuple[str, str], ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request as a dialect sees it. `number` counts requests and makes ids unique; `created_s` is Unix time."""
 
@@ -19,6 +30,7 @@ class Ask:
     item: str = ""
     no_usage: bool = False
     huge: int = 0
+    sent: Sent = Sent()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 
 from gateway.clock import Clock
-from gateway.simulator.answer import Answer, Ask, Dialect, Refused
+from gateway.simulator.answer import Answer, Ask, Dialect, Refused, Sent
 from gateway.simulator.control import add_control
 from gateway.simulator.delivery import deliver
 from gateway.simulator.faults import NO_FAULT, Fault
@@ -17,8 +17,9 @@ from gateway.simulator.log import Entry, RequestLog
 from gateway.simulator.openai_api import OpenAI
 from gateway.simulator.scenario import Director, Scenario, bare_model
 from gateway.simulator.script import steps
+from gateway.simulator.tools import Tools
 
-DIALECTS: Final[tuple[Callable[[], Dialect], ...]] = (OpenAI,)
+DIALECTS: Final[tuple[Callable[[], Dialect], ...]] = (OpenAI, Tools)
 _MAX_BODY = 64 * 1024 * 1024
 _NOT_JSON = ("We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
              "library correctly. The API expects a JSON payload, but what was sent was not valid JSON.)")
@@ -81,7 +82,8 @@ class Provider:
             return dialect.error(400, _NOT_JSON), fault
         ask = Ask(operation, body or {}, entry.number, entry.received_ns // 1_000_000_000,
                   self.director.scenario.models, bare_model(request.match_info.get("item", "")),
-                  no_usage=fault.no_usage, huge=fault.huge)
+                  no_usage=fault.no_usage, huge=fault.huge,
+                  sent=Sent(request.method, request.rel_url.raw_path, tuple(request.query.items()), entry.headers, body))
         return _honest(dialect, ask), fault
 
     def reset(self) -> None:

@@ -76,6 +76,10 @@ def open_readonly(path: Path, *, busy_timeout_s: float = 5.0) -> Connection:
     try:
         connection = _connect(f"{path.resolve().as_uri()}?mode=ro", busy_timeout_s)
         check_version(connection, path)
+        if connection.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+            raise StoreError(
+                f"{path} was written by an older Lockgate; back it up, then run `lockgate serve`, which brings it up to date"
+            )
     except sqlite3.Error as error:
         close_quietly(connection)
         raise StoreError(explain(error, path)) from error

@@ -75,7 +75,7 @@ INVARIANTS: Final = (
     Invariant(
         "outcome-is-known",
         "SELECT calls.id, outcome FROM outcomes JOIN calls USING (seq) "
-        "WHERE outcome NOT IN ('completed', 'refused', 'failed', 'cut', 'cancelled', 'interrupted')",
+        "WHERE outcome NOT IN ('completed', 'refused', 'failed', 'withheld', 'cut', 'cancelled', 'interrupted')",
         "an outcome that no version of this schema writes",
     ),
     Invariant(
@@ -83,6 +83,17 @@ INVARIANTS: Final = (
         'SELECT calls.id, (SELECT "end" FROM attempts WHERE attempts.seq = calls.seq ORDER BY n DESC LIMIT 1) AS last_end '
         "FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND last_end IS NOT 'succeeded'",
         "the client was given an answer as complete, and the last attempt did not deliver one",
+    ),
+    Invariant(
+        "completed-means-allowed",
+        "SELECT calls.id, decision FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND decision IN ('deny', 'held')",
+        "the client was given the answer to a call that the rules did not let through",
+    ),
+    Invariant(
+        "withheld-was-sent",
+        "SELECT calls.id, provider FROM outcomes JOIN calls USING (seq) "
+        "WHERE outcome = 'withheld' AND (provider = '' OR seq NOT IN (SELECT seq FROM attempts))",
+        "an answer was kept from the client, and nothing was sent that could have been answered",
     ),
     Invariant(
         "completed-has-no-error",
@@ -98,9 +109,9 @@ INVARIANTS: Final = (
     Invariant(
         "refused-was-not-sent",
         "SELECT calls.id, outcome, decision FROM calls LEFT JOIN outcomes USING (seq) "
-        "WHERE (outcome = 'refused' OR decision = 'deny') AND (provider != '' OR seq IN (SELECT seq FROM attempts) "
+        "WHERE (outcome = 'refused' OR decision IN ('deny', 'held')) AND (provider != '' OR seq IN (SELECT seq FROM attempts) "
         "OR seq IN (SELECT seq FROM dispatches))",
-        "a call that was denied or refused was sent to a provider",
+        "a call that was denied, held or refused was sent to a provider",
     ),
     Invariant(
         "sent-means-allowed",
@@ -137,6 +148,22 @@ INVARIANTS: Final = (
         "ELSE coalesce(sum(attempts.cost_nusd), 0) END AND NOT (outcome = 'interrupted' AND outcomes.cost_nusd IS NULL)",
         "the call's cost is not that of its attempts together",
     ),
+    # Where calls were deleted by hand, its first one among them, a session remembers more than is on record.
+    Invariant(
+        "session-counts-its-calls",
+        "WITH begun AS (SELECT key, session, count(*) AS times FROM calls JOIN sessions ON principal = key AND sessions.id = session "
+        "WHERE seq >= first_seq AND provider != '' GROUP BY key, session) "
+        "SELECT principal, id AS session, sessions.calls AS counted, coalesce(times, 0) AS on_record FROM sessions "
+        "LEFT JOIN begun ON key = principal AND session = id "
+        "WHERE counted < on_record OR (counted > on_record AND EXISTS (SELECT 1 FROM calls AS first WHERE first.seq = first_seq))",
+        "a session has counted other calls than those that began in it",
+    ),
+    Invariant(
+        "tool-use-has-its-call",
+        "SELECT tool_uses.seq, n, tool_uses.session FROM tool_uses LEFT JOIN calls USING (seq) "
+        "WHERE calls.seq IS NULL OR calls.key != principal OR calls.session != tool_uses.session",
+        "a tool call is on record whose call is not, or is another principal's or session's",
+    ),
     Invariant(
         "times-are-in-order",
         "SELECT calls.id, received_ns, ended_ns, NULL AS n FROM calls JOIN outcomes USING (seq) "
@@ -156,20 +183,28 @@ INVARIANTS: Final = (
         "WHERE holds_key(attempts.provider, attempts.model, attempts.cause, attempts.message) "
         "UNION ALL SELECT 'dispatches', id FROM dispatches JOIN calls USING (seq) "
         "WHERE holds_key(dispatches.provider, dispatches.model) "
+        "UNION ALL SELECT 'verdicts', id FROM verdicts JOIN calls USING (seq) WHERE holds_key(verdicts.verdicts, verdicts.labels) "
+        "UNION ALL SELECT 'tool_uses', id FROM tool_uses JOIN calls USING (seq) "
+        "WHERE holds_key(tool_uses.session, tool_call_id, tool_uses.name, args) "
+        "UNION ALL SELECT 'tool_results', id FROM tool_results JOIN calls ON calls.seq = use_seq WHERE holds_key(tool_call_id, text) "
+        "UNION ALL SELECT 'sessions', id FROM sessions WHERE holds_key(id, labels) "
+        "UNION ALL SELECT 'turns', session FROM turns WHERE holds_key(session, holder) "
         "UNION ALL SELECT 'keys', id FROM keys WHERE holds_key(id, name, team, org, roles, routes)",
         "a virtual key stands in clear text: revoke it (`lockgate keys revoke`), then remove the row",
     ),
     Invariant(
         "no-key-in-any-body",
         "SELECT 'request' AS place, id FROM calls WHERE body_holds_key(request_encoding, request) "
-        "UNION ALL SELECT 'response', id FROM outcomes JOIN calls USING (seq) WHERE body_holds_key(response_encoding, response)",
-        "a virtual key stands in a stored body: revoke it (`lockgate keys revoke`), then remove the row",
+        "UNION ALL SELECT 'response', id FROM outcomes JOIN calls USING (seq) WHERE body_holds_key(response_encoding, response) "
+        "UNION ALL SELECT 'bundle', digest FROM bundles WHERE body_holds_key(encoding, content)",
+        "a virtual key stands in a stored body or bundle: revoke it (`lockgate keys revoke`), then remove the row",
     ),
     Invariant(
         "bodies-can-be-read",
         "SELECT 'request' AS place, id FROM calls WHERE body_is_damaged(request_encoding, request) "
-        "UNION ALL SELECT 'response', id FROM outcomes JOIN calls USING (seq) WHERE body_is_damaged(response_encoding, response)",
-        "a stored body cannot be unpacked",
+        "UNION ALL SELECT 'response', id FROM outcomes JOIN calls USING (seq) WHERE body_is_damaged(response_encoding, response) "
+        "UNION ALL SELECT 'bundle', digest FROM bundles WHERE body_is_damaged(encoding, content)",
+        "a stored body or bundle cannot be unpacked",
     ),
     Invariant(
         "calls-of-dead-processes",

@@ -8,10 +8,12 @@ from gateway.errors import StoreError
 from gateway.store.bodies import pack
 from gateway.store.database import Connection
 from gateway.store.library import sqlite3
-from gateway.store.protocol import CallFilter, DispatchIntent, Intent
+from gateway.store.protocol import CallFilter, DecidedCall, DispatchIntent, Intent
 from gateway.store.reader import Reader
-from gateway.store.reads import list_calls, one_call
+from gateway.store.reads import decided_calls, list_calls, one_call
 from gateway.store.rows import Values, attempt_values, call_values, dispatch_values, outcome_values
+from gateway.store.session_sql import write_trace
+from gateway.store.traces import Trace, begin_trace, finish_trace, refusal_trace
 from gateway.store.writer import Job, Writer
 
 # Static statements, in the order of the columns in `rows.py`. NULLIF: -1 is an absent number.
@@ -52,6 +54,7 @@ class OpenCalls:
 
     def __init__(self) -> None:
         self.owner = 0
+        self.beat_ns = 0  # when this process last looked at the leases
         self.seqs: dict[str, int] = {}
         self.overdue: dict[tuple[int, int], int] = {}  # another process and its lease that is over: how often that was seen
 
@@ -70,21 +73,25 @@ class OpenCalls:
 class Begin(Job[None]):
     """The intent of a call and of its first attempt."""
 
-    __slots__ = ("_calls", "_intent", "_seq", "_values")
+    __slots__ = ("_calls", "_intent", "_seq", "_trace", "_values")
 
     def __init__(self, calls: OpenCalls, intent: Intent) -> None:
         super().__init__()
         self._calls = calls
         self._intent = intent
         self._values: Values = ()
+        self._trace: Trace | None = None
         self._seq = 0
 
     def prepare(self) -> None:
         intent = self._intent
         self._values = (*call_values(intent.record, intent.target), *pack(intent.request))
+        self._trace = begin_trace(intent.record)
 
     def apply(self, connection: Connection) -> None:
         self._seq = _insert_call(connection, self._calls.owner, self._values)
+        if self._trace is not None:
+            write_trace(connection, self._seq, self._trace)
 
     def committed(self) -> None:
         self._calls.seqs[self._intent.record.id] = self._seq
@@ -116,7 +123,7 @@ class Dispatch(Job[None]):
 class Finish(Job[None]):
     """The end of a call: its outcome, its attempts, its answer."""
 
-    __slots__ = ("_attempts", "_calls", "_record", "_response", "_values")
+    __slots__ = ("_attempts", "_calls", "_record", "_response", "_trace", "_values")
 
     def __init__(self, calls: OpenCalls, record: CallRecord, response: bytes | None) -> None:
         super().__init__()
@@ -125,10 +132,12 @@ class Finish(Job[None]):
         self._response = response
         self._values: Values = ()
         self._attempts: list[Values] = []
+        self._trace: Trace | None = None
 
     def prepare(self) -> None:
         self._values = (*outcome_values(self._record), *pack(self._response))
         self._attempts = [attempt_values(attempt) for attempt in self._record.attempts]
+        self._trace = finish_trace(self._record)
 
     def apply(self, connection: Connection) -> None:
         seq = self._calls.seq(connection, self._record.id)
@@ -147,6 +156,8 @@ class Finish(Job[None]):
             raise _ended_before(self._record.id) from error
         for values in self._attempts:
             connection.execute(INSERT_ATTEMPT, (seq, *values))
+        if self._trace is not None:
+            write_trace(connection, seq, self._trace)
 
 
 class Refuse(Finish):
@@ -162,6 +173,7 @@ class Refuse(Finish):
     def prepare(self) -> None:
         super().prepare()
         self._call_values = (*call_values(self._record, None), *pack(self._request))
+        self._trace = refusal_trace(self._record)
 
     def apply(self, connection: Connection) -> None:
         self._end(connection, _insert_call(connection, self._calls.owner, self._call_values))
@@ -192,6 +204,9 @@ class SqliteJournal:
 
     async def call(self, call_id: str) -> Mapping[str, Any] | None:
         return await self._reader.read(lambda connection: one_call(connection, call_id))
+
+    async def decided(self, since_ns: int, after: str | None, limit: int) -> Sequence[DecidedCall]:
+        return await self._reader.read(lambda connection: decided_calls(connection, since_ns, after, limit))
 
 
 def _insert_call(connection: Connection, owner: int, values: Values) -> int:

@@ -10,6 +10,7 @@ from gateway.store.database import Connection
 from gateway.store.journal import INSERT_ATTEMPT, INSERT_OUTCOME, OpenCalls
 from gateway.store.reads import pending_attempts
 from gateway.store.rows import DISPATCH_COLUMNS, interrupted_attempt, interrupted_outcome
+from gateway.store.session_sql import sweep_turns
 from gateway.store.writer import Job
 
 SIGHTINGS: Final = 3
@@ -54,6 +55,7 @@ class Join(Job[int]):
 
     def committed(self) -> None:
         self._calls.owner = self._owner
+        self._calls.beat_ns = self._now_ns
 
 
 class Extend(Job[int]):
@@ -76,7 +78,11 @@ class Extend(Job[int]):
         if mine is None or mine[0] < self._now_ns:  # the time stood still for this process: it did for the others too
             calls.overdue.clear()
             return 0
+        sweep_turns(connection, now_ns=self._now_ns)
         return _sweep(connection, calls.owner, calls.overdue, now_ns=self._now_ns)
+
+    def committed(self) -> None:
+        self._calls.beat_ns = self._now_ns
 
 
 class Leave(Job[None]):

@@ -1,66 +1,81 @@
 """The store for tests and for `store.path = ":memory:"`: the same promises without the disk. Gone when the process ends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from gateway.call import CallRecord, Target
 from gateway.errors import StoreError
 from gateway.store.bodies import pack
-from gateway.store.protocol import CallFilter, DispatchIntent, Intent, Journal, Keys, StoredKey
+from gateway.store.memory_sessions import MemoryBundles, MemorySessions
+from gateway.store.protocol import Bundles, CallFilter, DecidedCall, DispatchIntent, Intent, Journal, Keys, Sessions, StoredKey
 from gateway.store.rows import (
     ATTEMPT_COLUMNS,
     CALL_COLUMNS,
     DISPATCH_COLUMNS,
+    JUDGED_COLUMNS,
+    MOST_PAGE_BYTES,
     OUTCOME_COLUMNS,
+    USE_COLUMNS,
+    VERDICT_COLUMNS,
+    CallRows,
     Row,
     Values,
     absent_to_none,
     attempt_values,
     call_json,
     call_values,
+    decided_call,
     detail_json,
     dispatch_values,
+    json_text,
     outcome_values,
 )
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One call: the rows that SQLite would hold."""
-
-    call: Row
-    pending: dict[int, Row] = field(default_factory=dict)
-    attempts: list[Row] = field(default_factory=list)
-    outcome: Row | None = None
+from gateway.store.traces import USE_VALUES, Trace, begin_trace, finish_trace, refusal_trace
 
 
 class MemoryJournal:
     """`Journal` in a dict, in order of arrival. Every verb is done before it first awaits, so none is seen half done."""
 
-    def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+    def __init__(self, keys: "MemoryKeys", sessions: MemorySessions) -> None:
+        self._entries: dict[str, CallRows] = {}
+        self._keys = keys
+        self._sessions = sessions
 
     async def begin(self, intent: Intent) -> None:
-        self._add(intent.record, intent.target, intent.request)
+        entry = self._add(intent.record, intent.target, intent.request)
+        self._leave(entry, begin_trace(intent.record))
 
     async def dispatch(self, intent: DispatchIntent) -> None:
         entry = self._open(intent.call_id)
-        if intent.n in entry.pending:
+        if any(pending["n"] == intent.n for pending in entry.pending):
             raise StoreError(f"attempt {intent.n} of call {intent.call_id} was already recorded")
-        entry.pending[intent.n] = _row(DISPATCH_COLUMNS, dispatch_values(intent))
+        entry.pending = [*entry.pending, _row(DISPATCH_COLUMNS, dispatch_values(intent))]
 
     async def finish(self, record: CallRecord, *, response: bytes | None) -> None:
         entry = self._open(record.id)
+        self._end(entry, record, response)
+        self._leave(entry, finish_trace(record))
+
+    async def refuse(self, record: CallRecord, *, request: bytes | None) -> None:
+        entry = self._add(record, None, request)
+        self._end(entry, record, None)
+        self._leave(entry, refusal_trace(record))
+
+    def _end(self, entry: CallRows, record: CallRecord, response: bytes | None) -> None:
         encoding, data = pack(response)
         entry.attempts = [_row(ATTEMPT_COLUMNS, attempt_values(attempt)) for attempt in record.attempts]
         entry.outcome = {
             **_row(OUTCOME_COLUMNS, outcome_values(record)), "response_encoding": encoding, "response": bytes(data),
         }
 
-    async def refuse(self, record: CallRecord, *, request: bytes | None) -> None:
-        self._add(record, None, request)
-        await self.finish(record, response=None)
+    def _leave(self, entry: CallRows, trace: Trace | None) -> None:
+        if trace is None:
+            return
+        if trace.verdicts is not None:
+            entry.verdicts = _row(VERDICT_COLUMNS, trace.verdicts)
+        entry.uses = [*entry.uses, *({name: row[name] for name in USE_COLUMNS} for row in map(_use, trace.uses))]
+        self._sessions.add(entry, trace)
 
     async def calls(self, wanted: CallFilter) -> Sequence[Mapping[str, Any]]:
         rows = []
@@ -72,9 +87,29 @@ class MemoryJournal:
 
     async def call(self, call_id: str) -> Mapping[str, Any] | None:
         entry = self._entries.get(call_id)
-        if entry is None:
-            return None
-        return detail_json(entry.call, entry.outcome, entry.attempts, list(entry.pending.values()))
+        return None if entry is None else detail_json(entry)
+
+    async def decided(self, since_ns: int, after: str | None, limit: int) -> Sequence[DecidedCall]:
+        page: list[DecidedCall] = []
+        size = 0
+        for call_id in self._page(CallFilter(after=after))[::-1]:
+            entry = self._entries[call_id]
+            if len(page) >= limit or size > MOST_PAGE_BYTES:
+                break
+            if entry.call["decision"] and entry.call["received_ns"] >= since_ns:
+                page.append(decided_call(await self._decided(entry)))
+                size += len(page[-1].request or b"")
+        return page
+
+    async def _decided(self, entry: CallRows) -> Row:
+        _generation, keys = await self._keys.all()
+        key = next((key for key in keys if key.id == entry.call["key"]), None)
+        return {
+            **{name: entry.call[name] for name in (*JUDGED_COLUMNS, "request_encoding", "request")},
+            **{name: entry.outcome[name] if entry.outcome else None for name in ("outcome", "cost_nusd")},
+            "verdicts": entry.verdicts["verdicts"] if entry.verdicts else "",
+            "roles": json_text(key.roles) if key else None, "routes": json_text(key.routes) if key else None,
+        }
 
     def _page(self, wanted: CallFilter) -> Sequence[str]:
         """Ids newest first, between `after` and `before`; none where either is unknown."""
@@ -85,17 +120,18 @@ class MemoryJournal:
         end = len(ids) if wanted.before is None else ids.index(wanted.before)
         return ids[start:end][::-1]
 
-    def _add(self, record: CallRecord, target: Target | None, request: bytes | None) -> None:
+    def _add(self, record: CallRecord, target: Target | None, request: bytes | None) -> CallRows:
         if record.id in self._entries:
             raise StoreError(f"call {record.id} was already recorded")
         encoding, data = pack(request)
         call = {**_row(CALL_COLUMNS, call_values(record, target)), "request_encoding": encoding, "request": bytes(data)}
-        entry = self._entries[record.id] = _Entry(call)
+        entry = self._entries[record.id] = CallRows(call)
         if target is not None:
             first: Values = (1, target.provider, target.model, record.received_ns, 0.0)
-            entry.pending[1] = _row(DISPATCH_COLUMNS, first)
+            entry.pending = [_row(DISPATCH_COLUMNS, first)]
+        return entry
 
-    def _open(self, call_id: str) -> _Entry:
+    def _open(self, call_id: str) -> CallRows:
         entry = self._entries.get(call_id)
         if entry is None:
             raise StoreError(f"call {call_id} is not on record; it must begin before it goes on")
@@ -146,11 +182,16 @@ class MemoryStore:
 
     journal: Journal
     keys: Keys
+    sessions: Sessions
+    bundles: Bundles
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
-        self.journal = MemoryJournal()
-        self.keys = MemoryKeys()
+        keys, sessions = MemoryKeys(), MemorySessions()
+        self.journal = MemoryJournal(keys, sessions)
+        self.keys = keys
+        self.sessions = sessions
+        self.bundles = MemoryBundles()
 
     def __repr__(self) -> str:
         return f"MemoryStore(owner={self._owner!r})"
@@ -175,10 +216,14 @@ def _conditions(wanted: CallFilter) -> tuple[tuple[str, str | None], ...]:
     return tuple((name, getattr(wanted, name)) for name in names)
 
 
-def _listed(entry: _Entry) -> dict[str, Any]:
-    tries: Sequence[Row] = entry.attempts if entry.outcome is not None else list(entry.pending.values())
+def _listed(entry: CallRows) -> dict[str, Any]:
+    tries = entry.attempts if entry.outcome is not None else entry.pending
     target = f"{tries[-1]['provider']}/{tries[-1]['model']}" if tries else ""
-    return call_json(entry.call, entry.outcome, target, len(tries))
+    return call_json(entry.call, entry.outcome, entry.verdicts, target, len(tries))
+
+
+def _use(values: Values) -> Row:
+    return dict(zip(USE_VALUES, values, strict=True))
 
 
 def _row(columns: Sequence[str], values: Values) -> Row:

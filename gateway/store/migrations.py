@@ -2,13 +2,15 @@
 
 The journal is append-only: `calls` and `dispatches` hold what was intended, `outcomes` and `attempts` what came of it, and no row
 of the four is ever updated. Text is never NULL (absent is ''); a number is NULL where it is unknown.
+
+A migration makes tables and touches none that may be large: adding a column to a STRICT table, or an index, reads all of it.
 """
 
 from typing import Final
 
 from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 APPLICATION_ID: Final = 0x4C4B4754  # "LKGT", what `file` and `PRAGMA application_id` show
 
 _USAGE = """
@@ -68,6 +70,45 @@ _SCHEMA_1: Final = (
     "PRAGMA user_version = 1",
 )
 
+# `verdicts` is what would be three more columns of `outcomes`; most calls need none of them.
+_SCHEMA_2: Final = (
+    """CREATE TABLE verdicts (
+    seq INTEGER PRIMARY KEY REFERENCES calls(seq),
+    withheld INTEGER NOT NULL,            -- whether one of them kept something from the client
+    verdicts TEXT NOT NULL, labels TEXT NOT NULL
+) STRICT""",
+    """CREATE TABLE tool_uses (
+    seq INTEGER NOT NULL REFERENCES calls(seq), n INTEGER NOT NULL,
+    at_ns INTEGER NOT NULL, via TEXT NOT NULL, released INTEGER NOT NULL,
+    principal TEXT NOT NULL, session TEXT NOT NULL, tool_call_id TEXT NOT NULL, name TEXT NOT NULL, args TEXT NOT NULL,
+    UNIQUE (seq, n)
+) STRICT""",
+    # What rules ask of a session, answered from the index alone but for arguments and outcomes.
+    "CREATE INDEX tool_uses_by_name ON tool_uses (principal, session, name, released, at_ns, seq, via)",
+    "CREATE INDEX tool_uses_by_id ON tool_uses (principal, tool_call_id, released, session, seq) WHERE via = 'model'",
+    """CREATE TABLE tool_results (
+    use_seq INTEGER NOT NULL REFERENCES calls(seq), -- the call in whose answer the tool call was proposed
+    tool_call_id TEXT NOT NULL,
+    seq INTEGER NOT NULL,                           -- the call that brought the result
+    at_ns INTEGER NOT NULL, text TEXT NOT NULL,
+    UNIQUE (use_seq, tool_call_id)
+) STRICT""",
+    """CREATE TABLE sessions (
+    principal TEXT NOT NULL, id TEXT NOT NULL,
+    created_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, first_seq INTEGER NOT NULL,
+    calls INTEGER NOT NULL, spend_nusd INTEGER NOT NULL, labels TEXT NOT NULL,
+    PRIMARY KEY (principal, id)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE turns (
+    principal TEXT NOT NULL, session TEXT NOT NULL, holder TEXT NOT NULL, until_ns INTEGER NOT NULL,
+    PRIMARY KEY (principal, session)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE bundles (
+    digest TEXT PRIMARY KEY, first_ns INTEGER NOT NULL, encoding TEXT NOT NULL, content BLOB NOT NULL
+) STRICT""",
+    "PRAGMA user_version = 2",
+)
+
 
 def migrations() -> Migrations:
     """Every migration in order. `sqlite-utils migrate` shows them; only a gateway or `lockgate keys` applies them."""
@@ -76,6 +117,11 @@ def migrations() -> Migrations:
     @steps(name="0001_journal_and_keys")
     def journal_and_keys(db: Database) -> None:
         for statement in _SCHEMA_1:
+            db.conn.execute(statement)
+
+    @steps(name="0002_sessions_and_verdicts")
+    def sessions_and_verdicts(db: Database) -> None:
+        for statement in _SCHEMA_2:
             db.conn.execute(statement)
 
     return steps

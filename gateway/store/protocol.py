@@ -1,13 +1,14 @@
 """The seam to durable state: domain verbs, frozen dataclasses in and out. `now_ns` is always an argument.
 
-Memory and SQLite implement it and pass one conformance suite (`tests/store/conformance.py`).
+Memory and SQLite implement it and pass one conformance suite (`conformance.py` and `session_conformance.py` in `tests/store/`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gateway.call import CallRecord, Target
+from gateway.call import CallRecord, JsonObject, Origin, Outcome, Principal, Target
+from gateway.session import SessionFacts, SessionKey, SessionQuery
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,33 @@ class CallFilter:
     team: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DecidedCall:
+    """A call and what was decided on it: all that is on record for deciding it again.
+
+    `request` is the body as it was kept, None where none was. `principal.roles` are those of its key. `outcome` is None while the
+    call is open, `cost_nusd` where it is unknown; `labels`, `reasons` and `rule` are those of before anything left.
+    """
+
+    id: str
+    principal: Principal
+    dialect: str
+    operation: str
+    route: str
+    stream: bool
+    origin: Origin
+    received_ns: int
+    request: bytes | None = field(repr=False)
+    decision: str
+    rule: str
+    labels: tuple[str, ...]
+    bundle: str
+    reasons: tuple[JsonObject, ...]
+    verdicts: tuple[JsonObject, ...]
+    outcome: Outcome | None
+    cost_nusd: int | None
+
+
 class Journal(Protocol):
     """The durable record of calls, in order. Every verb returns only after the transaction is on disk."""
 
@@ -90,7 +118,14 @@ class Journal(Protocol):
         ...
 
     async def call(self, call_id: str) -> Mapping[str, Any] | None:
-        """One call with its attempts, reasons and bodies, JSON-ready; None if there is none."""
+        """One call with its attempts, reasons, verdicts, tool uses and bodies, JSON-ready; None if there is none."""
+        ...
+
+    async def decided(self, since_ns: int, after: str | None, limit: int) -> Sequence[DecidedCall]:
+        """Calls that were judged and arrived at `since_ns` or later, in order, `limit` at most; fewer where their bodies are large.
+
+        `after` is the id of the last one of the page before; an empty page is the end.
+        """
         ...
 
 
@@ -118,11 +153,49 @@ class Keys(Protocol):
         ...
 
 
+class Sessions(Protocol):
+    """What is on record of sessions. Each belongs to the principal that opened it."""
+
+    async def facts(self, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int) -> SessionFacts:
+        """What is known of a session, and the answers to `queries`. An unknown session has begun now."""
+        ...
+
+    async def in_flight(self, key: SessionKey, tools: frozenset[str]) -> bool:
+        """Whether a call of one of these HTTP tools, made in this session, has not ended yet."""
+        ...
+
+    async def released(self, principal: str, ids: Sequence[str]) -> Mapping[str, bool]:
+        """Of these tool call ids those that a model proposed to a principal: whether each was ever let through."""
+        ...
+
+    async def enter(self, key: SessionKey, holder: str, *, now_ns: int, until_ns: int) -> bool:
+        """Take the session's turn; False while another holds it. A turn that was not left is free again after its `until_ns`."""
+        ...
+
+    async def leave(self, key: SessionKey, holder: str) -> None:
+        """Give the turn back; nothing where it is not `holder`'s."""
+        ...
+
+
+class Bundles(Protocol):
+    """The rules that calls were decided under, by digest, so that a decision can be explained when the files have changed."""
+
+    async def keep(self, digest: str, content: bytes, *, now_ns: int) -> None:
+        """Keep a bundle's content; nothing where it is kept already."""
+        ...
+
+    async def content(self, digest: str) -> bytes | None:
+        """What `keep` was given; None for an unknown digest."""
+        ...
+
+
 class Store(Protocol):
     """All durable state of one gateway process. `owner` names the process in leases."""
 
     journal: Journal
     keys: Keys
+    sessions: Sessions
+    bundles: Bundles
 
     async def start(self, *, now_ns: int) -> None:
         """Open, migrate, register this owner. Raises `StoreError` with what to do."""

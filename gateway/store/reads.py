@@ -4,14 +4,21 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway.store.database import Connection
-from gateway.store.protocol import CallFilter
+from gateway.store.protocol import CallFilter, DecidedCall
 from gateway.store.rows import (
     ATTEMPT_COLUMNS,
     CALL_COLUMNS,
+    DECIDED_COLUMNS,
     DISPATCH_COLUMNS,
+    JUDGED_COLUMNS,
+    MOST_PAGE_BYTES,
     OUTCOME_COLUMNS,
+    USE_COLUMNS,
+    VERDICT_COLUMNS,
+    CallRows,
     Row,
     call_json,
+    decided_call,
     detail_json,
     text,
 )
@@ -29,7 +36,8 @@ CASE WHEN outcomes.seq IS NOT NULL OR provider = '' THEN (SELECT count(*) FROM a
 """
 # `seq` is the order of commit: paging by it misses no call that was created earlier and committed later.
 _LIST: Final = f"""
-SELECT {_COLUMNS}, {_LAST_TARGET}, {_ATTEMPT_COUNT} FROM calls LEFT JOIN outcomes ON outcomes.seq = calls.seq
+SELECT {_COLUMNS}, verdicts.withheld, verdicts.labels, {_LAST_TARGET}, {_ATTEMPT_COUNT} FROM calls
+LEFT JOIN outcomes ON outcomes.seq = calls.seq LEFT JOIN verdicts ON verdicts.seq = calls.seq
 WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before))
     AND (:after IS NULL OR calls.seq > (SELECT seq FROM calls WHERE id = :after))
     AND (:key IS NULL OR calls.key = :key)
@@ -47,11 +55,21 @@ _OUTCOME: Final = f"SELECT {', '.join(OUTCOME_COLUMNS)}, response_encoding, resp
 _ATTEMPTS: Final = (
     "SELECT " + ", ".join(f'"{name}"' for name in ATTEMPT_COLUMNS) + " FROM attempts WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 )
+_VERDICTS: Final = f"SELECT {', '.join(VERDICT_COLUMNS)} FROM verdicts WHERE seq = ?"  # noqa: S608 - constants
+_USES: Final = f"SELECT {', '.join(USE_COLUMNS)} FROM tool_uses WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 # Attempt 1 has its intent in the row of the call; how long after the call's arrival it was sent is not kept.
 _PENDING: Final = """
 SELECT 1 AS n, provider, model, received_ns AS started_ns, 0.0 AS waited_s FROM calls WHERE seq = :seq AND provider != ''
 UNION ALL SELECT n, provider, model, started_ns, waited_s FROM dispatches WHERE seq = :seq ORDER BY n
 """
+_DECIDED: Final = f"""
+SELECT {", ".join(f"calls.{name}" for name in JUDGED_COLUMNS)}, request_encoding, request,
+    outcome, outcomes.cost_nusd, coalesce(verdicts.verdicts, ''), keys.roles, keys.routes FROM calls
+LEFT JOIN outcomes ON outcomes.seq = calls.seq LEFT JOIN verdicts ON verdicts.seq = calls.seq LEFT JOIN keys ON keys.id = calls.key
+WHERE calls.seq > ? AND calls.received_ns >= ? AND calls.decision != '' ORDER BY calls.seq LIMIT ?
+"""  # noqa: S608 - constants
+# Calls are on record in the order in which they were let through, and their clocks are set now and then.
+_DISORDER_NS: Final = 3_600_000_000_000
 
 
 def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any]]:
@@ -61,8 +79,9 @@ def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any
     found = []
     width = len(CALL_COLUMNS)
     for row in connection.execute(_LIST, {**parameters, "limit": max(wanted.limit, 0)}).fetchall():
-        outcome = _row(OUTCOME_COLUMNS, row[width:-2]) if row[width] is not None else None
-        found.append(call_json(_row(CALL_COLUMNS, row[:width]), outcome, row[-2], row[-1]))
+        outcome = _row(OUTCOME_COLUMNS, row[width:-4]) if row[width] is not None else None
+        verdicts = {"withheld": row[-4], "labels": row[-3]} if row[-4] is not None else None
+        found.append(call_json(_row(CALL_COLUMNS, row[:width]), outcome, verdicts, row[-2], row[-1]))
     return found
 
 
@@ -75,15 +94,50 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
             return None
         seq = found[0]
         ended = connection.execute(_OUTCOME, (seq,)).fetchone()
-        return detail_json(
+        judged = connection.execute(_VERDICTS, (seq,)).fetchone()
+        return detail_json(CallRows(
             _row((*CALL_COLUMNS, "request_encoding", "request"), found[1:]),
             _row((*OUTCOME_COLUMNS, "response_encoding", "response"), ended) if ended else None,
+            _row(VERDICT_COLUMNS, judged) if judged else None,
             [_row(ATTEMPT_COLUMNS, row) for row in connection.execute(_ATTEMPTS, (seq,)).fetchall()],
             pending_attempts(connection, seq),
-        )
+            [_row(USE_COLUMNS, row) for row in connection.execute(_USES, (seq,)).fetchall()],
+        ))
     finally:
         if connection.in_transaction:
             connection.execute("COMMIT")
+
+
+def decided_calls(connection: Connection, since_ns: int, after: str | None, limit: int) -> list[DecidedCall]:
+    """Calls that were judged, in order; see `Journal.decided`."""
+    if after is None:
+        seq = _seq_before(connection, since_ns - _DISORDER_NS)
+    else:
+        known = connection.execute("SELECT seq FROM calls WHERE id = ?", (text(after),)).fetchone()
+        if known is None:
+            return []
+        seq = known[0]
+    page: list[DecidedCall] = []
+    size = 0
+    for row in connection.execute(_DECIDED, (seq, since_ns, max(limit, 0))):
+        page.append(decided_call(_row(DECIDED_COLUMNS, row)))
+        size += len(page[-1].request or b"")
+        if size > MOST_PAGE_BYTES:
+            break
+    return page
+
+
+def _seq_before(connection: Connection, since_ns: int) -> int:
+    """A place in the journal before the calls that arrived since then. There is no index on the time: halving finds it."""
+    low, high = 0, connection.execute("SELECT coalesce(max(seq), 0) FROM calls").fetchone()[0]
+    while low < high:
+        middle = (low + high) // 2
+        received_ns = connection.execute("SELECT received_ns FROM calls WHERE seq > ? ORDER BY seq LIMIT 1", (middle,)).fetchone()[0]
+        if received_ns < since_ns:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def pending_attempts(connection: Connection, seq: int) -> list[Row]:

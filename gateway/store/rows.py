@@ -6,14 +6,15 @@ Two conventions make an insert cheap: absent text is '' and an absent number is 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import orjson
 
-from gateway.call import Attempt, CallRecord, Target, Usage
+from gateway.call import Attempt, CallRecord, Origin, Outcome, Principal, Target, Usage
 from gateway.core.money import usd
 from gateway.store.bodies import unpack
-from gateway.store.protocol import DispatchIntent
+from gateway.store.protocol import DecidedCall, DispatchIntent
 
 Value: TypeAlias = int | float | str | bytearray
 Values: TypeAlias = tuple[Value, ...]
@@ -36,13 +37,20 @@ OUTCOME_COLUMNS: Final = (
     "ended_ns", "outcome", "status", "code", "message", "first_byte_ns", "finish_reasons", *USAGE_COLUMNS, "cost_nusd",
 )
 
-# The fields of a call in `calls()`; `call()` adds `reasons`, `attempts`, `request` and `response`.
+JUDGED_COLUMNS: Final = CALL_COLUMNS[:-2]
+DECIDED_COLUMNS: Final = (*JUDGED_COLUMNS, "request_encoding", "request", "outcome", "cost_nusd", "verdicts", "roles", "routes")
+VERDICT_COLUMNS: Final = ("withheld", "verdicts", "labels")
+USE_COLUMNS: Final = ("at_ns", "via", "released", "tool_call_id", "name", "args")
+
+# The fields of a call in `calls()`; `call()` adds `reasons`, `verdicts`, `tool_uses`, `attempts`, `request` and `response`.
+# `labels` are those of all its decisions; `withheld`: one of the later ones kept something from the client.
 JOURNAL_FIELDS: Final = (
     "id", "received_ns", "ended_ns", "key", "name", "team", "org", "dialect", "operation", "route", "stream",
     "session", "run", "step", "tags", "traceparent", "decision", "rule", "labels", "bundle",
-    "outcome", "status", "code", "message", "target", "attempt_count", "first_byte_ns", "finish_reasons",
+    "outcome", "status", "code", "message", "withheld", "target", "attempt_count", "first_byte_ns", "finish_reasons",
     "usage", "cost_nusd", "cost_usd",
 )
+MOST_PAGE_BYTES: Final = 32 * 1024 * 1024  # of bodies in a page of `decided()`
 OPEN: Final = "open"  # what `outcome` says while there is none
 
 INTERRUPTED_CAUSE: Final = "interrupted"
@@ -59,9 +67,9 @@ def call_values(record: CallRecord, target: Target | None) -> Values:
     return (
         record.id, record.received_ns, who.id, text(who.name), text(who.team), text(who.org),
         record.dialect, record.operation, text(record.route), 1 if record.stream else 0,
-        text(origin.session or ""), text(origin.run or ""), text(origin.step or ""), _json(origin.tags),
+        text(origin.session or ""), text(origin.run or ""), text(origin.step or ""), json_text(origin.tags),
         text(origin.traceparent or ""),
-        record.decision, record.rule, _json(record.labels), record.bundle, _json(record.reasons),
+        record.decision, record.rule, json_text(record.labels), record.bundle, json_text(record.reasons),
         target.provider if target else "", target.model if target else "",
     )
 
@@ -84,8 +92,17 @@ def outcome_values(record: CallRecord) -> Values:
     """`OUTCOME_COLUMNS` of a call that ended."""
     return (
         record.ended_ns, record.outcome.value, record.status, record.code, text(record.message),
-        _number(record.first_byte_ns), _json(record.finish_reasons), *_usage_values(record.usage), _number(record.cost_nusd),
+        _number(record.first_byte_ns), json_text(record.finish_reasons), *_usage_values(record.usage), _number(record.cost_nusd),
     )
+
+
+def verdict_values(record: CallRecord) -> Values | None:
+    """`VERDICT_COLUMNS` of a call that ended; None where there is nothing to say, as of most."""
+    withheld = any(verdict.get("decision") != "allow" for verdict in record.verdicts) or any(
+        use.via == "model" and not use.released for use in record.tool_uses)
+    if not (withheld or record.verdicts or record.answer_labels):
+        return None
+    return 1 if withheld else 0, json_text(record.verdicts), json_text(record.answer_labels)
 
 
 def interrupted_attempt(intent: Values, *, now_ns: int) -> Values:
@@ -107,14 +124,16 @@ def absent_to_none(values: Values) -> tuple[Any, ...]:
     return tuple(None if value == _NONE else value for value in values)
 
 
-def call_json(call: Row, outcome: Row | None, target: str, attempt_count: int) -> dict[str, Any]:
+def call_json(call: Row, outcome: Row | None, verdicts: Row | None, target: str, attempt_count: int) -> dict[str, Any]:
     """`JOURNAL_FIELDS` of a call."""
     ended = outcome or {}
+    later = verdicts or {"withheld": 0, "labels": ""}
     cost = ended.get("cost_nusd")
     facts: dict[str, Any] = {
         **{name: call[name] or None for name in CALL_COLUMNS},
         **{name: ended.get(name) or None for name in ("ended_ns", "code", "message", "first_byte_ns")},
-        "stream": bool(call["stream"]), "tags": _loads(call["tags"], {}), "labels": _loads(call["labels"], []),
+        "stream": bool(call["stream"]), "tags": _loads(call["tags"], {}), "withheld": bool(later["withheld"]),
+        "labels": list(dict.fromkeys(_loads(call["labels"], []) + _loads(later["labels"], []))),
         "outcome": ended.get("outcome", OPEN), "status": ended.get("status") or None,
         "finish_reasons": _loads(ended.get("finish_reasons", ""), []), "usage": _usage_json(ended),
         "target": target or None, "attempt_count": attempt_count,
@@ -123,18 +142,56 @@ def call_json(call: Row, outcome: Row | None, target: str, attempt_count: int) -
     return {name: facts[name] for name in JOURNAL_FIELDS}
 
 
-def detail_json(call: Row, outcome: Row | None, attempts: Sequence[Row], pending: Sequence[Row]) -> dict[str, Any]:
-    """A call with its attempts, reasons and bodies. `pending` are the intents of an open call."""
-    tries = [_attempt_json(row) for row in attempts]
+@dataclass(slots=True)
+class CallRows:
+    """All rows of one call. `pending` are the intents of its attempts."""
+
+    call: Row
+    outcome: Row | None = None
+    verdicts: Row | None = None
+    attempts: Sequence[Row] = ()
+    pending: Sequence[Row] = ()
+    uses: Sequence[Row] = ()
+
+
+def detail_json(rows: CallRows) -> dict[str, Any]:
+    """A call with its attempts, reasons, verdicts, tool uses and bodies."""
+    call, outcome = rows.call, rows.outcome
+    tries = [_attempt_json(row) for row in rows.attempts]
     if outcome is None:
-        tries += [{**dict.fromkeys(_ATTEMPT_FIELDS), **_pending_json(row)} for row in pending]
+        tries += [{**dict.fromkeys(_ATTEMPT_FIELDS), **_pending_json(row)} for row in rows.pending]
     last = tries[-1] if tries else None
-    detail = call_json(call, outcome, last["target"] if last else "", len(tries))
+    detail = call_json(call, outcome, rows.verdicts, last["target"] if last else "", len(tries))
     detail["reasons"] = _loads(call["reasons"], [])
+    detail["verdicts"] = _loads(rows.verdicts["verdicts"], []) if rows.verdicts else []
+    detail["tool_uses"] = [
+        {
+            "id": use["tool_call_id"], "name": use["name"], "via": use["via"], "released": bool(use["released"]), "at_ns": use["at_ns"],
+            "args": _loads(use["args"], {}),
+        } for use in rows.uses
+    ]
     detail["attempts"] = tries
     detail["request"] = body_text(call["request_encoding"], call["request"])
     detail["response"] = body_text(outcome["response_encoding"], outcome["response"]) if outcome else None
     return detail
+
+
+def decided_call(row: Row) -> DecidedCall:
+    """A call that was judged, from `DECIDED_COLUMNS`."""
+    try:
+        request = unpack(row["request_encoding"], row["request"])
+    except ValueError:
+        request = None
+    return DecidedCall(
+        id=row["id"], received_ns=row["received_ns"], dialect=row["dialect"], operation=row["operation"], route=row["route"],
+        stream=bool(row["stream"]), request=request, decision=row["decision"], rule=row["rule"], bundle=row["bundle"],
+        principal=Principal(
+            row["key"], row["name"], row["team"], row["org"], tuple(_loads(row["roles"], ())), tuple(_loads(row["routes"], ("*",)))),
+        origin=Origin(
+            row["session"] or None, row["run"] or None, row["step"] or None, _loads(row["tags"], {}), row["traceparent"] or None),
+        labels=tuple(_loads(row["labels"], ())), reasons=tuple(_loads(row["reasons"], ())), verdicts=tuple(_loads(row["verdicts"], ())),
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None, cost_nusd=row["cost_nusd"],
+    )
 
 
 def body_text(encoding: str, data: bytes) -> str | None:
@@ -192,7 +249,7 @@ def _number(value: int | None) -> int:
     return _NONE if value is None else value
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
     """JSON of a list or object, '' for an empty one."""
     if not value:
         return ""

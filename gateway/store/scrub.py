@@ -10,6 +10,7 @@ import orjson
 
 from gateway.call import CallRecord, JsonObject
 from gateway.secret import Secret
+from gateway.store.rows import json_text
 
 REPLACEMENT: Final = "[secret]"
 
@@ -24,7 +25,7 @@ _CUT: Final = 12
 _CUT_KEY: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{1,31}\Z"
 
 # The fields of a record and of its origin that others than the gateway write to.
-_WRITTEN: Final = ("route", "message", "rule", "labels", "finish_reasons", "reasons")
+_WRITTEN: Final = ("route", "message", "rule", "labels", "finish_reasons", "reasons", "verdicts", "answer_labels", "tool_results")
 _SAID: Final = ("session", "run", "step", "traceparent", "tags")
 
 
@@ -38,15 +39,21 @@ class Scrubber:
     __slots__ = ("_bytes_heads", "_bytes_needles", "_bytes_pattern", "_heads", "_needles", "_pattern")
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
-        values = {form for secret in secrets if len(secret.reveal()) >= _SHORTEST for form in _forms(secret.reveal())}
-        longest_first = sorted(values, key=lambda value: (-len(value), value))
-        pattern = "|".join([re.escape(value) for value in longest_first] + [KEY_PATTERN, _CUT_KEY])
-        self._needles = tuple(longest_first)
-        self._heads = tuple(dict.fromkeys((KEY_PREFIX, *(needle[:_CUT] for needle in longest_first))))
+        self._needles: tuple[str, ...] = ()
+        self.learn(secrets)
+
+    def learn(self, secrets: Iterable[Secret]) -> None:
+        """Know these too from now on. What was known stays known: a call that runs may still see it."""
+        new = {form for secret in secrets if len(secret.reveal()) >= _SHORTEST for form in _forms(secret.reveal())}
+        needles = tuple(sorted(new.union(self._needles), key=lambda value: (-len(value), value)))
+        pattern = "|".join([re.escape(value) for value in needles] + [KEY_PATTERN, _CUT_KEY])
+        self._needles = needles
         self._pattern = re.compile(pattern)
-        self._bytes_needles = tuple(needle.encode() for needle in self._needles)
-        self._bytes_heads = tuple(head.encode() for head in self._heads)
+        self._bytes_needles = tuple(needle.encode() for needle in needles)
         self._bytes_pattern = re.compile(pattern.encode())
+        # Last, because a thread may be scrubbing: a head that it finds must lead to a pattern that knows it.
+        self._heads = tuple(dict.fromkeys((KEY_PREFIX, *(needle[:_CUT] for needle in needles))))
+        self._bytes_heads = tuple(head.encode() for head in self._heads)
 
     def __repr__(self) -> str:
         return f"Scrubber({len(self._needles)} values)"
@@ -75,10 +82,11 @@ class Scrubber:
         written: list[str] = [
             record.route, record.message, record.rule, *record.labels, *record.finish_reasons,
             origin.session or "", origin.run or "", origin.step or "", origin.traceparent or "", *origin.tags, *origin.tags.values(),
-            *(attempt.message for attempt in record.attempts),
+            *(attempt.message for attempt in record.attempts), *record.answer_labels,
+            *(text for result in record.tool_results for text in result),
+            *(text for use in record.tool_uses for text in (use.id, use.name)),
         ]
-        if record.reasons:
-            written.append(repr(record.reasons))
+        written += map(json_text, (record.reasons, record.verdicts, [use.args for use in record.tool_uses]))
         joined = "\n".join(written)
         if not any(head in joined for head in self._heads):  # each field has an end of its own, where a secret may be cut
             return record
@@ -86,6 +94,8 @@ class Scrubber:
             record, **{name: self.value(getattr(record, name)) for name in _WRITTEN},
             origin=replace(origin, **{name: self.value(getattr(origin, name)) for name in _SAID}),
             attempts=tuple(replace(attempt, message=self.text(attempt.message)) for attempt in record.attempts),
+            tool_uses=tuple(
+                replace(use, **{name: self.value(getattr(use, name)) for name in ("id", "name", "args")}) for use in record.tool_uses),
         )
 
     def value(self, value: Any) -> Any:
@@ -132,15 +142,16 @@ _NUMBERS: Final = frozenset({int, float, bool})
 _DEEPEST: Final = 200
 
 
-def reduce_body(body: JsonObject, mode: str) -> bytes | None:
+def reduce_body(body: JsonObject, mode: str, *, invented: bool = False) -> bytes | None:
     """The body as `journal.bodies` lets it be stored: `full` whole, `none` not at all, `redacted` in its shape only.
 
     Redacted: every string becomes `[redacted: N characters]` and every list of numbers (token ids, a vector) `[redacted: N numbers]`;
     what stays is the keys, numbers, booleans, and the protocol's own words (`role`, `type`, `model`, a function's name, ids).
+    `invented`: the keys are no protocol's, as in a tool's arguments and answers, so no text stays.
     """
     if mode == "none":
         return None
-    return orjson.dumps(body if mode == "full" else _redacted(body, "", free=False, depth=0), default=dict)
+    return orjson.dumps(body if mode == "full" else _redacted(body, "", free=invented, depth=0), default=dict)
 
 
 def _redacted(value: Any, key: str, *, free: bool, depth: int) -> Any:

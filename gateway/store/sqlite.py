@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import SetupError, StoreError, StoreUnavailable
+from gateway.store.bundles import SqliteBundles
 from gateway.store.database import Connection, open_readonly, open_writable
 from gateway.store.journal import OpenCalls, SqliteJournal
 from gateway.store.keys import SqliteKeys
 from gateway.store.leases import Extend, Join, Leave
 from gateway.store.library import sqlite3
-from gateway.store.protocol import Journal, Keys
+from gateway.store.protocol import Bundles, Journal, Keys, Sessions
 from gateway.store.reader import Reader
+from gateway.store.sessions import SqliteSessions
 from gateway.store.writer import Do, Writer
 
 # Older libraries can corrupt a WAL that several connections write (https://sqlite.org/wal.html, "the WAL-reset bug").
@@ -38,6 +40,8 @@ class SqliteStore:
 
     journal: Journal
     keys: Keys
+    sessions: Sessions
+    bundles: Bundles
 
     def __init__(
         self, path: Path | str, owner: str, *, synchronous: str = "full", busy_timeout_s: float = 5.0, deadline_s: float = 15.0,
@@ -53,6 +57,8 @@ class SqliteStore:
         self._reader = Reader(str(path), deadline_s=deadline_s)
         self.journal = SqliteJournal(self._writer, self._reader, self._calls)
         self.keys = SqliteKeys(self._writer, self._reader)
+        self.sessions = SqliteSessions(self._writer, self._reader, self._calls)
+        self.bundles = SqliteBundles(self._writer, self._reader)
 
     def __repr__(self) -> str:
         return f"SqliteStore({str(self._path)!r}, owner={self._owner!r}, {self._calls!r})"

@@ -10,6 +10,7 @@ from typing import Final
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
 REQUEST_MODEL: Final = "gen_ai.request.model"
+TOOL: Final = "gen_ai.tool.name"
 REQUEST_STREAM: Final = "gen_ai.request.stream"
 FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
@@ -39,11 +40,12 @@ ATTEMPT_END: Final = "lockgate.attempt.end"
 WAITED: Final = "lockgate.attempt.waited_s"
 
 # Where the conventions have another word than we.
-OPERATIONS: Final[Mapping[str, str]] = {"completions": "text_completion"}
+OPERATIONS: Final[Mapping[str, str]] = {"completions": "text_completion", "tool": "execute_tool"}
 
 CALL_ATTRIBUTES: Final[Mapping[str, str]] = {
-    OPERATION: "`chat`, `text_completion` or `embeddings`.",
-    REQUEST_MODEL: "The model's name as the caller gave it.",
+    OPERATION: "`chat`, `text_completion`, `embeddings` or `execute_tool`.",
+    REQUEST_MODEL: "The model's name as the caller gave it; absent where a tool is called.",
+    TOOL: "The tool's name as the caller gave it; absent where a model is called.",
     REQUEST_STREAM: "Whether the caller asked for a stream.",
     FINISH_REASONS: "Why the model stopped, one entry a choice.",
     TIME_TO_FIRST_CHUNK: "Seconds from the call's arrival to the provider's first byte.",
@@ -60,7 +62,7 @@ CALL_ATTRIBUTES: Final[Mapping[str, str]] = {
     TEAM: "The key's team.",
     ROUTE: "The route, where there is one of that name.",
     OUTCOME: "How the call ended.",
-    DECISION: "`allow` or `deny`.",
+    DECISION: "`allow`, `held` or `deny`, before anything was sent.",
     RULE: "The rule that decided.",
     BUNDLE: "The digest of the rules in force.",
     RUN: "`X-Lockgate-Run`.",

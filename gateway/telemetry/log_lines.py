@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.call import CallRecord, Outcome, Usage
+from gateway.call import CallRecord, JsonObject, Outcome, Usage
 from gateway.core.money import usd
 from gateway.telemetry.clean import LONG, REPORT, Cleaner
 
@@ -23,16 +23,18 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
     "call": "The call id, the same as in `X-Lockgate-Call`, the journal and the span.",
     "key": "The public id of the virtual key; never the key.",
     "team": "The key's team.",
-    "operation": "`chat`, `completions` or `embeddings`.",
-    "route": "The model's name as the caller gave it.",
+    "operation": "`chat`, `completions`, `embeddings` or `tool`.",
+    "route": "The model's or the tool's name as the caller gave it.",
     "target": "`provider/model` of the last attempt; null where nothing was dispatched.",
     "stream": "Whether the caller asked for a stream.",
-    "outcome": "`completed`, `refused`, `failed`, `cut`, `cancelled` or `interrupted`.",
+    "outcome": "`completed`, `refused`, `failed`, `withheld`, `cut`, `cancelled` or `interrupted`.",
     "status": "The HTTP status given to the caller.",
     "code": "The error code given to the caller; empty on success.",
-    "decision": "`allow` or `deny`; empty where the call ended before it was judged.",
+    "decision": "`allow`, `held` or `deny`, before anything was sent; empty where the call ended before it was judged.",
     "rule": "The id of the rule that decided.",
-    "labels": "What `log` rules said.",
+    "labels": "What rules said of the call and of what came back.",
+    "verdicts": "What was decided on what came back, each as `phase:subject:decision:rule`, such as "
+                "`tool_call:mail.send:deny:no-mail`; eight at most, the journal has all.",
     "attempts": "How many attempts were made.",
     "ms": "Milliseconds from the call's arrival to its end.",
     "first_byte_ms": "Milliseconds from the call's arrival to the provider's first byte; null where there was none.",
@@ -46,6 +48,8 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
     "message": "What the caller was told, without secrets; cut off after 1,000 characters.",
 }
 
+_MOST_VERDICTS: Final = 8  # of a line, which is to stay under PIPE_BUF
+_SHORT_NAME: Final = 64
 _EXTRA_TOKENS: Final = ("cache_read", "cache_write", "reasoning", "input_audio", "output_audio")
 
 # What orjson leaves as it is and a terminal or a log viewer acts on: DEL, C1 controls (CSI among them), line and
@@ -71,7 +75,9 @@ def call_fields(record: CallRecord, level: str, clean: Cleaner) -> dict[str, Any
         "operation": record.operation, "route": clean(record.route),
         "target": str(record.attempts[-1].target) if record.attempts else None,
         "stream": record.stream, "outcome": record.outcome.value, "status": record.status, "code": record.code,
-        "decision": record.decision, "rule": record.rule, "labels": [clean(label) for label in record.labels],
+        "decision": record.decision, "rule": record.rule,
+        "labels": [clean(label) for label in dict.fromkeys((*record.labels, *record.answer_labels))],
+        "verdicts": [_verdict(verdict, clean) for verdict in record.verdicts[:_MOST_VERDICTS]],
         "attempts": len(record.attempts), "ms": _ms(record.ended_ns - record.received_ns),
         "first_byte_ms": None if first is None else _ms(first - record.received_ns),
         "tokens": None if record.usage is None else _tokens(record.usage),
@@ -107,6 +113,10 @@ def text_line(fields: Mapping[str, Any]) -> bytes:
 
 
 LINES: Final[Mapping[str, Callable[[Mapping[str, Any]], bytes]]] = {"json": json_line, "text": text_line}
+
+
+def _verdict(verdict: JsonObject, clean: Cleaner) -> str:
+    return ":".join(clean(str(verdict.get(name, "")), _SHORT_NAME) for name in ("phase", "subject", "decision", "rule"))
 
 
 def _time(ns: int) -> str:

@@ -18,7 +18,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from gateway.call import Attempt, CallRecord, Usage
+from gateway.call import Attempt, CallRecord, JsonObject, Usage
+from gateway.core.decision import BYPASS
 
 METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
@@ -56,6 +57,17 @@ COST: Final = MetricSpec("lockgate_cost_usd_total", "counter", ("route", "team")
 UNKNOWN_COST: Final = MetricSpec("lockgate_unknown_cost_calls_total", "counter", ("route", "team"),
     "Dispatched calls whose cost is unknown: the price or the usage is missing.")
 DENIED: Final = MetricSpec("lockgate_denied_total", "counter", ("rule",), "Calls that a rule denied.")
+RULES: Final = MetricSpec("lockgate_rules_total", "counter", ("rule", "effect", "verdict", "mode"),
+    "Rules that contributed to a decision. `verdict` is `matched`, or `error` where the rule could not be evaluated; `mode` is "
+    "`enforce` or `shadow`.")
+WITHHELD: Final = MetricSpec("lockgate_withheld_tool_calls_total", "counter", ("rule",),
+    "Tool calls that a model proposed and a rule kept from the application.")
+BYPASSES: Final = MetricSpec("lockgate_bypasses_total", "counter", (),
+    "Calls that brought the result of a tool call which was never let through.")
+RELOADS: Final = MetricSpec("lockgate_reloads_total", "counter", ("result",),
+    "Times the deployment's files were loaded again: `ok` or `failed`, each in every worker.")
+STALE: Final = MetricSpec("lockgate_config_stale", "gauge", (),
+    "1 while the files on disk could not be loaded, so that the last good ones are in force.")
 IN_FLIGHT: Final = MetricSpec("lockgate_in_flight_calls", "gauge", (), "Calls being handled now.")
 DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("view",),
     "Views of a call that were not made; its journal row is not concerned. `queue`: too many calls waited, so this one "
@@ -65,7 +77,10 @@ INFO: Final = MetricSpec("lockgate_info", "gauge", ("version", "bundle"),
     "1 for the version that runs and the digest of the rules in force, 0 for rules in force before.")
 
 VIEWS: Final = ("queue", "log", "metrics", "spans")
-METRICS: Final = (CALLS, DURATION, FIRST_BYTE, ATTEMPTS, TOKENS, COST, UNKNOWN_COST, DENIED, IN_FLIGHT, DROPPED, INFO)
+METRICS: Final = (
+    CALLS, DURATION, FIRST_BYTE, ATTEMPTS, TOKENS, COST, UNKNOWN_COST, DENIED, RULES, WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT,
+    DROPPED, INFO,
+)
 
 
 class _Series(dict[tuple[str, ...], Labelled]):
@@ -96,12 +111,19 @@ class Metrics:
         self._cost = _counter(COST, registry)
         self._unknown_cost = _counter(UNKNOWN_COST, registry)
         self._denied = _counter(DENIED, registry)
+        self._rules = _counter(RULES, registry)
+        self._withheld = _counter(WITHHELD, registry)
+        self._bypasses = Counter(BYPASSES.name, BYPASSES.help, registry=registry)
+        self._reloads = _counter(RELOADS, registry)
+        self._stale = Gauge(STALE.name, STALE.help, registry=registry, multiprocess_mode="livemax")
         self._dropped = _counter(DROPPED, registry)
         self._in_flight = Gauge(IN_FLIGHT.name, IN_FLIGHT.help, registry=registry, multiprocess_mode="livesum")
         self._info = Gauge(INFO.name, INFO.help, INFO.labels, registry=registry, multiprocess_mode="livemax")
         self._visible = _Visible(_source(registry))
         for view in VIEWS:
             self._dropped[view,]  # a series that is there from the start, at 0, can be alerted on
+        for result in ("ok", "failed"):
+            self._reloads[result,]
 
     def serving(self, bundle: str, routes: Iterable[str]) -> None:
         """These rules and routes are in force from now on."""
@@ -110,6 +132,11 @@ class Metrics:
         self._bundle = bundle
         self._info.labels(self._version, bundle).set(1)
         self._routes = frozenset(routes)
+
+    def reloaded(self, *, ok: bool) -> None:
+        """The files on disk were loaded again, or could not be."""
+        self._reloads["ok" if ok else "failed",].inc()
+        self._stale.set(0 if ok else 1)
 
     def in_flight(self, calls: int) -> None:
         """So many calls are being handled."""
@@ -139,6 +166,13 @@ class Metrics:
             self._unknown_cost[route, team].inc()
         if record.decision == "deny":
             self._denied[record.rule,].inc()
+        if BYPASS in record.labels:
+            self._bypasses.inc()
+        self._count_rules(record.reasons)
+        for verdict in record.verdicts:
+            self._count_rules(verdict.get("reasons", ()))
+            if verdict.get("phase") == "tool_call" and verdict.get("decision") != "allow":
+                self._withheld[verdict.get("rule", ""),].inc()
 
     def route(self, record: CallRecord) -> str:
         """The route's name, or nothing where the caller made it up."""
@@ -147,6 +181,13 @@ class Metrics:
     def render(self) -> bytes:
         """Everything in Prometheus' text format, of `METRICS_CONTENT_TYPE`."""
         return generate_latest(self._visible)
+
+    def _count_rules(self, reasons: Iterable[JsonObject]) -> None:
+        for reason in reasons:
+            verdict = reason.get("verdict", "")
+            if verdict in ("matched", "error"):
+                mode = "shadow" if reason.get("shadow") else "enforce"
+                self._rules[reason.get("rule", ""), reason.get("effect", ""), verdict, mode].inc()
 
     def _count_tokens(self, route: str, usage: Usage) -> None:
         for kind, count in (

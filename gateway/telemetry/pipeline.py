@@ -89,6 +89,10 @@ class Telemetry:
         """These rules and these routes are in force from now on: at start, and after a reload."""
         self._metrics.serving(bundle, routes)
 
+    def reloaded(self, *, ok: bool) -> None:
+        """The deployment's files were loaded again, or could not be: then the last good ones stay in force."""
+        self._metrics.reloaded(ok=ok)
+
     def in_flight(self, calls: int) -> None:
         """So many calls are being handled."""
         self._metrics.in_flight(calls)

@@ -103,7 +103,8 @@ class Spans:
     def _call_attributes(self, record: CallRecord, operation: str, route: str) -> dict[str, AttributeValue]:
         clean = self._clean
         attributes: dict[str, AttributeValue | None] = {
-            names.OPERATION: operation, names.REQUEST_MODEL: clean(record.route), names.REQUEST_STREAM: record.stream,
+            names.OPERATION: operation, names.REQUEST_STREAM: record.stream,
+            names.TOOL if record.operation == "tool" else names.REQUEST_MODEL: clean(record.route),
             names.FINISH_REASONS: [clean(reason) for reason in record.finish_reasons] or None,
             names.TIME_TO_FIRST_CHUNK: _seconds(record.received_ns, record.first_byte_ns),
             names.CONVERSATION: clean.optional(record.origin.session), names.RUN: clean.optional(record.origin.run),

@@ -7,13 +7,16 @@ answer in the packet that ends the first one is dropped without a word, so that 
 import asyncio
 import functools
 import io
+import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Final
 from weakref import WeakSet
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
@@ -21,6 +24,7 @@ from yarl import URL
 
 from gateway.errors import AttemptFailed
 from gateway.upstream import failures, message
+from gateway.upstream.addresses import Resolve, is_public
 from gateway.upstream.protocol import HttpRequest
 
 _OURS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)  # every deadline is set here
@@ -48,13 +52,52 @@ class _Sending:
 _SENDING: Final[ContextVar[_Sending]] = ContextVar("sending")
 
 
-class _Connector(aiohttp.TCPConnector):
-    """A pool that tells a request when it has its connection, and a reader when its connection is gone. aiohttp does neither."""
+class _Resolver(AbstractResolver):
+    """Our kind of resolver as aiohttp asks it."""
 
-    def __init__(self, connections_per_origin: int, idle_s: float, tls: ssl.SSLContext) -> None:
-        super().__init__(limit=0, limit_per_host=connections_per_origin, keepalive_timeout=idle_s, ssl=tls)
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        return [ResolveResult(hostname=host, host=address[0], port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST)
+                for kind, _, protocol, _, address in await self._resolve(host, port) if family in (socket.AF_UNSPEC, kind)]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What holds for both pools of a transport; see `AiohttpTransport`."""
+
+    connections_per_origin: int
+    idle_s: float
+    tls: ssl.SSLContext
+    resolve: Resolve | None
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A pool that tells a request when it has its connection, and a reader when its connection is gone. aiohttp does neither.
+
+    `guarded`: it connects to public addresses only.
+    """
+
+    def __init__(self, rules: _Rules, *, guarded: bool) -> None:
+        super().__init__(limit=0, limit_per_host=rules.connections_per_origin, keepalive_timeout=rules.idle_s, ssl=rules.tls,
+                         resolver=_Resolver(rules.resolve) if rules.resolve else None)
+        self._guarded = guarded
         self._readers: dict[ResponseHandler, aiohttp.StreamReader] = {}
         self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def _resolve_host(self, host: str, port: int,
+                            traces: Sequence[aiohttp.tracing.Trace] | None = None) -> list[ResolveResult]:
+        """The addresses that aiohttp connects to. It asks no resolver for an address that stands in the URL, so a resolver would not do."""
+        found = await super()._resolve_host(host, port, traces)
+        if self._guarded:
+            found = [each for each in found if is_public(each["host"])]
+            if not found:
+                raise failures.not_public(host)
+        return found
 
     def watch(self, protocol: ResponseHandler, content: aiohttp.StreamReader) -> None:
         """Let `content` fail when the connection does. aiohttp leaves its reader waiting after a bad chunk (seen in 3.14.5)."""
@@ -168,21 +211,21 @@ class AiohttpTransport:
     """See `Transport`. Made inside a running event loop and used in that loop alone.
 
     `connections_per_origin` bounds the open connections to one origin: a caller beyond it waits, within its connect deadline.
-    A connection that was idle for `idle_s` seconds is closed. `tls` is for private certificate authorities.
+    A connection that was idle for `idle_s` seconds is closed. `tls` is for private certificate authorities, `resolve` for names that the
+    system's resolver does not know.
     """
 
-    def __init__(self, *, connections_per_origin: int = 512, idle_s: float = 30.0, tls: ssl.SSLContext | None = None) -> None:
-        self._connector = _Connector(connections_per_origin, idle_s, tls or message.tls_context())
-        self._session = aiohttp.ClientSession(
-            connector=self._connector, timeout=_OURS, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False,
-            read_bufsize=message.BUFFER // 2, max_field_size=message.MAX_HEAD, max_headers=message.MAX_HEADERS,
-            skip_auto_headers=("accept", "content-type", "user-agent"))
+    def __init__(self, *, connections_per_origin: int = 512, idle_s: float = 30.0, tls: ssl.SSLContext | None = None,
+                 resolve: Resolve | None = None) -> None:
+        rules = _Rules(connections_per_origin, idle_s, tls or message.tls_context(), resolve)
+        self._connectors = {private: _Connector(rules, guarded=not private) for private in (True, False)}
+        self._sessions = {private: _session(connector) for private, connector in self._connectors.items()}
 
     async def send(self, request: HttpRequest, *, connect_s: float, headers_s: float) -> AiohttpAnswer:
         prefix, _ = message.split_url(request.url)
         where = str(message.origin(prefix))
         message.header_lines(request)
-        if self._session.closed:
+        if self._sessions[request.private].closed:
             raise failures.no_connection(where, ConnectionAbortedError("the gateway is stopping"))
         sending, response = await self._response(request, where, connect_s, headers_s)
         assert sending.protocol is not None  # noqa: S101 - for the type checker: what was answered had a connection
@@ -193,7 +236,7 @@ class AiohttpTransport:
             sending.transport.abort()  # with a short body it lies in the pool already
             answer.abort()
             raise failures.malformed(where, fault)
-        self._connector.watch(sending.protocol, response.content)
+        self._connectors[request.private].watch(sending.protocol, response.content)
         return answer
 
     async def _response(self, request: HttpRequest, where: str, connect_s: float,
@@ -204,7 +247,7 @@ class AiohttpTransport:
         _SENDING.set(sending)
         try:
             async with timeout:
-                response = await self._session.request(
+                response = await self._sessions[request.private].request(
                     request.method, URL(request.url, encoded=True), data=body or None, allow_redirects=False,
                     headers={**request.headers, "accept-encoding": "identity"})
         except BaseException as error:
@@ -219,7 +262,15 @@ class AiohttpTransport:
         return sending, response
 
     async def close(self) -> None:
-        await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
+
+
+def _session(connector: _Connector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector, timeout=_OURS, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False,
+        read_bufsize=message.BUFFER // 2, max_field_size=message.MAX_HEAD, max_headers=message.MAX_HEADERS,
+        skip_auto_headers=("accept", "content-type", "user-agent"))
 
 
 def _mapped(error: Exception, where: str, reading: ResponseHandler | None) -> AttemptFailed:
@@ -227,7 +278,7 @@ def _mapped(error: Exception, where: str, reading: ResponseHandler | None) -> At
     match error:
         case aiohttp.ClientSSLError():
             return failures.no_tls(where, error)
-        case aiohttp.ClientConnectorError() | UnicodeError():
+        case aiohttp.ClientConnectorError() | aiohttp.InvalidURL() | UnicodeError():
             return failures.no_connection(where, error)
         case aiohttp.ClientResponseError() | HttpProcessingError():
             return failures.malformed(where, " ".join(error.message.split()))

@@ -10,6 +10,12 @@ def no_connection(where: str, error: Exception) -> AttemptFailed:
     return AttemptFailed("connect", f"no connection to {where}: {_words(error)}", retryable=True)
 
 
+def not_public(where: str) -> AttemptFailed:
+    """The name leads nowhere that may be reached. Nothing was sent; another look-up would be another answer to the same question."""
+    return AttemptFailed("connect", f"no connection to {where}: it has no public address, and others may not be reached from here",
+                         retryable=False)
+
+
 def no_tls(where: str, error: Exception) -> AttemptFailed:
     """The handshake failed. A wrong certificate will be wrong again, so only other failures are worth a retry."""
     return AttemptFailed("tls", f"no TLS with {where}: {_words(error)}", retryable=not isinstance(error, ssl.CertificateError))

@@ -1,7 +1,6 @@
 """The connections to one origin: how many, who gets the next one, when an idle one is closed. It knows nothing of messages."""
 
 import asyncio
-import socket
 import ssl
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from aiohappyeyeballs import start_connection
 
 from gateway.errors import AttemptFailed
 from gateway.upstream import failures
+from gateway.upstream.addresses import Resolve, public
 from gateway.upstream.lean_connection import Connection
 from gateway.upstream.message import Origin
 
@@ -19,11 +19,16 @@ _NEXT_ADDRESS_S: Final = 0.25  # the "Connection Attempt Delay" of RFC 8305
 
 @dataclass(frozen=True, slots=True)
 class PoolRules:
-    """What holds for every pool of a transport. `limit` is the number of connections to one origin."""
+    """What holds for the pools of a transport. `limit` is the number of connections to one origin; `resolve` finds a name's addresses.
+
+    `guarded`: connections are opened to public addresses only.
+    """
 
     limit: int
     idle_s: float
     tls: ssl.SSLContext
+    resolve: Resolve
+    guarded: bool = False
 
 
 class Pool:
@@ -148,7 +153,11 @@ class Pool:
         try:
             if self._closed:
                 raise ConnectionAbortedError("the gateway is stopping")
-            addresses = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+            addresses = await self._rules.resolve(origin.host, origin.port)
+            if self._rules.guarded:
+                addresses = public(addresses)  # what is connected to is what was looked at: the name is not resolved again
+                if not addresses:
+                    raise failures.not_public(str(origin))
             opened = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, loop=self._loop)
             connecting = False
             await self._loop.create_connection(lambda: connection, sock=opened, ssl=self._rules.tls if origin.tls else None,

@@ -7,12 +7,16 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """One HTTP request to an upstream from the configuration. `url` is absolute; header names are lower case."""
+    """One HTTP request to an upstream from the configuration. `url` is absolute; header names are lower case.
+
+    `private`: it may go to any address; else only to public ones, checked after the name is resolved, and connected to as checked.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str]
     body: bytes
+    private: bool = True
 
 
 class HttpAnswer(Protocol):

@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from gateway.call import AttemptEnd
+from gateway.call import AttemptEnd, ToolUse
 from gateway.cli.calls import calls, ended_calls
 from gateway.errors import SetupError, StoreError
 from gateway.store.database import open_readonly
@@ -112,6 +113,26 @@ class TestCalls:
             assert part in result.stdout
         shown = json.loads(_run(config, "show", samples.call_id(1), "--json").stdout)
         assert (shown["cost_usd"], len(shown["attempts"]), shown["response"]) == ("0.0000015", 2, '{"ok":true}')
+
+    async def test_what_was_decided_later_and_the_tool_calls_are_shown_too(
+        self, config: Path, store: SqliteStore, samples: ModuleType,
+    ) -> None:
+        reason = {"rule": "no-mail", "effect": "deny", "verdict": "matched", "source": "mail.toml:9", "message": "", "phase": "tool_call",
+                  "subject": "mail.send"}
+        shadow = {**reason, "rule": "soon", "shadow": True}
+        verdict = {"phase": "tool_call", "subject": "mail.send", "decision": "deny", "rule": "no-mail", "message": "Not \x1b[2Joutside.",
+                   "bundle": "sha256:abc", "reasons": [reason, shadow]}
+        use = ToolUse(samples.call_id(4), "c1", "mail.send", "model", {"to": "a\x1b[31m@b"}, released=False, at_ns=1)
+        await store.journal.finish(
+            samples.completed(4, verdicts=(verdict,), answer_labels=("tried-mail",), tool_uses=(use,)), response=None)
+        lines = _run(config, "show", samples.call_id(4)).stdout.splitlines()
+        rows = [re.split(r"\s{2,}", line) for line in lines]
+        assert ["tool_call", "mail.send", "deny", "no-mail", "Not \N{REPLACEMENT CHARACTER}[2Joutside."] in rows
+        assert ["request", "-", "office-hours", "allow", "matched", "enforce", "a.toml:3"] in rows
+        assert ["tool_call", "mail.send", "soon", "deny", "matched", "shadow", "mail.toml:9"] in rows
+        assert ["c1", "mail.send", "model", "False", '{"to":"a\\u001b[31m@b"}'] in rows
+        assert ["withheld", "true"] in rows
+        assert ["labels", '["checked","tried-mail"]'] in rows
 
     @pytest.mark.parametrize("n", [1, 2, 3, 4])
     def test_nothing_that_was_stored_steers_the_terminal(self, config: Path, samples: ModuleType, n: int) -> None:

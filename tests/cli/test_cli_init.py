@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.init import init, lay
-from gateway.config import read_deployment
+from gateway.deployment import read_deployment
 from gateway.errors import SetupError
 from gateway.snapshot import compile_snapshot
 
@@ -26,6 +26,18 @@ def test_the_folder_compiles_as_it_is(tmp_path):
     assert len(snapshot.routes["demo-fallback"].targets) == 2
     assert all(to.price is not None for route in snapshot.routes.values() for to in route.targets)
     assert (tmp_path / "new/deployment/adapters/README.md").is_file()
+
+
+def test_the_library_is_laid_out_with_its_cases_and_not_read_where_it_stands(tmp_path):
+    """Rules that nobody has chosen are not in force, and nobody is told that files are forgotten there."""
+    lay(tmp_path / "d")
+    library = tmp_path / "d/policies/library"
+    assert {"README.md", "payments.toml", "payments.cases.toml"} <= {path.name for path in library.iterdir()}
+    deployment = read_deployment(tmp_path / "d/config.toml")
+    assert deployment.unread == ()
+    assert {rule.source.rpartition(":")[0] for rule in deployment.rules} == {"policies/baseline.toml"}
+    (library / "payments.toml").rename(tmp_path / "d/policies/payments.toml")
+    assert "payments-over-1000" in {rule.id for rule in read_deployment(tmp_path / "d/config.toml").rules}
 
 
 def test_the_secrets_are_new_each_time_and_for_this_user_alone(tmp_path):

@@ -1,12 +1,14 @@
 """Both engines: what is refused at load, what an evaluation gives, and that none of it ever raises."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.decision import Phase
 from gateway.core.expressions import (
     MAX_FAULT_CHARACTERS,
     MAX_SOURCE_BYTES,
@@ -14,19 +16,22 @@ from gateway.core.expressions import (
     Engine,
     ExpressionError,
     Fault,
+    Library,
     Program,
     attempt,
     compile_expression,
     evaluate,
     open_engine,
 )
-from gateway.core.facts import FACTS
+from gateway.core.facts import FACTS, Fact
+
+EngineOf = Callable[[str, Phase], Engine]
 
 VARIABLES = {"request.model": "string", "request.size": "int"}
 
 
 def run(engine: Engine, source: str, **values: Any) -> bool | Fault:
-    activation = engine.activation({name.replace("__", "."): value for name, value in values.items()})
+    activation = engine.activation({name.replace("__", "."): value for name, value in values.items()}, {})
     return evaluate(compile_expression(engine, source), activation)
 
 
@@ -37,9 +42,10 @@ def problems(engine: Engine, source: str) -> tuple[CompileProblem, ...]:
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
-def test_every_documented_example_compiles_and_reads_its_fact(fact: Any, engine: Engine) -> None:
+def test_every_documented_example_compiles_in_its_phases_and_reads_its_fact(fact: Fact, engine_name: str, engine_of: EngineOf) -> None:
     """The guide is made of them; and a fact that is not in `names` would not be gathered."""
-    assert compile_expression(engine, fact.example).names == {fact.name}
+    for phase in fact.phases:
+        assert compile_expression(engine_of(engine_name, phase), fact.example).names == {fact.name}
 
 
 @pytest.mark.parametrize(("source", "names"), [
@@ -191,7 +197,7 @@ def test_a_verdict_that_does_not_depend_on_an_error_stands(engine: Engine) -> No
 
 def test_many_programs_read_one_activation(engine: Engine) -> None:
     """An activation is made once for a decision."""
-    activation = engine.activation({"route": "a", "request.size": 5})
+    activation = engine.activation({"route": "a", "request.size": 5}, {})
     sources = ('route == "a"', "request.size > 5", 'route == "a" && request.size == 5')
     assert [evaluate(compile_expression(engine, source), activation) for source in sources] == [True, False, True]
 
@@ -258,18 +264,18 @@ def test_any_text_compiles_or_is_refused(source: str, engines: tuple[Engine, Eng
             program = compile_expression(engine, source)
         except ExpressionError:
             continue
-        assert isinstance(evaluate(program, engine.activation({})), bool | Fault)
+        assert isinstance(evaluate(program, engine.activation({}, {})), bool | Fault)
 
 
-def test_auto_takes_the_first_engine_where_it_is_installed() -> None:
+def test_auto_takes_the_first_engine_where_it_is_installed(library: Library) -> None:
     """A hundred times faster, and it checks types."""
-    assert open_engine("auto", VARIABLES).name == "cel-expr-python"
+    assert open_engine("auto", VARIABLES, library).name == "cel-expr-python"
 
 
-def test_auto_falls_back_where_the_first_engine_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_falls_back_where_the_first_engine_is_missing(monkeypatch: pytest.MonkeyPatch, library: Library) -> None:
     """Not every platform has its wheel."""
     monkeypatch.setitem(sys.modules, "cel_expr_python.cel", None)
-    assert open_engine("auto", VARIABLES).name == "cel-python"
-    assert open_engine("cel-python", VARIABLES).name == "cel-python"
+    assert open_engine("auto", VARIABLES, library).name == "cel-python"
+    assert open_engine("cel-python", VARIABLES, library).name == "cel-python"
     with pytest.raises(ImportError):
-        open_engine("cel-expr-python", VARIABLES)
+        open_engine("cel-expr-python", VARIABLES, library)

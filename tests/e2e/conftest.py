@@ -65,6 +65,8 @@ class House:
     two: Simulator
     stack: AsyncExitStack
     lines: list[bytes] = field(default_factory=list)
+    environ: dict[str, str] = field(default_factory=lambda: {
+        "PEPPER": PEPPER, "ADMIN": ADMIN, "ONE_KEY": "sk-provider-key-one-0123456789"})
     gateway: Gateway = field(init=False)
     key: str = ""
     session: aiohttp.ClientSession | None = None
@@ -74,7 +76,9 @@ class House:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 
-    async def open(self, *, config: str = "", routes: str = ROUTES, policies: str = "", parts: Parts | None = None) -> "House":
+    async def open(
+        self, *, config: str = "", routes: str = ROUTES, policies: str = "", parts: Parts | None = None, watch: bool = False,
+    ) -> "House":
         """Start the gateway; `config` is added to the end of config.toml."""
         self.write("config.toml", f"""
 [providers.one]
@@ -101,8 +105,7 @@ token = "env:ADMIN"
 """)
         self.write("routes/routes.toml", routes)
         self.write("policies/policies.toml", policies)
-        environ = {"PEPPER": PEPPER, "ADMIN": ADMIN, "ONE_KEY": "sk-provider-key-one-0123456789"}
-        self.gateway = Gateway(self.folder / "config.toml", port=0, environ=environ, write=self.lines.append, parts=parts)
+        self.gateway = Gateway(self.folder / "config.toml", port=0, environ=self.environ, write=self.lines.append, parts=parts, watch=watch)
         await self.stack.enter_async_context(self.gateway)
         self.key = await self.new_key(name="tests", team="blue", org="acme", roles=("dev",))
         return self

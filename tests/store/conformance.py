@@ -1,12 +1,13 @@
 """What every store promises. Inherit `StoreConformance` and give it a `store` fixture: an open, empty store."""
 
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
-from gateway.call import AttemptEnd, Outcome
+from gateway.call import AttemptEnd, Origin, Outcome, Principal
 from gateway.errors import StoreError
-from gateway.store.protocol import CallFilter, Store
+from gateway.store.protocol import CallFilter, DecidedCall, Store
 from gateway.store.rows import JOURNAL_FIELDS
 
 
@@ -107,7 +108,76 @@ class StoreConformance:
             assert tuple(row) == JOURNAL_FIELDS
         call = await store.journal.call(samples.call_id(1))
         assert call is not None
-        assert set(call) == {*JOURNAL_FIELDS, "reasons", "attempts", "request", "response"}
+        assert set(call) == {*JOURNAL_FIELDS, "reasons", "verdicts", "tool_uses", "attempts", "request", "response"}
+
+    async def test_what_was_decided_later_stands_beside_what_was_decided_first(self, store: Store, samples: ModuleType) -> None:
+        verdict = {"phase": "tool_call", "subject": "mail.send", "decision": "deny", "rule": "no-mail", "message": "No.", "bundle": "sha256:abc",
+                   "reasons": [{"rule": "no-mail", "effect": "deny", "verdict": "matched", "source": "a.toml:9", "message": "No."}]}
+        await store.journal.begin(samples.intent(1, labels=("a", "b")))
+        await store.journal.finish(samples.completed(1, verdicts=(verdict,), answer_labels=("b", "c")), response=None)
+        await store.journal.begin(samples.intent(2))
+        redacted = {**verdict, "decision": "allow", "phase": "response"}
+        await store.journal.finish(samples.completed(2, verdicts=(redacted,)), response=None)
+        await store.journal.refuse(samples.refused(3, decision="held", verdicts=({**verdict, "decision": "held"},)), request=None)
+        call = await store.journal.call(samples.call_id(1))
+        assert call is not None
+        assert (call["verdicts"], call["labels"], call["withheld"], call["decision"]) == ([verdict], ["a", "b", "c"], True, "allow")
+        assert [(row["withheld"], row["labels"]) for row in await store.journal.calls(CallFilter())] == [
+            (True, ["checked"]), (False, ["checked"]), (True, ["a", "b", "c"])]
+
+    async def test_an_answer_that_was_kept_from_the_client_is_an_outcome_of_its_own(self, store: Store, samples: ModuleType) -> None:
+        await store.journal.begin(samples.intent(1))
+        withheld = samples.completed(1, outcome=Outcome.WITHHELD, status=403, code="forbidden", message="no")
+        await store.journal.finish(withheld, response=None)
+        assert [row["id"] for row in await store.journal.calls(CallFilter(outcome="withheld"))] == [samples.call_id(1)]
+
+    async def test_judged_calls_come_back_in_order_with_all_that_was_judged(self, store: Store, samples: ModuleType) -> None:
+        await store.keys.create(samples.key(1, roles=("dev", "ops"), routes=("fast",)))
+        await store.journal.begin(samples.intent(1, stream=True))
+        await store.journal.finish(samples.completed(1, stream=True, verdicts=({"decision": "allow"},)), response=b"{}")
+        await store.journal.refuse(samples.refused(2, decision="", rule="", bundle="", reasons=()), request=b"{")  # ended before it was judged
+        await store.journal.refuse(samples.refused(3, principal=Principal("anonymous"), origin=Origin()), request=None)
+        await store.journal.begin(samples.intent(4, request=b"r" * 5000))
+        record = samples.record(1)
+        found = list(await store.journal.decided(0, None, 10))
+        assert found[0] == DecidedCall(
+            id=record.id, principal=replace(record.principal, roles=("dev", "ops"), routes=("fast",)), dialect="openai", operation="chat",
+            route="fast", stream=True, origin=record.origin, received_ns=record.received_ns, request=b'{"model":"fast"}', decision="allow",
+            rule="office-hours", labels=("checked",), bundle="sha256:abc", reasons=record.reasons, verdicts=({"decision": "allow"},),
+            outcome=Outcome.COMPLETED, cost_nusd=1500,
+        )
+        assert (found[1].principal, found[1].origin, found[1].request, found[1].decision) == (Principal("anonymous"), Origin(), None, "deny")
+        assert [(call.id, call.outcome, call.cost_nusd) for call in found[1:]] == [
+            (samples.call_id(3), Outcome.REFUSED, 0), (samples.call_id(4), None, None)]
+        assert found[2].request == b"r" * 5000
+
+    async def test_judged_calls_are_paged_from_a_moment_on(self, store: Store, samples: ModuleType) -> None:
+        for n in range(1, 8):
+            await store.journal.refuse(samples.refused(n, received_ns=samples.NOW_NS + n * 10**12), request=None)
+
+        async def ids(since: int, after: int | None = None, limit: int = 100) -> list[int]:
+            page = await store.journal.decided(since, None if after is None else samples.call_id(after), limit)
+            return [int(call.id[5:]) for call in page]
+
+        moment = samples.NOW_NS + 4 * 10**12
+        assert await ids(moment) == [4, 5, 6, 7]
+        assert await ids(moment, limit=2) == [4, 5]
+        assert await ids(moment, after=5, limit=2) == [6, 7]
+        assert await ids(moment, after=7) == []
+        assert await ids(moment, after=99) == []
+        assert await ids(moment + 10**13) == []
+        assert await ids(0, limit=0) == []
+        assert await ids(-1) == [1, 2, 3, 4, 5, 6, 7]
+
+    async def test_a_page_of_large_bodies_ends_early_and_the_next_goes_on(self, store: Store, samples: ModuleType) -> None:
+        """What is in memory at a time does not grow with what clients sent."""
+        for n in range(6):
+            await store.journal.refuse(samples.refused(n), request=b"r" * 12_000_000)
+        pages, after = [], None
+        while page := await store.journal.decided(0, after, 100):
+            pages.append(len(page))
+            after = page[-1].id
+        assert pages == [3, 3]
 
     async def test_calls_are_listed_newest_first_and_paged(self, store: Store, samples: ModuleType) -> None:
         for n in range(5):

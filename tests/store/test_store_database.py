@@ -13,12 +13,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from sqlite_utils import Database
 
 from gateway.errors import SetupError, StoreError
+from gateway.session import SessionKey
 from gateway.store import sqlite as sqlite_module
 from gateway.store.database import open_readonly, open_writable
+from gateway.store.doctor import Finding
 from gateway.store.library import sqlite3
-from gateway.store.migrations import SCHEMA_VERSION
+from gateway.store.migrations import SCHEMA_VERSION, migrations
+from gateway.store.protocol import CallFilter
 from gateway.store.sqlite import SqliteStore, require_safe_for_several_writers
 
 
@@ -80,8 +84,64 @@ def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     for use in (_open, open_readonly):
-        with pytest.raises(StoreError, match=r"newer Lockgate \(schema 2, this one knows 1\); start the newer version"):
+        with pytest.raises(StoreError, match=rf"newer Lockgate \(schema {SCHEMA_VERSION + 1}, this one knows {SCHEMA_VERSION}\); start the newer version"):
             use(path)
+
+
+@pytest.fixture
+def version_1(path: Path) -> Path:
+    """A database as the first version wrote it, with a call on record."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrations().apply(Database(connection), stop_before="0002_sessions_and_verdicts")
+        connection.execute(
+            "INSERT INTO calls VALUES (1, 'call_1', 1, 5, 'k', '', '', '', 'openai', 'chat', 'fast', 0, 's-1', '', '', '', '', 'allow', '', "
+            "'[\"old\"]', '', '', 'p', 'm', '', x'')")
+        connection.execute(
+            "INSERT INTO outcomes (seq, ended_ns, outcome, status, code, message, finish_reasons, cost_nusd, response_encoding, response) "
+            "VALUES (1, 6, 'failed', 502, 'upstream_failed', '', '', 0, '', x'')")
+    return path
+
+
+async def test_a_database_of_the_first_version_is_brought_up_to_date_with_all_that_is_in_it(
+    version_1: Path, samples: ModuleType, diagnose: Callable[..., list[Finding]],
+) -> None:
+    store = SqliteStore(version_1, "one")
+    await store.start(now_ns=samples.NOW_NS)
+    assert [(row["id"], row["outcome"], row["labels"], row["withheld"]) for row in await store.journal.calls(CallFilter())] == [
+        ("call_1", "failed", ["old"], False)]
+    call = await store.journal.call("call_1")
+    assert call is not None
+    assert (call["verdicts"], call["tool_uses"]) == ([], [])
+    await store.journal.begin(samples.intent(1))
+    await store.journal.finish(samples.completed(1), response=None)
+    assert (await store.sessions.facts(SessionKey("key000000001", "s-1"), frozenset(), now_ns=samples.NOW_NS)).calls == 1
+    await store.close()
+    assert diagnose() == []
+
+
+def test_bringing_a_database_up_to_date_reads_no_table_that_may_be_large(version_1: Path) -> None:
+    """Adding a column to a STRICT table reads all of it, and so does an index: on a journal of a year that is an outage."""
+    with closing(sqlite3.connect(version_1, isolation_level=None)) as connection:
+        connection.execute("WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO outcomes "
+                           "SELECT i, 6, 'failed', 502, '', '', NULL, '', 1, 1, 1, 1, 1, 1, 1, 0, 1, 'raw', zeroblob(200) FROM n")
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        connection.set_progress_handler(count, 100)
+        migrations().apply(Database(connection))
+        connection.set_progress_handler(None, 0)
+    assert steps * 100 < 20_000
+
+
+def test_a_database_of_an_older_version_is_not_read_before_it_is_up_to_date(version_1: Path) -> None:
+    with pytest.raises(StoreError, match=r"written by an older Lockgate; back it up, then run `lockgate serve`"):
+        open_readonly(version_1)
+    _open(version_1)
+    open_readonly(version_1).close()
 
 
 def test_a_database_that_is_not_there_is_not_made_by_reading(path: Path) -> None:

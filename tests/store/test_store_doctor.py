@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from gateway.call import AttemptEnd, Outcome
+from gateway.call import AttemptEnd, Outcome, ToolUse
+from gateway.session import SessionKey
 from gateway.store.bodies import pack
 from gateway.store.database import open_readonly, open_writable
 from gateway.store.doctor import INVARIANTS, Finding, examine
+from gateway.store.protocol import Intent
 from gateway.store.sqlite import SqliteStore
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
@@ -29,6 +32,8 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "ended-call-has-an-outcome": ("DELETE FROM outcomes WHERE seq = 1",),
     "outcome-is-known": ("UPDATE outcomes SET outcome = 'fine' WHERE seq = 1",),
     "completed-means-succeeded": ("UPDATE attempts SET \"end\" = 'failed' WHERE seq = 1",),
+    "completed-means-allowed": ("UPDATE calls SET decision = 'held' WHERE seq = 1",),
+    "withheld-was-sent": ("UPDATE outcomes SET outcome = 'withheld' WHERE seq = 2",),
     "completed-has-no-error": ("UPDATE outcomes SET code = 'overloaded' WHERE seq = 1",),
     "cut-is-never-complete": ("UPDATE attempts SET \"end\" = 'cut' WHERE seq = 1",),
     "refused-was-not-sent": ("UPDATE calls SET provider = 'alpha' WHERE seq = 2",),
@@ -37,6 +42,8 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "refused-says-why": ("UPDATE outcomes SET code = '' WHERE seq = 2",),
     "attempts-are-numbered": ("UPDATE attempts SET n = 3 WHERE seq = 4 AND n = 2",),
     "cost-adds-up": ("UPDATE outcomes SET cost_nusd = 1 WHERE seq = 1",),
+    "session-counts-its-calls": ("UPDATE sessions SET calls = calls + 1",),
+    "tool-use-has-its-call": ("UPDATE tool_uses SET session = 's-2' WHERE seq = 8",),
     "times-are-in-order": ("UPDATE outcomes SET ended_ns = 1 WHERE seq = 1",),
     "no-key-in-any-row": (f"UPDATE calls SET session = 'my key is {KEY}.' WHERE seq = 1",),  # noqa: S608 - a constant
     "bodies-can-be-read": ("UPDATE outcomes SET response_encoding = 'zlib', response = x'0102' WHERE seq = 1",),
@@ -67,6 +74,19 @@ async def history(store: SqliteStore, samples: ModuleType) -> None:
     await journal.finish(samples.completed(
         7, outcome=Outcome.FAILED, status=502, code="upstream_failed", attempts=(billed_perhaps,), cost_nusd=None, usage=None,
     ), response=None)
+    paid = samples.record(8, operation="tool", route="bank.pay", dialect="tools")
+    paid = replace(paid, tool_uses=(ToolUse(paid.id, paid.id, "bank.pay", "http", {"amount": 5}, released=True, at_ns=samples.NOW_NS),))
+    await journal.begin(Intent(paid, samples.TARGET, b'{"amount":5}'))
+    verdict = {"phase": "tool_result", "decision": "deny", "rule": "no-secrets"}
+    await journal.finish(samples.completed(
+        8, outcome=Outcome.WITHHELD, status=403, code="forbidden", verdicts=(verdict,), tool_uses=paid.tool_uses), response=b"{}")
+    await journal.begin(samples.intent(9, tool_results=(("c0", "unknown"),)))
+    proposed = ToolUse(samples.call_id(9), "c1", "mail.send", "model", {}, released=True, at_ns=samples.NOW_NS)
+    await journal.finish(samples.completed(9, tool_uses=(proposed,), answer_labels=("late",)), response=None)
+    await journal.begin(samples.intent(10, tool_results=(("c1", "sent"),)))
+    await journal.finish(samples.completed(10), response=None)
+    await store.sessions.enter(SessionKey("key000000001", "s-1"), samples.call_id(10), now_ns=1, until_ns=2)
+    await store.bundles.keep("sha256:abc", b"rules " * 1000, now_ns=samples.NOW_NS)
     await store.keys.create(samples.key(1))
 
 
@@ -88,6 +108,27 @@ class TestDoctor:
         assert name in found
         assert found[name]
 
+    @pytest.mark.parametrize("statement", [
+        "UPDATE sessions SET calls = calls - 1", "UPDATE calls SET provider = 'alpha' WHERE seq = 2",
+        "INSERT INTO sessions VALUES ('key000000001', 's-9', 1, 1, 1, 1, 0, '')",
+    ])
+    def test_a_session_that_missed_a_call_or_made_one_up_is_found(
+        self, statement: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        sql(statement)
+        assert "session-counts-its-calls" in {finding.invariant.name for finding in diagnose()}
+
+    @pytest.mark.parametrize(("table", "column"), [
+        ("calls", "reasons"), ("outcomes", "message"), ("verdicts", "verdicts"), ("tool_uses", "args"), ("tool_results", "text"),
+        ("sessions", "labels"), ("turns", "holder"), ("keys", "name"),
+    ])
+    def test_a_virtual_key_is_found_wherever_others_can_write(
+        self, table: str, column: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        sql(f"UPDATE {table} SET {column} = ?", f'{{"k":"{KEY}"}}')  # noqa: S608 - fixed names
+        found = {finding.invariant.name: finding.rows for finding in diagnose()}
+        assert {row["place"] for row in found["no-key-in-any-row"]} == {table}
+
     @pytest.mark.parametrize("table", ["calls", "outcomes"])
     def test_a_virtual_key_in_a_stored_body_is_found(
         self, table: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
@@ -97,6 +138,14 @@ class TestDoctor:
         assert encoding == "zlib"
         sql(f"UPDATE {table} SET {body}_encoding = ?, {body} = ? WHERE seq = 1", encoding, data)  # noqa: S608 - two fixed names
         assert [(finding.invariant.name, finding.rows[0]["place"]) for finding in diagnose()] == [("no-key-in-any-body", body)]
+
+    def test_a_virtual_key_in_a_bundle_and_a_damaged_one_are_found(
+        self, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        sql("UPDATE bundles SET encoding = 'raw', content = ?", f"# {KEY}".encode())
+        assert [(finding.invariant.name, finding.rows[0]["place"]) for finding in diagnose()] == [("no-key-in-any-body", "bundle")]
+        sql("UPDATE bundles SET encoding = 'zlib'")
+        assert [(finding.invariant.name, finding.rows[0]["place"]) for finding in diagnose()] == [("bodies-can-be-read", "bundle")]
 
     async def test_a_damaged_file_is_found(
         self, store: SqliteStore, path: Path, samples: ModuleType, diagnose: Callable[..., list[Finding]],

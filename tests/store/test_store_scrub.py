@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.call import ToolUse
 from gateway.secret import Secret
 from gateway.store.scrub import Scrubber, reduce_body
 
@@ -98,12 +99,27 @@ def test_text_without_secrets_is_the_same_object() -> None:
     lambda record: replace(record, origin=replace(record.origin, run=KEY, step=KEY, traceparent=KEY)),
     lambda record: replace(record, origin=replace(record.origin, tags={KEY: "v", "k": KEY})),
     lambda record: replace(record, attempts=(replace(record.attempts[0], message=KEY),)),
+    lambda record: replace(record, verdicts=({"rule": "r", "reasons": [{"values": {"tool.args": {"to": KEY}}}]},)),
+    lambda record: replace(record, answer_labels=(KEY,)),
+    lambda record: replace(record, tool_uses=(ToolUse(record.id, KEY, "t", "model", {}, released=True, at_ns=1),)),
+    lambda record: replace(record, tool_uses=(ToolUse(record.id, "i", KEY, "model", {}, released=True, at_ns=1),)),
+    lambda record: replace(record, tool_uses=(ToolUse(record.id, "i", "t", "model", {"a": [{KEY: KEY}]}, released=True, at_ns=1),)),
+    lambda record: replace(record, tool_results=(("i", f"it is {KEY}"),)),
 ])
 def test_a_record_is_scrubbed_wherever_others_can_write(hide: Any, samples: ModuleType) -> None:
     scrubbed = Scrubber([]).record(hide(samples.completed(1)))
     assert KEY not in repr(scrubbed)
     assert "[secret]" in repr(scrubbed)
     assert type(scrubbed.labels) is tuple
+
+
+@pytest.mark.parametrize("name", ["reasons", "verdicts", "tool_uses"])
+def test_a_secret_with_marks_that_are_escaped_is_found_in_nested_values(samples: ModuleType, name: str) -> None:
+    held: Any = {"values": [PROVIDER]}
+    value = ToolUse("c", "i", "t", "model", held, released=True, at_ns=1) if name == "tool_uses" else held
+    scrubbed = Scrubber([Secret(PROVIDER)]).record(replace(samples.completed(1), **{name: (value,)}))
+    found = getattr(scrubbed, name)[0]
+    assert (found.args if name == "tool_uses" else found) == {"values": ["[secret]"]}
 
 
 def test_a_record_without_secrets_is_the_same_object(samples: ModuleType) -> None:
@@ -167,6 +183,13 @@ def test_no_sentence_survives_redaction(body: dict[str, Any]) -> None:
     reduced = reduce_body(body, "redacted")
     assert reduced is not None
     assert not set(reduced.decode()) & set("äöü")
+
+
+def test_no_text_under_keys_that_are_no_protocols_survives_redaction() -> None:
+    """A tool's arguments have keys of their own: an `id` is a customer's there."""
+    body = {"id": "123-45-6789", "type": "passport", "amount": 5, "json": {"name": "Bob"}}
+    assert reduce_body(body, "redacted", invented=True) == (
+        b'{"id":"[redacted: 11 characters]","type":"[redacted: 8 characters]","amount":5,"json":{"name":"[redacted: 3 characters]"}}')
 
 
 def test_the_other_modes_keep_all_or_nothing() -> None:

@@ -1,6 +1,6 @@
 """A worker process for `test_worker_metrics.py`: does what it reads on standard input, one command a line.
 
-`calls N`, `in_flight N`, `rules DIGEST`, `forget PID`, `render` (prints what `/metrics` would show, then a line `end`).
+`calls N`, `in_flight N`, `rules DIGEST`, `reload ok|failed`, `forget PID`, `render` (prints what `/metrics` would show, then a line `end`).
 """
 
 import sys
@@ -25,6 +25,8 @@ def main() -> None:
                 metrics.count(RECORD)
         elif command == "in_flight":
             metrics.in_flight(int(argument))
+        elif command == "reload":
+            metrics.reloaded(ok=argument == "ok")
         elif command == "rules":
             metrics.serving(argument, ["small"])
         elif command == "forget":

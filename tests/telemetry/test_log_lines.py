@@ -28,7 +28,7 @@ def test_a_call_says_who_what_where_and_what_it_cost(record, clean):
         "time": "2026-09-21T14:13:20.373456Z", "level": "info", "event": "call", "call": "call_01", "key": "key_01",
         "team": "search", "operation": "chat", "route": "small", "target": "second/small-1", "stream": True,
         "outcome": "completed", "status": 200, "code": "", "decision": "allow", "rule": "allow-small", "labels": ["seen"],
-        "attempts": 2, "ms": 250.0, "first_byte_ms": 90.0,
+        "verdicts": [], "attempts": 2, "ms": 250.0, "first_byte_ms": 90.0,
         "tokens": {"input": 30, "output": 12, "cache_read": 10, "cache_write": 4, "reasoning": 5, "input_audio": 2,
                    "output_audio": 1},
         "cost_usd": "0.001234567", "session": "s-1", "run": "r-1", "step": "3", "message": "",
@@ -37,6 +37,18 @@ def test_a_call_says_who_what_where_and_what_it_cost(record, clean):
 
 def test_the_fields_are_the_documented_ones_in_their_order(record, refused, clean):
     assert list(fields_of(record, clean)) == list(fields_of(refused, clean)) == list(CALL_FIELDS)
+
+
+def test_what_was_decided_on_the_answer_is_told_in_short(record, clean, secret):
+    verdicts = tuple({"phase": "tool_call", "subject": f"mail.send{n}", "decision": "deny", "rule": "no-mail", "reasons": []} for n in range(20))
+    record = replace(record, verdicts=verdicts, labels=("seen", "late"), answer_labels=("late", "secret"))
+    fields = fields_of(record, clean)
+    assert fields["labels"] == ["seen", "late", "secret"]
+    assert fields["verdicts"] == [f"tool_call:mail.send{n}:deny:no-mail" for n in range(8)]
+    assert "verdicts=tool_call:mail.send0:deny:no-mail,tool_call" in text_line(fields).decode()
+    hostile = ({"phase": "response", "subject": "x" * 10_000, "decision": "held", "rule": secret},)
+    assert fields_of(replace(record, verdicts=hostile), clean)["verdicts"] == [
+        f"response:{'x' * 64}… (10000 characters):held:********"]
 
 
 def test_a_call_that_went_nowhere_has_nulls_and_not_zeros(refused, clean):
@@ -52,7 +64,7 @@ def test_our_own_count_of_tokens_is_marked(record, clean):
 @pytest.mark.parametrize(("outcome", "code", "level"), [
     (Outcome.COMPLETED, "", "info"), (Outcome.REFUSED, "forbidden", "info"), (Outcome.CANCELLED, "client_closed", "info"),
     (Outcome.FAILED, "upstream_failed", "warning"), (Outcome.CUT, "upstream_failed", "warning"),
-    (Outcome.INTERRUPTED, "", "warning"), (Outcome.FAILED, "internal_error", "error"),
+    (Outcome.WITHHELD, "forbidden", "info"), (Outcome.INTERRUPTED, "", "warning"), (Outcome.FAILED, "internal_error", "error"),
 ])
 def test_the_level_says_who_should_look(record, outcome, code, level):
     assert call_level(replace(record, outcome=outcome, code=code)) == level

@@ -147,6 +147,13 @@ async def test_calls_below_the_level_are_counted_but_not_logged(start, lines, re
     assert b'outcome="completed",route="small",team="search"} 1.0' in telemetry.metrics()
 
 
+async def test_a_reload_that_failed_shows_at_once(start):
+    telemetry = await start()
+    telemetry.reloaded(ok=False)
+    assert b"lockgate_config_stale 1.0" in telemetry.metrics()
+    assert b'lockgate_reloads_total{result="failed"} 1.0' in telemetry.metrics()
+
+
 async def test_text_is_the_other_format(start, lines, record):
     telemetry = await start(log_format="text")
     telemetry.publish(record)

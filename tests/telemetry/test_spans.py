@@ -57,6 +57,18 @@ def test_a_call_has_a_span_with_its_times_and_one_for_every_attempt(export, reco
         assert span.parent.span_id == root.get_span_context().span_id
 
 
+def test_a_call_of_a_tool_names_the_tool_and_no_model(export, record):
+    root, *_attempts = export(replace(record, operation="tool", route="bank.pay"))
+    assert root.name.startswith("execute_tool")
+    assert (root.attributes["gen_ai.operation.name"], root.attributes["gen_ai.tool.name"]) == ("execute_tool", "bank.pay")
+    assert "gen_ai.request.model" not in root.attributes
+
+
+def test_an_answer_that_was_withheld_is_no_error_of_the_gateway(export, record):
+    root, *_attempts = export(replace(record, outcome=Outcome.WITHHELD, status=403, code="forbidden"))
+    assert root.status.status_code is StatusCode.UNSET
+
+
 def test_a_call_says_everything_that_is_documented(export, record):
     failed = replace(record, outcome=Outcome.CUT, code="upstream_failed", message="It broke.", status=200)
     root, _first, second = export(failed)
@@ -71,7 +83,7 @@ def test_a_call_says_everything_that_is_documented(export, record):
         "lockgate.bundle": "sha256:aa", "lockgate.run": "r-1", "lockgate.step": "3", "lockgate.cost_usd": "0.001234567",
         "lockgate.attempts": 2,
     }
-    assert set(root.attributes or {}) == set(names.CALL_ATTRIBUTES)
+    assert set(root.attributes or {}) | {names.TOOL} == set(names.CALL_ATTRIBUTES)
     assert set(second.attributes or {}) | {names.ERROR_TYPE} == set(names.ATTEMPT_ATTRIBUTES)
     assert (root.status.status_code, root.status.description) == (StatusCode.ERROR, "It broke.")
 

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.call import AttemptEnd, CallRecord, Principal, Usage
+from gateway.core.decision import BYPASS
 from gateway.telemetry.metrics import METRICS, Metrics, cause_class
 
 
@@ -88,6 +89,54 @@ def test_label_values_with_quotes_and_newlines_do_not_break_the_format(metrics, 
     assert samples(metrics)["lockgate_calls_total", ("", "completed", "small", 'a"b\\c\nd')] == 1
 
 
+def reason(rule: str, **changes: object) -> dict[str, object]:
+    return {"rule": rule, "effect": "deny", "verdict": "matched", "source": "a.toml:1", "message": "", **changes}
+
+
+def test_every_rule_that_contributed_is_counted_whatever_phase_it_was_asked_in(metrics, record):
+    verdict = {"phase": "response", "subject": "", "decision": "allow", "rule": "", "message": "", "bundle": "sha256:aa",
+               "reasons": [reason("pii", effect="redact"), reason("quiet", verdict="not_matched")]}
+    asked = (reason("night"), reason("night"), reason("broken", verdict="error"), reason("soon", shadow=True), reason("idle", verdict="not_matched"))
+    metrics.count(replace(record, reasons=asked, verdicts=(verdict,)))
+    assert {key[1]: value for key, value in samples(metrics).items() if key[0] == "lockgate_rules_total"} == {
+        ("deny", "enforce", "night", "matched"): 2, ("deny", "enforce", "broken", "error"): 1, ("deny", "shadow", "soon", "matched"): 1,
+        ("redact", "enforce", "pii", "matched"): 1}
+
+
+def test_a_tool_call_that_was_kept_back_counts_for_its_rule(metrics, record):
+    kept = {"phase": "tool_call", "subject": "mail.send", "decision": "deny", "rule": "no-mail", "reasons": [reason("no-mail")]}
+    others = ({**kept, "decision": "allow", "rule": ""}, {**kept, "phase": "response", "rule": "no-secrets"})
+    metrics.count(replace(record, verdicts=(kept, {**kept, "decision": "held", "rule": "ask"}, kept, *others)))
+    assert {key[1]: value for key, value in samples(metrics).items() if key[0] == "lockgate_withheld_tool_calls_total"} == {
+        ("no-mail",): 2, ("ask",): 1}
+
+
+def test_a_record_that_says_less_than_it_might_is_counted_all_the_same(metrics, record):
+    metrics.count(replace(record, reasons=({},), verdicts=({},)))
+    assert samples(metrics)["lockgate_calls_total", ("", "completed", "small", "search")] == 1
+
+
+def test_a_call_that_went_round_the_rules_is_counted(metrics, record, refused):
+    metrics.count(record)
+    assert samples(metrics)["lockgate_bypasses_total", ()] == 0
+    metrics.count(replace(record, labels=("seen", BYPASS)))
+    metrics.count(replace(refused, labels=(BYPASS,)))
+    assert samples(metrics)["lockgate_bypasses_total", ()] == 2
+
+
+def test_files_that_could_not_be_loaded_show_until_they_can(metrics):
+    def shown() -> list[float]:
+        seen = samples(metrics)
+        return [seen["lockgate_config_stale", ()], *(seen["lockgate_reloads_total", (result,)] for result in ("ok", "failed"))]
+
+    assert shown() == [0, 0, 0]
+    metrics.reloaded(ok=False)
+    assert shown() == [1, 0, 1]
+    metrics.reloaded(ok=False)
+    metrics.reloaded(ok=True)
+    assert shown() == [0, 1, 2]
+
+
 def test_a_reload_shows_which_rules_are_in_force(metrics):
     metrics.serving("sha256:bb", ["small"])
     seen = samples(metrics)
@@ -115,7 +164,8 @@ def test_two_gateways_in_one_process_do_not_mix(metrics, record):
 def test_every_metric_is_as_documented(metrics, record, refused):
     metrics.count(record)
     metrics.count(refused)
-    metrics.count(replace(record, cost_nusd=None))
+    kept = {"phase": "tool_call", "decision": "deny", "rule": "no-mail", "reasons": [reason("no-mail")]}
+    metrics.count(replace(record, cost_nusd=None, verdicts=(kept,)))
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     shown = {family.name + ("_total" if family.type == "counter" else ""): family for family in families.values()}
     assert set(shown) == {spec.name for spec in METRICS}

@@ -94,6 +94,16 @@ def test_a_reload_that_has_not_reached_every_worker_shows_both_bundles(worker):
     assert seen["lockgate_info", "sha256:bb", "0.1.0"] == 1
 
 
+def test_one_worker_that_could_not_load_the_files_shows_for_all_until_it_is_gone(worker):
+    one, two = worker(), worker()
+    one("reload failed")
+    two("reload ok")
+    assert samples(two("render"))["lockgate_config_stale",] == 1
+    one.kill()
+    two(f"forget {one.process.pid}")
+    assert samples(two("render"))["lockgate_config_stale",] == 0
+
+
 def test_a_hosts_own_metrics_in_the_same_folder_are_not_ours(worker, tmp_path):
     """An embedded gateway runs inside an application that may count things of its own."""
     code = "from prometheus_client import Counter\nCounter('host_secret_total', 'x').inc()"

@@ -1,0 +1,69 @@
+"""What works and is most likely not what was meant. Tells people; decides nothing, and runs only where somebody looks."""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from gateway.config import Deployment
+from gateway.core.lint import Reach, beside
+from gateway.core.rules import Rule, match_of
+from gateway.errors import Problem
+from gateway.rule_config import RuleConfig
+from gateway.snapshot import Snapshot
+from gateway.validation import nearest
+
+
+def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
+    """Files that nobody reads, rules that see or say less than they seem to, providers whose address lacks something."""
+    found = [Problem(name, None, "", "is not read", "only files named *.toml are, and no folders") for name in deployment.unread]
+    found += _of_engine(deployment, snapshot)
+    for given, rule in zip(deployment.rules, snapshot.bundle.rules, strict=True):
+        found += _of_words(deployment, given)
+        found += _of_condition(deployment, given, rule)
+        found += _of_reach(deployment, given, rule)
+        found += (deployment.problem_in(given.source, ("match", "routes"), f'no route is named {glob!r} (rule "{given.id}")',
+                                        nearest(glob, snapshot.routes))
+                  for glob in given.match.routes if not any(fnmatchcase(route, glob) for route in snapshot.routes))
+    found += _of_neighbours(deployment, deployment.rules)
+    for name, provider in deployment.config.providers.items():
+        if not urlsplit(provider.base_url).path:
+            found.append(deployment.problem(("providers", name, "base_url"), "has no path", "most providers need /v1"))
+    return found
+
+
+def _of_engine(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
+    name = snapshot.bundle.phases["request"].engine.name
+    if name == "cel-python":
+        yield deployment.problem(("policy", "engine"), f"{name} knows no types, so expressions are checked less than they could be",
+                                 "cel-expr-python checks types, optional fields and costs")
+
+
+def _of_words(deployment: Deployment, rule: RuleConfig) -> Iterator[Problem]:
+    """What a rule says in vain, or does not say."""
+    if rule.effect == "deny" and rule.message is None:
+        yield deployment.problem_in(rule.source, ("effect",), f'callers are not told why (rule "{rule.id}")', "add a `message`")
+    vain: Sequence[str] = ("message", "remedy") if rule.effect == "log" else ("label",)
+    for key in vain:
+        if getattr(rule, key) is not None:
+            yield deployment.problem_in(rule.source, (key,), f'a rule that is `{rule.effect}` does not use it (rule "{rule.id}")',
+                                        "take it out")
+
+
+def _of_condition(deployment: Deployment, given: RuleConfig, rule: Rule) -> Iterator[Problem]:
+    """What was seen in its expression."""
+    for problem in rule.program.warnings if rule.program else ():
+        yield deployment.problem_in(given.source, ("when",), f'{problem.pointed(given.when or "")} (rule "{given.id}")', problem.hint)
+
+
+def _of_reach(deployment: Deployment, given: RuleConfig, rule: Rule) -> Iterator[Problem]:
+    """A rule against what is written in `messages` is no rule against the same words in a `prompt`."""
+    messages = "messages" in rule.reads or ("request.body" in rule.reads and "messages" in (given.when or ""))
+    if given.effect == "deny" and messages and not rule.reads & {"request.operation", "texts"}:
+        yield deployment.problem_in(given.source, ("when",), f'does not see `prompt` of completions (rule "{given.id}")', "read `texts`")
+
+
+def _of_neighbours(deployment: Deployment, rules: Sequence[RuleConfig]) -> Iterator[Problem]:
+    """Rules that other rules leave nothing to do."""
+    reaches = [Reach(rule.id, rule.phase, rule.effect, rule.mode, match_of(rule), rule.when) for rule in rules]
+    for number, message, hint in beside(reaches):
+        yield deployment.problem_in(rules[number].source, ("effect",), f'{message} (rule "{rules[number].id}")', hint)

@@ -1,0 +1,100 @@
+"""The tools that a request offers to a model, and what is made of a call of one: its schema, its declaration, its refusal. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.call import Call, Json, ToolCall
+from gateway.core.body import tools_offered
+from gateway.core.decision import Denied
+from gateway.errors import Forbidden
+from gateway.gate import refusal
+from gateway.schemas import compile_schema
+from gateway.wire.tool_calls import LEGACY, Proposed, UnreadableArgumentsError
+
+
+def without_tools(body: Mapping[str, Json], removed: Mapping[str, Denied]) -> dict[str, Json]:
+    """The body without these tools. Raises `Forbidden` where it asks for one of them by name, or for any where none is left."""
+    out = dict(body)
+    for key, choice_key, extra in (("tools", "tool_choice", "parallel_tool_calls"), ("functions", LEGACY, "")):
+        offered = out.get(key)
+        if not isinstance(offered, list):
+            continue
+        left = [tool for tool in offered if not set(tools_offered({"tools": [tool]})) & removed.keys()]
+        chosen = out.get(choice_key)
+        wanted = next((name for name in removed if _names(chosen, name)), None)
+        if wanted is None and not left and chosen == "required":
+            wanted = next(iter(removed))
+        if wanted is not None:
+            denied = removed[wanted]
+            raise Forbidden(f"The tool {wanted} is asked for and may not be called. {denied.message or ''}".strip(),
+                            rule=denied.rule or "", remedy=denied.remedy)
+        out[key] = left
+        if not left:
+            for gone in (key, choice_key, extra):
+                out.pop(gone, None)
+    return out
+
+
+def _names(choice: Json, name: str) -> bool:
+    if not isinstance(choice, dict):
+        return False
+    return choice.get("name") == name or any(isinstance(inner, dict) and inner.get("name") == name for inner in choice.values())
+
+
+def unfitting(name: str, arguments: Json, call: Call, known: list[str]) -> str:
+    """Why the arguments do not fit the tool's own schema; empty where they do, or it has none."""
+    if known:
+        return known[0]
+    for tool in _offered(call, name):
+        parameters = tool.get("parameters")
+        if parameters is None:
+            continue
+        try:
+            problems = compile_schema(parameters).problems(arguments)
+        except ValueError as error:
+            return f"the tool's own schema cannot be used ({error})"
+        if problems:
+            return problems[0]
+    return ""
+
+
+def _offered(call: Call, name: str) -> list[Mapping[str, Any]]:
+    """The definitions of a tool in the request."""
+    found = []
+    for key in ("tools", "functions"):
+        entries = call.body.get(key)
+        for entry in entries if isinstance(entries, list) else ():
+            inner = entry.get("function", entry) if isinstance(entry, dict) else None
+            if isinstance(inner, dict) and inner.get("name") == name:
+                found.append(inner)
+    return found
+
+
+def annotations(call: Call, name: str) -> Mapping[str, Any]:
+    """What the request's definition of a tool says beside its schema."""
+    definitions = _offered(call, name)
+    return {"strict": definitions[0]["strict"]} if definitions and "strict" in definitions[0] else {}
+
+
+def called(call_id: str, name: str, written: str) -> ToolCall:
+    """The tool call that a result is of, as the conversation tells it."""
+    try:
+        arguments = Proposed(call_id, name, written, "function").arguments()
+    except UnreadableArgumentsError:
+        arguments = {}
+    return ToolCall(call_id, name, arguments)
+
+
+def refused(name: str, message: str, rule: str, remedy: str | None) -> str:
+    """What a model and its application read in place of a tool call."""
+    named = f" (rule {rule})" if rule else ""
+    return " ".join(filter(None, (f"The call of the tool {name} was refused{named}: {message}", remedy)))
+
+
+def say(message: dict[str, Json], text: str, withheld: str) -> None:
+    """Put a refusal into a message."""
+    content = message.get("content")
+    said = refusal(text, withheld, after=bool(content) and isinstance(content, str))
+    if "content" in said and isinstance(content, str):
+        said = {"content": content + said["content"]}
+    message.update(said)
