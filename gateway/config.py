@@ -13,8 +13,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from gateway.case_config import CaseConfig
 from gateway.errors import Problem
 from gateway.rule_config import DefaultsConfig, RuleConfig
-from gateway.tool_config import Headers, ToolConfig
 from gateway.toml_source import KeyPath, Source
+from gateway.tool_config import Headers, ToolConfig
 from gateway.units import (
     Duration,
     Label,
@@ -112,7 +112,8 @@ class PolicyConfig(Strict):
     wait: Duration = Field(default=5.0, description=(
         "How long a call waits for another call of its session, where a rule depends on that one or asks for one at a time."))
     detectors: Names = Field(default=(), description=(
-        "Your own detectors, by the name of a file in the folder of adapters that exports `DETECTORS`; rules name them beside those that ship."))
+        "Your own detectors, by the name of a file in the folder of adapters that exports `DETECTORS`; rules name them beside those "
+        "that ship."))
     env: Mapping[Label, str] = Field(default_factory=dict, description="What rules read as `env.NAME`: the region, the stage.")
     watch: bool = Field(default=True, description="Whether `lockgate serve` reloads by itself when a file of the deployment changes.")
 

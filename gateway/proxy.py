@@ -23,6 +23,7 @@ from gateway.errors import (
     StoreUnavailable,
     UnknownRoute,
     UpstreamFailed,
+    UpstreamRejected,
     UpstreamTimeout,
 )
 from gateway.keyring import ANONYMOUS, KeyRing
@@ -125,7 +126,11 @@ class Proxy:
             call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
             async with asyncio.timeout(route.deadlines.total_s):
                 await self.settler.begin(case, call, route.targets[0].target)  # on disk before anything leaves
-                got = await self._dispatcher.send(case, call, route, snapshot)
+                try:
+                    got = await self._dispatcher.send(case, call, route, snapshot)
+                except UpstreamRejected as refusal:
+                    await self._rulings.rejected(case, snapshot, call, refusal)
+                    raise
                 case.answered = True
                 if isinstance(got, OpenStream):
                     helped = "X-Stainless-Helper-Method" in arrival.headers

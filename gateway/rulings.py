@@ -1,7 +1,9 @@
 """What the rules say at each place where they are asked, and what that makes of the call. Owns no order: that is `Proxy.handle`'s."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.call import Call, Json, Reply, Said, ToolCall, ToolResult, ToolUse
@@ -14,12 +16,14 @@ from gateway.core.question import Question
 from gateway.core.rate import Rates
 from gateway.core.redaction_stream import StreamRedactor
 from gateway.core.rules import Bundle
+from gateway.core.session_uses import with_uses
 from gateway.enact import count, enact, rerouted
-from gateway.errors import ApprovalUnavailable, CallError, Forbidden
+from gateway.errors import ApprovalUnavailable, CallError, Forbidden, RateLimited, UpstreamRejected
 from gateway.gate import Gate, Judge, Listening, Ruling, StreamGate, WholeGate
 from gateway.gather import gather, selected
 from gateway.judge import Judged, judge
 from gateway.progress import Progress
+from gateway.schemas import SchemaCache
 from gateway.snapshot import Snapshot
 from gateway.spoken import finish_reasons, flows, redacted, said
 from gateway.store.protocol import Sessions
@@ -37,6 +41,7 @@ from gateway.wire.tool_calls import (
     with_contents,
 )
 
+_MOST_LATELY: Final = 10_000
 _LARGE: Final = 64 * 1024  # from here on judging a text takes longer than other calls should wait for: it is done in a thread
 
 
@@ -48,6 +53,8 @@ class Rulings:
     turns: Turns
     rates: Rates
     clock: Clock
+    schemas: SchemaCache = field(default_factory=SchemaCache)
+    lately: OrderedDict[tuple[str, str], bool] = field(default_factory=OrderedDict)  # proposed tool calls: whether they were let through
 
     async def request(self, case: Progress, snapshot: Snapshot, call: Call, route: Route) -> tuple[Call, Route]:
         """The call as it may leave, and where to. Judged: the request, the results that it brings, and the tool that it calls.
@@ -117,7 +124,7 @@ class Rulings:
         session = await self.turns.facts(snapshot.bundle, question, wait_s=snapshot.config.policy.wait)
         if session is not None:
             labels = tuple(dict.fromkeys((*session.labels, *case.labels)))
-            question = replace(question, session=replace(session, labels=labels))
+            question = replace(question, session=replace(with_uses(session, case.uses), labels=labels))
         judged = await self._judged(snapshot.bundle, question)
         case.decided(judged.decision)
         return judged
@@ -168,6 +175,14 @@ class Rulings:
         left = judged.question.result
         return reply if left is None or left is result else replace(reply, body={**reply.body, kind: left.content})
 
+    async def rejected(self, case: Progress, snapshot: Snapshot, call: Call, refusal: UpstreamRejected) -> None:
+        """A provider has refused a call: of a tool, its words are what the tool gave back, and judged as that. Raises as `reply` does."""
+        if call.operation != "tool" or snapshot.bundle.phases["tool_result"].empty:
+            return
+        case.answered = True
+        words = Reply({"status": refusal.status, "content_type": "text/plain", "text": refusal.message}, None)
+        refusal.message = (await self._tool_result(case, snapshot, call, words)).body["text"]
+
     async def _choice(self, case: Progress, snapshot: Snapshot, call: Call, choice: Json) -> Json:
         """One choice of a plain answer with its tool calls judged."""
         message = choice.get("message") if isinstance(choice, dict) else None
@@ -210,15 +225,13 @@ class Rulings:
         now_ns = self.clock.now_ns()
         try:
             arguments = asked.arguments()
-            wrong = unfitting(asked.name, arguments, call, known.schema.problems(arguments) if known else [])
+            wrong = unfitting(asked.name, arguments, call, known.schema.problems(arguments) if known else [], self.schemas)
         except UnreadableArgumentsError as error:
             arguments, wrong = {}, str(error)
         tool = ToolCall(asked.id, asked.name, arguments, "model", "http" if known else "",
                         known.annotations if known else annotations(call, asked.name))
         if wrong:
-            reason = Reason(BAD_ARGUMENTS, "deny", "matched", "", wrong)
-            denied = Denied(BAD_ARGUMENTS, f"The model's arguments cannot be used: {wrong}.", None, (reason,), (), snapshot.bundle.digest,
-                            "tool_call", asked.name)
+            denied = _denied(snapshot, asked.name, BAD_ARGUMENTS, f"The model's arguments cannot be used: {wrong}.")
             case.decided(denied)
             case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", arguments, released=False, at_ns=now_ns))
             return Ruling(None, refused(asked.name, denied.message or "", BAD_ARGUMENTS, None))
@@ -230,12 +243,21 @@ class Rulings:
             count(self.rates, call, judged.decision, now_ns)
         except (Forbidden, ApprovalUnavailable) as error:
             ruling = Ruling(None, refused(asked.name, error.message, error.rule, error.remedy))
-        except CallError as error:
-            ruling = Ruling(None, refused(asked.name, error.message, "", None))
+        except RateLimited as error:
+            case.decided(replace(_denied(snapshot, asked.name, error.rule, error.message), values=judged.decision.values))
+            ruling = Ruling(None, refused(asked.name, error.message, error.rule, None))
         else:
             ruling = Ruling(given.args)
-        case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", given.args, ruling.arguments is not None, now_ns))
+        released = ruling.arguments is not None
+        case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", given.args, released, now_ns))
+        self._remember(call.principal.id, asked.id, released=released)
         return ruling
+
+    def _remember(self, principal: str, tool_call_id: str, *, released: bool) -> None:
+        """A client that reads a stream may bring the result before the answer's end is on record."""
+        self.lately[principal, tool_call_id] = released
+        if len(self.lately) > _MOST_LATELY:
+            self.lately.popitem(last=False)
 
     async def _results(self, case: Progress, snapshot: Snapshot, call: Call) -> Call:
         """The results of tools that a client brings back: each is judged, and must be of a call that was let through."""
@@ -245,7 +267,10 @@ class Rulings:
             return call  # the dialect has refused it, or the rules that read messages have
         if not found:
             return call
-        known = await self.sessions.released(call.principal.id, [each.id for each in found]) if snapshot.bundle.judges_tools else {}
+        known: Mapping[str, bool] = {}
+        if snapshot.bundle.judges_tools:
+            lately = {each.id: self.lately[call.principal.id, each.id] for each in found if (call.principal.id, each.id) in self.lately}
+            known = {**lately, **await self.sessions.released(call.principal.id, [each.id for each in found])}
         contents: dict[int, Json] = {}
         for each in found:
             released = known.get(each.id, not snapshot.bundle.judges_tools)
@@ -294,3 +319,9 @@ def _size(question: Question) -> int:
 
 def _redactions(decision: Decision) -> list[Redaction]:
     return [] if isinstance(decision, Denied) else [each for each in decision.transforms if isinstance(each, Redaction)]
+
+
+def _denied(snapshot: Snapshot, tool: str, rule: str, why: str) -> Denied:
+    """A refusal by the gateway itself, as a decision."""
+    reason = Reason(rule, "limit" if rule != BAD_ARGUMENTS else "deny", "matched", "", why)
+    return Denied(rule, why, None, (reason,), (), snapshot.bundle.digest, "tool_call", tool)

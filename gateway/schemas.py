@@ -20,6 +20,7 @@ from gateway.schema_work import Work, work_of
 MOST_BYTES: Final = 128 * 1024  # of a schema as JSON
 _DEEPEST: Final = 64
 _MOST_PROBLEMS: Final = 8
+_LONGEST_POINTER: Final = 300
 _LONGEST: Final = 100  # characters of a schema's own words in a message
 _MOST_WORK: Final = 10_000_000  # units of some 5 ns: what a check may cost at most
 _EXPLAINED_WORK: Final = 40_000  # up to here every problem is told with its place: an error costs a thousand times what a success does
@@ -142,8 +143,9 @@ class SchemaCache:
 
 
 def pointer(path: list[str | int]) -> str:
-    """RFC 6901."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+    """RFC 6901; a very long one, which only invented names of fields can make, is cut."""
+    whole = "".join("/" + str(part)[:_LONGEST_POINTER].replace("~", "~0").replace("/", "~1") for part in path)
+    return whole if len(whole) <= _LONGEST_POINTER else f"{whole[:_LONGEST_POINTER]}…"
 
 
 def _written(schema: JsonObject) -> bytes:

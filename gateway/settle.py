@@ -123,14 +123,14 @@ class Settler:
         """The record with as much of arguments and results as the journal may keep."""
         if not record.tool_uses and not record.tool_results:
             return record
-        uses = tuple(replace(use, args=orjson.loads(self._stored(case, use.args) or b"{}")) for use in record.tool_uses)
+        uses = tuple(replace(use, args=orjson.loads(self._stored(case, use.args, invented=True) or b"{}")) for use in record.tool_uses)
         results = tuple((name, text[:_LONGEST_RESULT]) for name, text in record.tool_results) if case.bodies == "full" else ()
         return replace(record, tool_uses=uses, tool_results=results)
 
-    def _stored(self, case: Progress, body: JsonObject | None) -> bytes | None:
+    def _stored(self, case: Progress, body: JsonObject | None, *, invented: bool = False) -> bytes | None:
         if body is None:
             return None
-        kept = reduce_body(body, case.bodies)
+        kept = reduce_body(body, case.bodies, invented=invented or case.operation == "tool")
         return None if kept is None else self._scrubber.bytes(kept)
 
 

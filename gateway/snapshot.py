@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 from gateway.call import Target
 from gateway.clock import Clock, SystemClock
 from gateway.config import Config, Deployment, ProviderConfig, RouteConfig
+from gateway.core.detectors import Detector, Detectors
 from gateway.core.money import Price
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 from gateway.core.rules import Bundle, compile_bundle
 from gateway.errors import ConfigError, Problem, SetupError
-from gateway.plugins import load_adapter, load_dialect, shipped
+from gateway.plugins import load_adapter, load_detectors, load_dialect, shipped
 from gateway.prices import knows_provider, price_of, price_providers
 from gateway.secret import Secret, resolve
 from gateway.toml_source import KeyPath
@@ -117,8 +118,24 @@ def keep_fixed(old: Snapshot, new: Snapshot) -> tuple[Snapshot, tuple[str, ...]]
 
 
 def compile_rules(given: Deployment) -> Bundle:
-    """The rules of a deployment, compiled; nothing else of it is looked at. Raises `ConfigError` with every problem."""
-    return compile_bundle(given.rules, given.config.policy.engine, given.problem_in, defaults=given.defaults, lists=given.lists)
+    """The rules of a deployment, compiled; of the rest no more is looked at than its detectors. Raises `ConfigError` with every problem."""
+    folders = (given.folder / given.config.paths.adapters, shipped("adapters"))
+    own: list[Detector] = []
+    problems: list[Problem] = []
+    for number, name in enumerate(given.config.policy.detectors):
+        try:
+            own += load_detectors(name, folders)
+        except ConfigError as error:
+            problems += [problem if problem.file else given.problem(("policy", "detectors", number), problem.message, problem.hint)
+                         for problem in error.problems]
+    try:
+        detectors = Detectors(tuple(own))
+    except ValueError as error:
+        problems.append(given.problem(("policy", "detectors"), str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return compile_bundle(given.rules, given.config.policy.engine, given.problem_in, defaults=given.defaults, lists=given.lists,
+                          detectors=detectors)
 
 
 def refuse_open_doors(host: str, deployment: Deployment) -> None:

@@ -8,7 +8,7 @@ from gateway.core.body import tools_offered
 from gateway.core.decision import Denied
 from gateway.errors import Forbidden
 from gateway.gate import refusal
-from gateway.schemas import compile_schema
+from gateway.schemas import SchemaCache
 from gateway.wire.tool_calls import LEGACY, Proposed, UnreadableArgumentsError
 
 
@@ -41,8 +41,8 @@ def _names(choice: Json, name: str) -> bool:
     return choice.get("name") == name or any(isinstance(inner, dict) and inner.get("name") == name for inner in choice.values())
 
 
-def unfitting(name: str, arguments: Json, call: Call, known: list[str]) -> str:
-    """Why the arguments do not fit the tool's own schema; empty where they do, or it has none."""
+def unfitting(name: str, arguments: Json, call: Call, known: list[str], schemas: SchemaCache) -> str:
+    """Why the arguments do not fit the tool's own schema; empty where they do, or it has none. `known` is what its declaration says."""
     if known:
         return known[0]
     for tool in _offered(call, name):
@@ -50,7 +50,7 @@ def unfitting(name: str, arguments: Json, call: Call, known: list[str]) -> str:
         if parameters is None:
             continue
         try:
-            problems = compile_schema(parameters).problems(arguments)
+            problems = schemas.get(parameters).problems(arguments)
         except ValueError as error:
             return f"the tool's own schema cannot be used ({error})"
         if problems:
@@ -58,7 +58,7 @@ def unfitting(name: str, arguments: Json, call: Call, known: list[str]) -> str:
     return ""
 
 
-def _offered(call: Call, name: str) -> list[Mapping[str, Any]]:
+def _offered(call: Call, name: str) -> list[dict[str, Any]]:
     """The definitions of a tool in the request."""
     found = []
     for key in ("tools", "functions"):

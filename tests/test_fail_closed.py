@@ -7,10 +7,11 @@ session, detectors, validators. What there is comes from the registries, so that
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 
+from gateway import tool_offers
 from gateway.call import Call, Origin, Principal, Said, ToolCall, ToolResult
 from gateway.core import cel_cpp, cel_python, functions
 from gateway.core.body import UnreadableFactError
@@ -116,8 +117,12 @@ class Giving:
         return f"gives {self.value!r}"
 
 
-RAISED = [Raising(error) for error in (ZeroDivisionError("x"), KeyError("x"), RecursionError(), MemoryError(), RuntimeError("x"), StopIteration())]
-VALUES: list[Any] = [None, True, 5, 1.5, "x", b"x", [], [5], {}, {5: 5}, {"x": b""}, datetime(2026, 1, 1, tzinfo=UTC),
+def giving(*values: Any) -> list[Callable[..., Any]]:
+    return [Giving(value) for value in values]
+
+
+RAISED: Final[list[Callable[..., Any]]] = [Raising(error) for error in (ZeroDivisionError("x"), KeyError("x"), RecursionError(), MemoryError(), RuntimeError("x"), StopIteration())]
+VALUES: Final[list[Any]] = [None, True, 5, 1.5, "x", b"x", [], [5], {}, {5: 5}, {"x": b""}, datetime(2026, 1, 1, tzinfo=UTC),
                      timedelta(1), object(), ..., 2**70]
 
 # Facts: a value that the rule is about, and the rule.
@@ -168,8 +173,8 @@ def test_a_fault_in_a_fact_never_lets_pass_what_a_rule_stops(effect: Effect, on_
             key = phase, fact.name, effect
             healthy = decided(with_fact(on_facts, key, Giving(ABOUT[fact.type][0])), phase)
             assert takes_effect(effect, healthy), (key, healthy)
-            wrong = [Giving(value) for value in VALUES if not fits(fact.type, value)]
-            for fault in (*RAISED, Raising(UnreadableFactError("x")), *wrong):
+            wrong = giving(*(value for value in VALUES if not fits(fact.type, value)))
+            for fault in [*RAISED, Raising(UnreadableFactError("x")), *wrong]:
                 assert stopped(effect, decided(with_fact(on_facts, key, fault), phase)), (key, fault)
             bundle, rule = on_facts[key]
             assert stopped(effect, decided(with_selection(bundle, phase, Selection((rule,), ())), phase)), (key, "not gathered")
@@ -188,7 +193,7 @@ def test_a_fault_in_a_step_of_the_engine_never_lets_pass_what_a_rule_stops(engin
         assert takes_effect(effect, decided(bundle, phase))
         rules = bundle.phases[phase]
         route = facts_of(phase)["route"]
-        for fault in (*RAISED, *map(Giving, [None, 5, "x", [], [None, None], ...])):
+        for fault in [*RAISED, *giving(None, 5, "x", [], [None, None], ...)]:
             broken = replace(bundle.rules[0], program=Program("", frozenset({"route"}), fault))
             for selection in (Selection((broken,), (route,)), Selection((broken, bundle.rules[1]), (route,), fault)):
                 assert stopped(effect, decided(with_selection(bundle, phase, selection), phase)), (phase, fault)
@@ -215,7 +220,7 @@ SESSION_ANSWERS: Final = {"called": True, "count": 11, "sum": 5001.0, "last": {"
 def test_a_fault_in_a_function_never_lets_pass_what_a_rule_stops(engine: str, function: Function, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every function of the registry, called as its own example calls it, in rules of every effect."""
     nothing = () if function.result == "dyn" else (None,)  # null is an answer where anything may be one
-    for fault in (*RAISED, *map(Giving, [*nothing, object(), ..., {5: 5}])):
+    for fault in [*RAISED, *giving(*nothing, object(), ..., {5: 5})]:
         table = tuple(replace(each, run=fault) if each is function else each for each in FUNCTIONS)
         for module in (functions, cel_cpp, cel_python):
             monkeypatch.setattr(module, "FUNCTIONS", table)
@@ -259,7 +264,7 @@ def test_an_answer_that_is_missing_or_wrong_never_lets_pass_what_a_rule_stops(en
 
 
 @pytest.mark.parametrize("phase", legal("redact"))
-@pytest.mark.parametrize("fault", [*RAISED, *map(Giving, [None, 5, [(1,)], [("a", "b")], [None]])], ids=repr)
+@pytest.mark.parametrize("fault", [*RAISED, *giving(None, 5, [(1,)], [("a", "b")], [None])], ids=repr)
 def test_a_fault_in_a_detector_never_lets_pass_what_a_rule_takes_out(phase: Phase, fault: Callable[..., Any]) -> None:
     """It may be somebody else's; then nothing is sent."""
     bundle = compile_bundle([configured("r", "redact", phase, None)], "auto")
@@ -273,8 +278,42 @@ def test_a_fault_in_a_detector_never_lets_pass_what_a_rule_takes_out(phase: Phas
 
 
 class Detecting:
+    """A detector that is broken."""
+
     name = "broken"
     longest = 10
 
     def __init__(self, find: Callable[..., Any]) -> None:
         self.find = find
+
+
+# Schemas of tools
+
+
+class Validating:
+    """A compiled schema that is broken."""
+
+    def __init__(self, problems: Callable[..., Any]) -> None:
+        self.problems = problems
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), RecursionError(), MemoryError(), KeyError("x")], ids=repr)
+def test_a_fault_in_the_check_of_arguments_never_finds_that_they_fit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling the schema, or asking it: the arguments do not fit, or there is no answer at all."""
+    tool = {"type": "function", "function": {"name": "bank.pay", "parameters": {"type": "object"}}}
+    call = replace(question("request").call, body={"tools": [tool]})
+    assert tool_offers.unfitting("bank.pay", {}, call, []) == ""
+    for broken in (Raising(error), Giving(Validating(Raising(error)))):
+        monkeypatch.setattr(tool_offers, "compile_schema", broken)
+        try:
+            assert tool_offers.unfitting("bank.pay", {}, call, [])
+        except type(error):
+            continue
+
+
+def test_every_effect_and_phase_is_covered() -> None:
+    """A new one has to be put into the tables above."""
+    fields = RuleConfig.model_fields
+    assert set(EFFECTS) == set(get_args(fields["effect"].annotation))
+    assert {phase for effect in EFFECTS for phase in legal(effect)} == set(get_args(fields["phase"].annotation))
+    assert set(ABOUT) == set(get_args(CelType))

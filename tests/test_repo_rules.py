@@ -25,6 +25,7 @@ PROVIDERS = re.compile(
 # Where the engine may name a provider, and why.
 NAMED: Mapping[str, str] = {
     "gateway/config.py": "the default dialect, and examples in descriptions",
+    "gateway/rule_config.py": "the default dialect, in a description",
     "gateway/core/facts.py": "an example in the reference of what rules may read",
     "gateway/wire/protocol.py": "says whose format the canonical one is",
     "gateway/embed.py": "an example of how a host uses it",

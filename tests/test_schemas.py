@@ -228,5 +228,12 @@ def test_a_schema_that_is_changed_afterwards_does_not_change_what_was_compiled()
     assert schema.problems({"a": "x"}) == []
 
 
+def test_a_name_of_a_megabyte_is_not_repeated():
+    schema = compile_schema({"properties": {}, "additionalProperties": False})
+    (problem,) = schema.problems({"x" * 1_000_000: 1})
+    assert len(problem) < 400
+    assert len(pointer(["ab" * 10] * 1000)) == 301
+
+
 def test_a_pointer_escapes_as_rfc_6901_says():
     assert pointer(["a/b", "m~n", 0, ""]) == "/a~1b/m~0n/0/"

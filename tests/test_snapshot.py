@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.advice import advice
 from gateway.call import Target
 from gateway.config import Deployment
 from gateway.core.money import Price
@@ -11,7 +12,7 @@ from gateway.core.plan import Deadlines, Retry
 from gateway.deployment import read_deployment
 from gateway.errors import ConfigError, SetupError
 from gateway.secret import Secret
-from gateway.snapshot import Snapshot, advice, compile_snapshot, is_loopback, refuse_open_doors
+from gateway.snapshot import Snapshot, compile_snapshot, is_loopback, refuse_open_doors
 
 ENVIRON = {"PEPPER": "pepper-of-the-tests", "ADMIN": "admin-of-the-tests", "KEY": "sk-provider-key", "TRACE": "trace-secret"}
 AUTH = '[auth]\npepper = "env:PEPPER"\n'

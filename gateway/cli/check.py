@@ -24,6 +24,8 @@ from gateway.toml_source import KeyPath
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _SHORTEST_SECRET: Final = 16
 
+_PLAIN: Final = ("looks like a secret in plain sight", 'refer to it: "env:NAME" or "file:PATH"')
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @config_option
@@ -38,7 +40,8 @@ def check(*, config_path: str, as_json: bool) -> None:
         _report([placed(problem, folder) for problem in error.problems], [], None, as_json=as_json)
         sys.exit(1)
     loaded: dict[str, int | str] = {
-        "providers": len(snapshot.providers), "routes": len(snapshot.routes), "rules": len(snapshot.bundle.rules),
+        "providers": len(deployment.config.providers), "routes": len(snapshot.routes) - len(snapshot.tools),
+        "tools": len(snapshot.tools), "rules": len(snapshot.bundle.rules),
         "cases": len(deployment.cases), "bundle": snapshot.bundle.digest}
     _report([], [placed(warning, folder) for warning in warnings(deployment, snapshot)], loaded, as_json=as_json)
 
@@ -64,8 +67,8 @@ def placed(problem: Problem, folder: Path) -> Problem:
 
 def warnings(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
     """What works and still deserves a look."""
-    return [*_of_access(deployment), *_of_providers(deployment), *_of_secrets(deployment, snapshot), *_of_prices(deployment, snapshot),
-            *advice(deployment, snapshot)]
+    return [*_of_access(deployment), *_of_providers(deployment), *_of_tools(deployment), *_of_secrets(deployment, snapshot),
+            *_of_prices(deployment, snapshot), *advice(deployment, snapshot)]
 
 
 def _of_access(deployment: Deployment) -> Iterator[Problem]:
@@ -85,10 +88,22 @@ def _of_providers(deployment: Deployment) -> Iterator[Problem]:
     yield from _of_headers(deployment, ("otlp", "headers"), deployment.config.otlp.headers)
 
 
+def _of_tools(deployment: Deployment) -> Iterator[Problem]:
+    for tool in deployment.tools:
+        url = urlsplit(tool.url)
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            yield deployment.problem_in(tool.source, ("url",), "not encrypted: arguments and results can be read on the way",
+                                        "use https unless the network between is your own")
+        for name in _in_plain_sight(tool.headers):
+            yield deployment.problem_in(tool.source, ("headers", name), *_PLAIN)
+
+
 def _of_headers(deployment: Deployment, path: KeyPath, headers: Mapping[str, str]) -> Iterator[Problem]:
-    for name, value in headers.items():
-        if SENSITIVE_HEADER.search(name.lower()) and not value.startswith(("env:", "file:")):
-            yield deployment.problem((*path, name), "looks like a secret in plain sight", 'refer to it: "env:NAME" or "file:PATH"')
+    yield from (deployment.problem((*path, name), *_PLAIN) for name in _in_plain_sight(headers))
+
+
+def _in_plain_sight(headers: Mapping[str, str]) -> Iterator[str]:
+    return (name for name, value in headers.items() if SENSITIVE_HEADER.search(name.lower()) and not value.startswith(("env:", "file:")))
 
 
 def _of_secrets(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:

@@ -79,4 +79,5 @@ def _is_json(value: Json) -> bool:
             return all(_is_json(item) for item in value)
         case dict():
             return all(_is_json(item) for item in value.values())
-    return False
+        case _:
+            return False

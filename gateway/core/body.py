@@ -11,7 +11,7 @@ from gateway.call import Call, Json, JsonObject
 MAX_TOOLS: Final = 2048
 MAX_TOOL_NAME: Final = 1024
 MAX_VALUES: Final = 100_000  # of an object or a list that an engine converts in one step: some 30 ms
-Held = TypeVar("Held", dict[str, Json], list[Json])
+Held = TypeVar("Held", bound=Mapping[str, Json] | list[Json])
 _BULK: Final = frozenset({"messages", "input", "prompt", "tools", "functions"})
 _NAMED_WITHIN: Final = frozenset({"function", "custom"})  # kinds of tool whose name stands one level down
 _NESTED_TOOLS: Final = ("tools", "functions", "function_declarations")  # where a tool may hold more tools
@@ -65,7 +65,8 @@ def weight(value: Json, most: int) -> int:
 
 def bounded(value: Held) -> Held:
     """The value itself, if it does not hold more values than `MAX_VALUES`."""
-    found, todo = 0, [value]
+    found = 0
+    todo: list[Mapping[str, Json] | list[Json]] = [value]
     while todo:
         holder = todo.pop()
         found += len(holder)

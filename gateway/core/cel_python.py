@@ -142,7 +142,7 @@ class PythonEngine:
             node = node.children[0]
         if node.data == "literal" and node.children[0].type in {"STRING_LIT", "MLSTRING_LIT"}:
             return str(self._env.program(node).evaluate({}))
-        if node.data == "ident_arg" and node.children[0] == "duration":
+        if node.data == "ident_arg" and node.children[0] == "duration" and len(node.children) == 2:
             text = self._literally(node.children[1])
             return literal_duration(text) if isinstance(text, str) else None
         return None

@@ -15,6 +15,8 @@ _WORK_EACH: Final = 256
 _WORK: Final = 1 << 27
 
 
+# Matches of one text, findings or not: each costs some 5 µs.
+_MOST_MATCHES: Final = 250_000
 _WORDS: Final = frozenset({"pattern", "field"})  # what stands in a replacement where no detector found something
 
 
@@ -66,10 +68,13 @@ class PatternDetector:
     def find(self, text: str, start: int = 0) -> Iterator[tuple[int, int]]:
         letters = Letters(text)
         at = letters.byte(start)
-        work = _WORK + _WORK_EACH * len(letters.data)
+        work, matches = _WORK + _WORK_EACH * len(letters.data), 0
         while (found := self._next(letters.data, at)) is not None:
             outset, first, last = found
             work -= len(letters.data) - at if self.longest is None else self.longest
+            matches += 1
+            if matches > _MOST_MATCHES:
+                raise DetectionError(f"a text of {len(text)} characters holds more than {_MOST_MATCHES} things like `{self.name}`")
             if work < 0:
                 raise DetectionError(f"the pattern {self.pattern.source!r} matches too often in a text of {len(text)} characters: "
                                      "give its repetitions an end, `{1,50}` for `+`")

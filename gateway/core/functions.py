@@ -226,7 +226,7 @@ def _query(function: SessionFunction, arguments: tuple[Literally, ...]) -> Sessi
         raise ValueError(f"a tool is named by 1 to {_LONGEST_NAME} characters, without wildcards")
     if not isinstance(path, str) or (function == "sum" and _PATH.fullmatch(path) is None):
         raise ValueError('the path starts at the arguments or at the result: "args.amount", "result.total"')
-    if not isinstance(within, timedelta | None) or not timedelta(0) < (within or _LONGEST) <= _LONGEST:
+    if not isinstance(within, timedelta | None) or not timedelta(0) < (_LONGEST if within is None else within) <= _LONGEST:
         raise ValueError("the time is longer than none and at most 366 days")
     return SessionQuery(function, tool, None if within is None else within / timedelta(seconds=1), path)
 

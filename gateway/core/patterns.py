@@ -99,8 +99,10 @@ class Pattern:
     def _found(self, match: Any) -> Found | None:
         if match is None:
             return None
-        first, last = next(span for span in map(match.span, self._groups) if span[0] >= 0)
-        return match.start(), first, last
+        counts = match.span(self._groups[0])
+        if counts[0] < 0:  # another alternative took part
+            counts = next(span for span in map(match.span, self._groups) if span[0] >= 0)
+        return match.start(), *counts
 
 
 class AnyOf:

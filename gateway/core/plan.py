@@ -64,6 +64,8 @@ def reroute(route: Route, operation: str, reroutings: Sequence[Rerouting], route
     """
     forced = next((each for each in reroutings if each.to is not None), None)
     if forced is not None and forced.to is not None:
+        if operation == "tool":  # its arguments were judged as those of this tool
+            raise NowhereError(forced.rule, "a call of a tool goes to that tool")
         there = routes.get(forced.to)
         if there is None or operation not in there.operations:
             raise NowhereError(forced.rule, f"there is no route {forced.to} for {operation}")

@@ -46,7 +46,7 @@ class Rule:
     matched: Reason
     not_matched: Reason = field(repr=False)
 
-    def answered(self, verdict: bool) -> Reason:  # noqa: FBT001 - what the expression says
+    def answered(self, verdict: object) -> Reason:
         """The reason where it could. What is neither true nor false, a defect of an engine, is no verdict."""
         if verdict is True:
             return self.matched

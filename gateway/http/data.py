@@ -105,7 +105,7 @@ def _pairs(query: str) -> Iterator[tuple[str, str]]:
             raise InvalidRequest("The query is not well-formed: name=value, joined by `&`, all else as `%` and two hexadecimal digits.")
         try:
             yield unquote_to_bytes(name).decode(), unquote_to_bytes(value).decode()
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:  # a bare byte, or an encoded one
             raise InvalidRequest("The query is not UTF-8.") from error
 
 

@@ -10,13 +10,16 @@ from gateway.call import Call, Principal
 from gateway.core.body import (
     MAX_TOOL_NAME,
     MAX_TOOLS,
+    MAX_VALUES,
     UnreadableFactError,
+    bounded,
     max_tokens,
     messages,
     params,
     strings,
     texts,
     tools_offered,
+    weight,
 )
 
 
@@ -56,7 +59,8 @@ def test_the_texts_of_a_value_are_all_of_them_in_the_order_they_stand(value: Any
                 return [text for item in of for text in every(item)]
             case dict():
                 return [*of, *(text for item in of.values() for text in every(item))]
-        return []
+            case _:
+                return []
 
     assert list(strings(value)) == every(value)
 
@@ -96,6 +100,28 @@ def test_the_arguments_of_a_tool_are_not_mistaken_for_a_chat() -> None:
     assert messages(judged) == []
     assert max_tokens(judged) == 0
     assert texts(judged) == ["messages", "max_tokens", "to", "all of them", "many", "a", "b", "c"]
+
+
+def test_an_object_with_more_values_than_an_engine_should_take_at_once_is_unreadable() -> None:
+    """Converting it is one step that nothing can interrupt. Counted are values at every depth, and no further than needed."""
+    assert bounded({"a": [1] * (MAX_VALUES - 1)}) == {"a": [1] * (MAX_VALUES - 1)}
+    many: list[Any] = [
+        [0] * (MAX_VALUES + 1), [[0]] * (MAX_VALUES // 2 + 1), {"a": {"b": [0] * MAX_VALUES}}, {str(n): {} for n in range(MAX_VALUES + 1)}]
+    for value in many:
+        with pytest.raises(UnreadableFactError, match="more than 100000 values"):
+            bounded(value)
+
+
+@pytest.mark.parametrize(("value", "least", "most"), [
+    ("x" * 100, 100, 100), ({"key" * 10: "x" * 10}, 40, 60), ([1] * 10, 40, 60), (None, 1, 8), ({"a": [{"b": "x" * 50}] * 3}, 150, 200)])
+def test_the_weight_of_a_value_is_about_its_bytes(value: Any, least: int, most: int) -> None:
+    """It decides whether judging is done beside the event loop."""
+    assert least <= weight(value, 10**9) <= most
+
+
+def test_a_heavy_value_is_not_weighed_to_its_end() -> None:
+    """The answer is known long before."""
+    assert 1000 < weight(["x" * 100] * 10**6, 1000) < 2000
 
 
 def test_params_are_the_body_without_its_bulk() -> None:

@@ -15,8 +15,8 @@ from gateway.core.decision import BY_DEFAULT, Allowed, Approval, Decision, Denie
 from gateway.core.expressions import Program
 from gateway.core.facts import Facts, facts_of
 from gateway.core.matching import Index, MatchKeys
-from gateway.core.question import Question
-from gateway.core.rules import Bundle, Selection, compile_bundle
+from gateway.core.question import LARGE, Question
+from gateway.core.rules import Bundle, PhaseRules, Selection, compile_bundle
 from gateway.gather import gather
 from gateway.rule_config import DefaultsConfig, RuleConfig
 from gateway.session import SessionFacts, SessionQuery
@@ -37,7 +37,7 @@ def judged(bundle: Bundle, call: Call, phase: Phase = "request", **parts: Any) -
 
 def with_selection(bundle: Bundle, selection: Selection) -> Bundle:
     """A bundle whose index always gives this."""
-    phases = {"request": replace(bundle.phases["request"], index=Index([{}], lambda _: selection))}
+    phases: dict[Phase, PhaseRules] = {"request": replace(bundle.phases["request"], index=Index([{}], lambda _: selection))}
     return replace(bundle, phases=phases)
 
 
@@ -398,6 +398,22 @@ def test_rules_asked_together_say_what_each_says_alone(call: Make, given_rules: 
     together = judged(compile_bundle(rules, "cel-expr-python"), call(body={"messages": [{"content": 5}]}))
     alone = [judged(compile_bundle([each], "cel-expr-python"), call(body={"messages": [{"content": 5}]})).reasons for each in rules]
     assert [reason.verdict for reason in together.reasons] == [reasons[0].verdict for reasons in alone]
+
+
+def test_on_a_large_body_rules_are_asked_one_by_one(call: Make) -> None:
+    """All of them in one step would be a step that no other thread could interrupt."""
+    compiled = compile_bundle([rule(id="a", when="route == 'x'"), rule(id="b", when="route == 'fast'")], "cel-expr-python")
+    asked: list[str] = []
+
+    def together(_: Any) -> list[bool]:
+        asked.append("together")
+        return [False, True]
+
+    bundle = with_selection(compiled, replace(compiled.phases["request"].index.select(MatchKeys()), together=together))
+    assert judged(bundle, call(size=LARGE)).rule == "b"
+    assert asked == []
+    assert judged(bundle, call(size=LARGE - 1)).rule == "b"
+    assert asked == ["together"]
 
 
 def test_a_fact_that_cannot_be_read_is_the_trouble_of_the_rules_that_read_it_alone(call: Make) -> None:

@@ -58,7 +58,7 @@ def test_a_reason_becomes_plain_json() -> None:
 
 def test_only_rules_that_contributed_are_kept() -> None:
     """Most rules that are asked say no."""
-    reasons = tuple(replace(REASON, rule=verdict, verdict=verdict) for verdict in ("matched", "not_matched", "error"))  # type: ignore[arg-type]
+    reasons = tuple(replace(REASON, rule=verdict, verdict=verdict) for verdict in ("matched", "not_matched", "error"))
     assert [reason["rule"] for reason in reasons_json(replace(DENIED, reasons=reasons), "full")] == ["matched", "error"]
 
 
@@ -106,7 +106,8 @@ def leaves(value: Any) -> list[str]:
             return [*value, *(text for item in value.values() for text in leaves(item))]
         case list():
             return [text for item in value for text in leaves(item)]
-    return []
+        case _:
+            return []
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=200), lambda inner: st.lists(inner, max_size=12) | st.dictionaries(

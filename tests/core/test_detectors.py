@@ -23,7 +23,7 @@ class Own:
     longest = 3
 
     def find(self, text, start=0):
-        return iter(())
+        return iter([(start, start + 3)] if len(text) >= start + 3 else [])
 
 
 def test_rules_name_a_detector_or_a_group():
@@ -83,6 +83,14 @@ def test_a_pattern_that_looks_at_everything_again_and_again_is_stopped(monkeypat
     with pytest.raises(DetectionError, match=r"matches too often in a text of 1000 characters: give its repetitions an end"):
         list(pattern_detector("(?s)a(.*b)?").find(text))
     assert len(list(pattern_detector("(?s)a(.{0,200}b)?").find(text))) == 1000
+
+
+def test_a_text_that_is_nothing_but_likely_values_is_stopped(monkeypatch):
+    """Ten megabytes of what looks like cards would take somebody's server for many seconds."""
+    monkeypatch.setattr(module, "_MOST_MATCHES", 100)
+    assert found("credit_card", "2234 " * 103) == []
+    with pytest.raises(DetectionError, match="a text of 520 characters holds more than 100 things like `credit_card`"):
+        found("credit_card", "2234 " * 104)
 
 
 @pytest.mark.parametrize("kind", [kind for kinds in KINDS.values() for kind in kinds], ids=lambda kind: kind.name)

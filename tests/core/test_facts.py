@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import Call, Origin, Said, ToolCall, ToolResult, Usage
-from gateway.core.body import UnreadableFactError
+from gateway.core.body import MAX_VALUES, UnreadableFactError
 from gateway.core.decision import PHASES, Phase
-from gateway.core.facts import FACTS, SESSION_FACTS, TOOLS_FACT, CelType, facts_of, match_keys, variables_table
-from gateway.core.question import Question
+from gateway.core.facts import FACTS, SESSION_FACTS, TOOLS_FACT, CelType, Fact, facts_of, match_keys, variables_table
+from gateway.core.question import LARGE, Question
 from gateway.session import SessionFacts
 
 NOW_NS = 1_700_000_000_123_456_789
@@ -154,6 +154,37 @@ def test_usage_that_the_provider_did_not_tell_is_unreadable(call: MakeCall) -> N
 def test_an_http_tool_offers_no_tools_whatever_its_arguments_are_called(call: MakeCall) -> None:
     """`tools` may be an argument, of any shape."""
     assert read("tools_offered", Question("request", call({"tools": "all"}, operation="tool"), 0)) == []
+
+
+def test_what_holds_too_much_for_one_step_of_an_engine_is_unreadable(call: MakeCall) -> None:
+    """A million numbers take a tenth of a second to convert, and nothing can interrupt it."""
+    many = {"ids": [0] * (MAX_VALUES + 1)}
+    large = asked("tool_result", call({**many, "messages": [{}] * (MAX_VALUES + 1)}, size=LARGE), tool=ToolCall("t1", "x", many),
+                  result=ToolResult(many, ""))
+    for name in ("request.params", "request.body", "messages", "tool.args", "result"):
+        with pytest.raises(UnreadableFactError, match="more than"):
+            read(name, large)
+    assert read("result_text", large) == ""
+
+
+@pytest.mark.parametrize(("kind", "value"), [("bool", 1), ("int", True), ("string", b"x"), ("timestamp", 5), ("duration", 5), ("list(string)", ()),
+                                             ("list(dyn)", "x"), ("map(string, string)", []), ("map(string, dyn)", None)])
+def test_an_extract_that_gives_another_type_has_given_nothing(kind: CelType, value: Any, call: MakeCall) -> None:
+    """A defect of ours, which an engine could take for a plain "no": `b"x" == "x"` is false without an error."""
+    fact = Fact("x", kind, PHASES, "", "", lambda _: value)
+    with pytest.raises(UnreadableFactError, match="not of the type"):
+        fact.read(Question("request", call(), 0))
+    assert replace(fact, type="dyn").read(Question("request", call(), 0)) is value
+
+
+@pytest.mark.parametrize(("parts", "large"), [
+    ({}, False), ({"said": Said("x" * LARGE)}, True), ({"said": Said("x" * (LARGE - 1))}, False),
+    ({"tool": ToolCall("t1", "x", {}), "result": ToolResult("", "x" * LARGE)}, True), ({"tool": ToolCall("t1", "x", {"a": ["x" * LARGE]})}, True),
+    ({"tool": ToolCall("t1", "x", {"a": "x"}), "result": ToolResult("", "x")}, False)])
+def test_what_takes_long_to_judge_is_told_by_its_size(parts: dict[str, Any], large: bool, call: MakeCall) -> None:  # noqa: FBT001 - a table
+    """Wherever the bulk is: the request, the arguments, the answer, the result."""
+    assert Question("tool_call", call(size=LARGE - 1), 0, **parts).large is large
+    assert Question("tool_call", call(size=LARGE), 0, **parts).large
 
 
 # Match keys

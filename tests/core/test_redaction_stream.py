@@ -1,6 +1,8 @@
 """A text that comes in pieces is redacted as the whole is, however it was cut, and little of it is held back."""
 # ruff: noqa: RUF001 - digits and hyphens that only look like the plain ones are what is tested
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from gateway.core import redaction as redacting
 from gateway.core.decision import Redaction
 from gateway.core.detectors import Detectors, pattern_detector
+from gateway.core.patterns import PatternError
 from gateway.core.redaction import redact_text
 from gateway.core.redaction_stream import MOST_HELD, StreamRedactor
 
@@ -25,7 +28,7 @@ SOURCES = ["aa", "a{1,3}b?", "(?:a|ab)(?:c|bcd)?", r"\bab\b", "a.{0,3}b", "a$", 
 
 def pieces(text: str, cuts: list[int]) -> list[str]:
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(places)]
 
 
 def streamed(parts: list[str], redactions) -> str:
@@ -151,7 +154,7 @@ def test_a_detector_that_looks_too_far_waits_for_the_end():
 
 def test_so_many_patterns_that_they_are_too_large_together_wait_for_the_end(monkeypatch):
     def refuse(_):
-        raise redacting.PatternError("too large")
+        raise PatternError("too large")
 
     monkeypatch.setattr(redacting, "AnyOf", refuse)
     redactor = StreamRedactor([Redaction("r", (pattern_detector("nobody{1,7}"),))])

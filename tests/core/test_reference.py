@@ -6,7 +6,7 @@ The normal run decides more than 10⁵ generated cases. `LOCKGATE_LONG=1` makes 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.call import Call, Principal, Said, ToolCall, ToolResult
 from gateway.core.decide import decide
-from gateway.core.decision import Decision, Denied, Effect, Held, Phase, Reason
+from gateway.core.decision import Decision, Denied, Effect, Held, Phase, Verdict
 from gateway.core.expressions import Program
 from gateway.core.matching import Index
 from gateway.core.question import Question
@@ -95,8 +95,8 @@ SITUATIONS: dict[str, tuple[Question, str | None]] = {
     "an answer": (Question("response", _call(), 0, said=Said("hi")), None),
     "a result": (Question("tool_result", _call("tool"), 0, tool=_TOOL, result=ToolResult("x", "x")), None),
 }
-DEFAULTS = [DefaultsConfig(models=models, tools=tools, application_tools=own)
-            for models, tools, own in (("allow", "allow", "allow"), ("deny", "deny", "deny"), ("allow", "deny", "allow"))]
+DEFAULTS = [DefaultsConfig(models="allow", tools="allow", application_tools="allow"), DefaultsConfig(),
+            DefaultsConfig(models="deny", tools="deny", application_tools="deny")]
 TABLES: dict[str, dict[str, Any]] = {
     "redact": {"redact": {"patterns": ["x"]}}, "set": {"set": {"values": {"x": 1}}}, "route": {"route": {"only": ["*"]}},
     "limit": {"limit": {"requests": 1, "per": "1s"}}}
@@ -246,6 +246,6 @@ def test_what_is_taken_out_by_the_organisation_is_taken_out_before_what_a_team_t
 def test_the_reference_covers_every_effect_and_verdict_there_is() -> None:
     """A new one has to be put into both evaluators."""
     fields = RuleConfig.model_fields
-    assert set(EFFECTS) == set(fields["effect"].annotation.__args__)  # type: ignore[union-attr]
-    assert set(MODES) == set(fields["mode"].annotation.__args__)  # type: ignore[union-attr]
-    assert set(VERDICTS) == set(Reason.__annotations__["verdict"].__args__)
+    assert set(EFFECTS) == set(get_args(fields["effect"].annotation))
+    assert set(MODES) == set(get_args(fields["mode"].annotation))
+    assert set(VERDICTS) == set(get_args(Verdict))

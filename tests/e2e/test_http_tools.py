@@ -1,5 +1,6 @@
 """HTTP tools through the front door: what the upstream receives is what the arguments say, field for field, and rules decide first."""
 
+import asyncio
 import json
 from typing import Any
 from urllib.parse import unquote
@@ -138,6 +139,18 @@ async def test_a_query_that_does_not_fit_is_refused_with_its_place(paying, query
     assert (answer.status, answer.code) == (400, "invalid_request")
     assert answer.json.get("pointer") == pointer
     assert paying.one.requests == []
+
+
+@pytest.mark.parametrize("line", [b"GET /tools/find?place=\xff", b"GET /tools/find?\xff=1", b"GET /tools/\xff?place=a", b"GET /tools/find?place=a&place\xc3=b"])
+async def test_bare_bytes_in_a_url_are_refused(paying, line):
+    host, port = paying.gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(line + f" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {paying.key}\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    assert answer.split(b" ", 2)[1] in (b"400", b"404")
+    assert paying.one.requests == []
+    assert b"defect" not in b"".join(paying.lines)
 
 
 @pytest.mark.parametrize("account", [
@@ -336,3 +349,15 @@ async def test_without_authentication_no_web_page_reaches_a_tool(house, headers)
             async with session.get(path) as answer:
                 assert answer.status == 200
             house.one.reset()
+
+
+async def test_what_a_tool_says_in_a_refusal_is_judged_as_its_result(house):
+    """An error page can hold the same data, and the same instructions to a model, as an answer."""
+    faulty = tool(house.one.root).replace('X-Team = "blue"', 'x-sim-fault = "status=422"')
+    await house.open(routes=faulty, policies=ALLOW)
+    assert (await ask(house, "POST", "/tools/bank.pay", {"account": "a"})).status == 422
+    house.write("policies/more.toml", '[[rule]]\nid = "no-results"\nphase = "tool_result"\neffect = "deny"\nmessage = "Kept back."\n')
+    await house.gateway.reload()
+    answer = await ask(house, "POST", "/tools/bank.pay", {"account": "a"})
+    assert (answer.status, answer.code, answer.json["rule"]) == (403, "forbidden", "no-results")
+    assert (await house.calls())[0]["outcome"] == "withheld"

@@ -244,6 +244,11 @@ async def test_a_hang_up_does_not_end_the_gateway(town, workers):
         for _ in range(3):
             async with session.post(CHAT, json={"model": "fast", "messages": [{"role": "user", "content": "say x"}]}) as answer:
                 assert answer.status == 200
+        async with asyncio.timeout(30):
+            counted = ""
+            while f'lockgate_reloads_total{{result="ok"}} {float(workers)}' not in counted:  # it reloads, in every worker
+                async with session.get("/metrics") as metrics:
+                    counted = await metrics.text()
     assert gateway.returncode is None
 
 
