@@ -3,13 +3,15 @@
 Works on canonical chunks. What it lets out, put together, is what the same rules make of the same answer given plain.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from gateway.call import Json, JsonObject, Reply, Usage
+from gateway.core.decision import POLICY_ERROR, Redaction
+from gateway.core.detectors import DetectionError
 from gateway.core.redaction_stream import StreamRedactor
-from gateway.errors import AttemptFailed
+from gateway.errors import AttemptFailed, Forbidden
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event
 from gateway.wire.tool_calls import LEGACY, Proposed, proposed, rewritten
@@ -63,11 +65,11 @@ class StreamGate:
     """
 
     def __init__(
-        self, judge: Judge | None, redactor: Callable[[], StreamRedactor] | None, withheld: str, *, contiguous: bool = False,
+        self, judge: Judge | None, redactions: Sequence[Redaction], withheld: str, *, contiguous: bool = False,
     ) -> None:
         self._contiguous = contiguous
         self._judge = judge
-        self._redactor = redactor
+        self._redactions = redactions
         self._withheld = withheld
         self._choices: dict[int, _Choice] = {}
         self._head: JsonObject = {}
@@ -101,7 +103,7 @@ class StreamGate:
         took = self._hold(state, delta)
         texts = self._texts(state, {**({"text": choice["text"]} if "text" in choice else {}), **delta})
         out = dict(choice)
-        if self._redactor is not None and "logprobs" in out:
+        if self._redactions and "logprobs" in out:
             out["logprobs"] = None  # it spells out, token by token, what is taken out
         if "text" in out and "text" in texts:
             out["text"] = texts.pop("text")
@@ -152,7 +154,7 @@ class StreamGate:
 
     def _texts(self, state: _Choice, fields: dict[str, Json]) -> dict[str, str]:
         """The texts among these fields as far as they may go out. What may hold text in no way that is known is emptied."""
-        if self._redactor is None:
+        if not self._redactions:
             return {}
         out = {}
         for name, value in fields.items():
@@ -161,16 +163,22 @@ class StreamGate:
             text = ""
             if isinstance(value, str) and name in TEXT_FIELDS:
                 if name not in state.texts:
-                    state.texts[name] = self._redactor()
-                text = state.texts[name].feed(value)
+                    state.texts[name] = StreamRedactor(self._redactions)
+                text = self._searched(state.texts[name].feed, value)
             out[name] = text
         return out
+
+    def _searched(self, search: Callable[..., str], *text: str) -> str:
+        try:
+            return search(*text)
+        except DetectionError as error:
+            raise unsearched(self._redactions) from error
 
     async def _rest(self, index: int, state: _Choice) -> list[dict[str, Any]]:
         """What a choice still holds: the ends of its texts, then its tool calls as they were judged."""
         out = []
         for name, redactor in state.texts.items():
-            if tail := redactor.end():
+            if tail := self._searched(redactor.end):
                 state.said = state.said or name == "content"
                 out.append(_chunk(index, {name: tail}) if name != "text" else {"index": index, "text": tail, "finish_reason": None})
         state.texts.clear()
@@ -246,6 +254,11 @@ class Listening:
         reasons = [choice.get("finish_reason") for choice in body["choices"]]
         await self._heard(Reply(body, self._usage, tuple(reason for reason in reasons if isinstance(reason, str))))
         return rest
+
+
+def unsearched(redactions: Sequence[Redaction]) -> Forbidden:
+    """The end of an answer that a rule was to redact, and nobody can say that it did."""
+    return Forbidden(f"A rule could not be applied to the answer, so it is withheld ({POLICY_ERROR}).", rule=redactions[0].rule)
 
 
 def refusal(text: str, withheld: str, *, after: bool) -> dict[str, Json]:

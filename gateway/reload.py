@@ -114,9 +114,9 @@ class Reloader:
         except Exception as error:
             self._stay(error)
             raise
-        self.stale = ""
-        self._loaded = loaded
         self._swap(snapshot)
+        self._loaded = loaded
+        self.stale = ""
         self._telemetry.reloaded(ok=True)
         done = Reloaded(snapshot.bundle.digest, len(snapshot.bundle.rules),
                         len(snapshot.routes) - len(snapshot.tools), len(snapshot.tools), restart)

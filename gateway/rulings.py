@@ -2,15 +2,16 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gateway.call import Call, Json, Reply, Said, ToolCall, ToolResult, ToolUse
 from gateway.clock import Clock
 from gateway.core.body import UnreadableFactError, messages, tools_offered
 from gateway.core.decide import at_best
 from gateway.core.decision import BAD_ARGUMENTS, BYPASS, Decision, Denied, Phase, Reason, Redaction
+from gateway.core.detectors import DetectionError
 from gateway.core.plan import Route
 from gateway.core.question import Question
 from gateway.core.rate import Rates
@@ -19,7 +20,7 @@ from gateway.core.rules import Bundle
 from gateway.core.session_uses import with_uses
 from gateway.enact import count, enact, rerouted
 from gateway.errors import ApprovalUnavailable, CallError, Forbidden, RateLimited, UpstreamRejected
-from gateway.gate import Gate, Judge, Listening, Ruling, StreamGate, WholeGate
+from gateway.gate import Gate, Judge, Listening, Ruling, StreamGate, WholeGate, unsearched
 from gateway.gather import gather, selected
 from gateway.judge import Judged, judge
 from gateway.progress import Progress
@@ -41,8 +42,9 @@ from gateway.wire.tool_calls import (
     with_contents,
 )
 
+Done = TypeVar("Done")
+
 _MOST_LATELY: Final = 10_000
-_LARGE: Final = 64 * 1024  # from here on judging a text takes longer than other calls should wait for: it is done in a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,13 @@ class Rulings:
         judged = await self._ask(case, snapshot, self._question(snapshot, "response", call, said=said(reply)))
         self._enact_late(case, judged)
         redactions = _redactions(judged.decision)
-        return replace(reply, body=redacted(reply.body, redactions)) if redactions else reply
+        if not redactions:
+            return reply
+        try:
+            return replace(reply, body=await _apart(judged.question, redacted, reply.body, redactions))
+        except DetectionError as error:
+            case.withheld = True
+            raise unsearched(redactions) from error
 
     async def gate(self, case: Progress, snapshot: Snapshot, call: Call, *, contiguous: bool) -> Gate | None:
         """What stands between a streamed answer and its client; None where nothing of it is judged."""
@@ -102,14 +110,15 @@ class Rulings:
         asked = self._question(snapshot, "response", call, said=Said(""))
         rules = () if snapshot.bundle.phases["response"].empty else selected(snapshot.bundle, asked).rules
         if not rules:
-            return StreamGate(judges, None, snapshot.config.policy.withheld, contiguous=contiguous) if judges else None
+            return StreamGate(judges, (), snapshot.config.policy.withheld, contiguous=contiguous) if judges else None
         ending = [rule for rule in rules if not rule.shadow and rule.effect not in ("allow", "log")]
         if any(not flows(rule) for rule in ending):
             return WholeGate(lambda reply: self.reply(case, snapshot, call, reply))
         decision = (await self._judged(snapshot.bundle, asked)).decision if ending else None
         redactions = _redactions(decision) if decision is not None else []
-        redactor = (lambda: StreamRedactor(redactions)) if redactions else None
-        inner = StreamGate(judges, redactor, snapshot.config.policy.withheld, contiguous=contiguous)
+        if redactions and StreamRedactor(redactions).whole:
+            return WholeGate(lambda reply: self.reply(case, snapshot, call, reply))
+        inner = StreamGate(judges, redactions, snapshot.config.policy.withheld, contiguous=contiguous)
         return Listening(inner, lambda reply: self._heard(case, snapshot, call, reply))
 
     async def _heard(self, case: Progress, snapshot: Snapshot, call: Call, reply: Reply) -> None:
@@ -130,9 +139,9 @@ class Rulings:
         return judged
 
     async def _judged(self, bundle: Bundle, question: Question) -> Judged:
-        if bundle.phases[question.phase].empty or _size(question) < _LARGE:
+        if bundle.phases[question.phase].empty:
             return judge(bundle, question)
-        return await asyncio.to_thread(judge, bundle, question)
+        return await _apart(question, judge, bundle, question)
 
     def _enact_late(self, case: Progress, judged: Judged) -> None:
         """What ends a call after it was answered: the outcome says so, because the provider has done its work."""
@@ -311,10 +320,9 @@ class Rulings:
         return replace(call, body=without_tools(call.body, removed))
 
 
-def _size(question: Question) -> int:
-    if question.said is not None:
-        return len(question.said.text)
-    return len(question.result.text) if question.result is not None else question.call.size
+async def _apart(question: Question, work: Callable[..., Done], *given: Any) -> Done:
+    """Do work on what is judged: on a large text in a thread, so that other calls do not wait for it."""
+    return await asyncio.to_thread(work, *given) if question.large else work(*given)
 
 
 def _redactions(decision: Decision) -> list[Redaction]:

@@ -1,7 +1,6 @@
 """A model's plain answer: what it says, and the same with texts taken out. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from gateway.call import Json, Reply, Said
 from gateway.core.decision import Redaction
@@ -25,7 +24,7 @@ def said(reply: Reply) -> Said:
 
 
 def redacted(body: Mapping[str, Json], redactions: list[Redaction]) -> dict[str, Json]:
-    """A plain answer with its texts redacted. What spells them out token by token goes."""
+    """A plain answer with its texts redacted. What spells them out token by token goes. Raises `DetectionError`."""
     choices = []
     for choice in body["choices"]:
         held = dict(choice)
@@ -39,15 +38,11 @@ def redacted(body: Mapping[str, Json], redactions: list[Redaction]) -> dict[str,
         if "logprobs" in held:
             held["logprobs"] = None
         choices.append(held)
-    whole = {**body, "choices": choices}
-    fields = [replace(each, detectors=()) for each in redactions if each.fields]
-    out: dict[str, Json] = redact_value(whole, fields) if fields else whole
-    return out
+    return {**body, "choices": choices}
 
 
 def _cleaned(value: Json, redactions: list[Redaction]) -> Json:
-    plain = [replace(each, fields=()) for each in redactions]
-    return redact_text(value, plain) if isinstance(value, str) else redact_value(value, plain)
+    return redact_text(value, redactions) if isinstance(value, str) else redact_value(value, redactions)
 
 
 def finish_reasons(choices: list[Json]) -> tuple[str, ...]:
@@ -61,4 +56,4 @@ def flows(rule: Rule) -> bool:
     if any(name == "texts" or name.startswith("response.") for name in rule.reads) or (rule.program and rule.program.queries):
         return False
     action = rule.action
-    return isinstance(action, Redaction) and not action.fields and all(each.longest is not None for each in action.detectors)
+    return isinstance(action, Redaction) and all(each.longest is not None for each in action.detectors)

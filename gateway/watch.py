@@ -62,11 +62,10 @@ class Watch:
 
 def look(deployment: Deployment) -> Seen:
     """What stands where, by its time, size and inode: config.toml, routes, rules, cases, lists, and the files of secrets."""
-    main = deployment.folder / deployment.file
-    _root, *folders = _folders(deployment)
-    files = [main, *(file for folder in folders for file in _files(folder))]
-    named = [reference for file in files if file.suffix == ".toml" for reference in _references(file)]
-    return {str(file): _state(file) for file in (*files, *(deployment.folder / name for name in named))}
+    root, routes, *rules = _folders(deployment)
+    referring = [root / deployment.file, *_files(routes)]
+    secrets = [root / name for file in referring for name in _references(file)]
+    return {str(file): _state(file) for file in (*referring, *secrets, *(file for folder in rules for file in _files(folder)))}
 
 
 def _folders(deployment: Deployment) -> tuple[Path, ...]:

@@ -11,7 +11,6 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from gateway import tool_offers
 from gateway.call import Call, Origin, Principal, Said, ToolCall, ToolResult
 from gateway.core import cel_cpp, cel_python, functions
 from gateway.core.body import UnreadableFactError
@@ -24,7 +23,9 @@ from gateway.core.question import Question
 from gateway.core.rules import Bundle, Rule, Selection, compile_bundle
 from gateway.judge import judge
 from gateway.rule_config import PHASES_OF, DefaultsConfig, RuleConfig
+from gateway.schemas import SchemaCache
 from gateway.session import SessionFacts, SessionQuery
+from gateway.tool_offers import unfitting
 
 ENGINES: Final = ("cel-expr-python", "cel-python")
 EFFECTS: Final[tuple[Effect, ...]] = ("deny", "require_approval", "redact", "set", "route", "limit", "allow", "log")
@@ -173,8 +174,9 @@ def test_a_fault_in_a_fact_never_lets_pass_what_a_rule_stops(effect: Effect, on_
             key = phase, fact.name, effect
             healthy = decided(with_fact(on_facts, key, Giving(ABOUT[fact.type][0])), phase)
             assert takes_effect(effect, healthy), (key, healthy)
+            unreadable: list[Callable[..., Any]] = [Raising(UnreadableFactError("x"))]
             wrong = giving(*(value for value in VALUES if not fits(fact.type, value)))
-            for fault in [*RAISED, Raising(UnreadableFactError("x")), *wrong]:
+            for fault in [*RAISED, *wrong, *unreadable]:
                 assert stopped(effect, decided(with_fact(on_facts, key, fault), phase)), (key, fault)
             bundle, rule = on_facts[key]
             assert stopped(effect, decided(with_selection(bundle, phase, Selection((rule,), ())), phase)), (key, "not gathered")
@@ -290,23 +292,27 @@ class Detecting:
 # Schemas of tools
 
 
-class Validating:
-    """A compiled schema that is broken."""
+class BrokenSchemas(SchemaCache):
+    """Finds a schema and fails, or fails to find one."""
 
-    def __init__(self, problems: Callable[..., Any]) -> None:
-        self.problems = problems
+    def __init__(self, error: Exception, *, found: bool) -> None:
+        super().__init__()
+        self.problems = Raising(error)
+        self.finding = Giving(self) if found else Raising(error)
+
+    def get(self, schema: Any) -> Any:
+        return self.finding(schema)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), RecursionError(), MemoryError(), KeyError("x")], ids=repr)
-def test_a_fault_in_the_check_of_arguments_never_finds_that_they_fit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_check_of_arguments_never_finds_that_they_fit(error: Exception) -> None:
     """Compiling the schema, or asking it: the arguments do not fit, or there is no answer at all."""
     tool = {"type": "function", "function": {"name": "bank.pay", "parameters": {"type": "object"}}}
     call = replace(question("request").call, body={"tools": [tool]})
-    assert tool_offers.unfitting("bank.pay", {}, call, []) == ""
-    for broken in (Raising(error), Giving(Validating(Raising(error)))):
-        monkeypatch.setattr(tool_offers, "compile_schema", broken)
+    assert unfitting("bank.pay", {}, call, [], SchemaCache()) == ""
+    for found in (True, False):
         try:
-            assert tool_offers.unfitting("bank.pay", {}, call, [])
+            assert unfitting("bank.pay", {}, call, [], BrokenSchemas(error, found=found))
         except type(error):
             continue
 

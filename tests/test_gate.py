@@ -1,5 +1,7 @@
 """The gate in a stream: what it lets out, put together, is the judged answer, however the provider cut its chunks."""
 
+import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +11,6 @@ from hypothesis import strategies as st
 from gateway.call import Reply, Usage
 from gateway.core.decision import Redaction
 from gateway.core.detectors import pattern_detector
-from gateway.core.redaction_stream import StreamRedactor
 from gateway.errors import AttemptFailed, Forbidden
 from gateway.gate import MOST_CALLS, MOST_CHOICES, Listening, Ruling, StreamGate, WholeGate
 from gateway.wire.assemble import Assembler
@@ -51,14 +52,16 @@ def whole(events: list[Event]) -> list[dict[str, Any]]:
 
 
 def gate(withheld: str = "text", *, redact: bool = False, judge: Any = ruling) -> StreamGate:
-    return StreamGate(judge, (lambda: StreamRedactor(REDACTIONS)) if redact else None, withheld)
+    return StreamGate(judge, REDACTIONS if redact else (), withheld)
 
 
 async def test_text_flows_while_a_tool_call_is_held_until_its_choice_has_ended():
     held = gate()
     assert await held.take(chunk({"role": "assistant", "content": "I "})) != []
     assert await held.take(chunk(call_piece(0, '{"a"', "good", "c0"))) == []
-    assert [event.body for event in await held.take(chunk({"content": "do"}))][0]["choices"][0]["delta"] == {"content": "do"}
+    (event,) = await held.take(chunk({"content": "do"}))
+    assert event.body is not None
+    assert event.body["choices"][0]["delta"] == {"content": "do"}
     assert await held.take(chunk(call_piece(0, ":1}"))) == []
     out = await held.take(chunk({}, finish="tool_calls"))
     assert [event.body["choices"][0]["delta"] for event in out if event.body] == [
@@ -153,20 +156,18 @@ async def test_completions_are_redacted_in_their_text():
 
 
 CONTENT = st.lists(st.sampled_from(["secret", "12", "345 ", "hello ", "sec", "ret7", "\n"]), max_size=12).map("".join)
-CALL = st.tuples(st.sampled_from(["good", "bad", "badly", "fine"]), st.dictionaries(st.sampled_from("ab"), st.integers(0, 99) | st.text("xy\"", max_size=4), max_size=2))
+CALL = st.tuples(st.sampled_from(["good", "bad", "badly", "fine"]), st.dictionaries(st.sampled_from("ab"), st.integers(0, 99) | st.text('xy"', max_size=4), max_size=2))
 
 
 def cut(text: str, places: list[int]) -> list[str]:
     edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(content=CONTENT, calls=st.lists(CALL, max_size=4), places=st.lists(st.integers(0, 200), max_size=8), withheld=st.sampled_from(["text", "refusal", "drop"]))
 async def test_however_an_answer_is_cut_the_same_comes_out(content, calls, places, withheld):
     """The plain path and the streamed one must not differ in what they let through."""
-    import json  # noqa: PLC0415 - beside its only use
-
     def events(cuts: list[int]) -> list[Event]:
         made = [chunk({"role": "assistant", "content": piece}) for piece in cut(content, cuts)]
         for n, (name, arguments) in enumerate(calls):
@@ -211,7 +212,7 @@ async def test_an_answer_that_is_needed_whole_goes_out_at_its_end_as_it_was_judg
 
 
 async def test_an_answer_that_is_refused_as_a_whole_gives_nothing_out():
-    async def judged(reply: Reply) -> Reply:
+    async def judged(_reply: Reply) -> Reply:
         raise Forbidden("no", rule="r")
 
     held = WholeGate(judged)

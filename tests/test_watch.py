@@ -57,6 +57,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "renamed over": rename_over,
     "release switched": switch_release,
     "configuration": lambda folder: (folder / "config.toml").write_text(CONFIG + "#"),
+    "configuration removed": lambda folder: (folder / "config.toml").unlink(),
     "new file": lambda folder: (folder / "routes/new.toml").write_text(""),
     "removed file": lambda folder: (folder / "policies/p.toml").unlink(),
     "cases": lambda folder: (folder / "policies/p.cases.toml").write_text(""),

@@ -175,7 +175,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._good.wait()
-            with contextlib.suppress(SetupError):  # it said why; the next round tries again
+            with contextlib.suppress(SetupError, OSError):  # it said why, or no process can be had; the next round tries again
                 process = await self._start()
                 self._own(self._reload_together())
 

@@ -41,11 +41,12 @@ class Worker:
         self._tie.send({"ask": question})
         try:
             async with asyncio.timeout(RELOAD_S + _PATIENCE_S):
-                return await waiting
+                reports: Sequence[Report] = await waiting
         except TimeoutError as late:
             raise Overloaded("The workers have not all answered; see the log for what came of it in each.") from late
         finally:
             del self._asked[question]
+        return reports
 
     async def _reload(self, number: int) -> None:
         """Answers whatever happens: the others wait for it. What is no error of the files is a defect, and the event loop tells of it."""

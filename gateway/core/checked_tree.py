@@ -107,7 +107,7 @@ def children(node: Node) -> tuple[Node, ...]:
             return node.arguments if node.target is None else (node.target, *node.arguments)
         case Items():
             return node.elements
-        case Loop():
+        case _:
             return (node.over, node.start, node.condition, node.step, node.result)
 
 

@@ -24,6 +24,7 @@ from gateway.core.expressions import (
     open_engine,
 )
 from gateway.core.facts import FACTS, Fact
+from gateway.session import SessionQuery
 
 EngineOf = Callable[[str, Phase], Engine]
 
@@ -137,6 +138,28 @@ def test_the_first_engine_checks_types_at_load(engines: tuple[Engine, Engine]) -
     assert [(problem.line, problem.column) for problem in found] == [(1, 7), (1, 28)]
 
 
+def test_comprehensions_within_comprehensions_are_refused_before_they_are_followed(engines: tuple[Engine, Engine]) -> None:
+    """The parser's limit counts what is written; each of these makes several levels more."""
+    nested = "true"
+    for number in range(28):
+        nested = f"[1].exists(x{number}, {nested})"
+    assert problems(engines[0], nested)[0].message == "the expression is nested deeper than 100 levels"
+
+
+def test_programs_that_are_too_much_together_are_left_to_be_asked_alone(engines: tuple[Engine, Engine]) -> None:
+    """Together they are over a limit of the parser, or one of them gives no bool."""
+    deep = compile_expression(engines[0], "(" * 28 + "request.stream" + ")" * 28)
+    assert engines[0].together([deep, deep]) is not None
+    deepest = compile_expression(engines[0], "(" * 30 + "request.stream" + ")" * 30)
+    assert engines[0].together([deepest, deepest]) is None
+    flag = compile_expression(engines[0], "request.body.flag")
+    run_all = engines[0].together([flag, flag])
+    assert run_all is not None
+    with pytest.raises(ValueError, match="not a list of bools"):
+        run_all(engines[0].activation({"request.body": {"flag": 1}}, {}))
+    assert engines[1].together([flag, flag]) is None
+
+
 def test_the_first_engine_refuses_deep_nesting(engines: tuple[Engine, Engine]) -> None:
     """This problem comes without a place."""
     source = "(" * 100 + "true" + ")" * 100
@@ -178,6 +201,27 @@ def test_an_evaluation_that_fails_is_a_fault(source: str, values: dict[str, Any]
 def test_a_text_that_is_not_unicode_is_a_fault_of_the_first_engine(engines: tuple[Engine, Engine]) -> None:
     """It raises instead of returning an error; headers can hold such text."""
     assert isinstance(run(engines[0], 'route == "a"', route="\ud800"), Fault)
+
+
+NUL = "\0"
+
+
+@pytest.mark.parametrize(("source", "values", "verdict"), [
+    ('route.contains("pay")', {"route": f"{NUL}pay"}, True), ('route == ""', {"route": NUL}, False), ("route.size() == 3", {"route": f"a{NUL}b"}, True),
+    ('texts.exists(t, t.contains("pay"))', {"texts": ["x", f"a{NUL}{NUL} pay"]}, True),
+    ('has(request.body.a) && request.body.a[0].b.endsWith("c")', {"request__body": {"a": [{"b": f"a{NUL}c", "n": 1}]}}, True),
+    ("has(request.body.a)", {"request__body": {f"a{NUL}": 1}}, False),
+    ('messages.exists(m, m.role == "system")', {"messages": [{"role": "user"}, {"role": "system", "x": f"{NUL}{NUL}"}]}, True)])
+def test_no_character_hides_what_comes_after_it(source: str, values: dict[str, Any], verdict: object, engine: Engine) -> None:
+    """The first engine's binding ends a text at its first NUL, which JSON can hold: a rule would see what a caller lets it see."""
+    assert run(engine, source, **values) is verdict
+
+
+def test_what_a_tool_gave_back_is_seen_whole_too(engine: Engine) -> None:
+    """Results of functions take the same way into the engine."""
+    answers = {SessionQuery("last", "a"): {"args": {}, "result": {"text": f"a{NUL}b"}, "at_ns": 0}}
+    program = compile_expression(engine, 'session.last("a").result.text.endsWith("b")')
+    assert evaluate(program, engine.activation({}, answers)) is True
 
 
 def test_the_first_engine_stops_after_ten_thousand_steps(engines: tuple[Engine, Engine]) -> None:

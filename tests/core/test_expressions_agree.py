@@ -1,7 +1,7 @@
 """The two engines side by side: one is the other's oracle, over the rules that ship and over generated expressions and calls."""
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,12 @@ def about(phase: Phase, judged: dict[str, Any]) -> dict[str, Any]:
     return {key: judged[key] for key in keys}
 
 
-@cache
 def compiled(engine: Engine, source: str) -> Program:
+    return _compiled(engine, source)
+
+
+@cache
+def _compiled(engine: Any, source: str) -> Program:
     return compile_expression(engine, source)
 
 
@@ -161,7 +165,7 @@ def verdicts(engine: Engine, sources: list[str], asked: Question) -> list[bool |
     return [None if isinstance(verdict, Fault) else verdict for verdict in given]
 
 
-def of_phase(pairs: list[tuple[str, str]], phase: Phase) -> list[str]:
+def of_phase(pairs: Sequence[tuple[str, str]], phase: Phase) -> list[str]:
     return [source for wanted, source in pairs if wanted == phase]
 
 

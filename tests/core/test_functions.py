@@ -23,7 +23,7 @@ NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
 AT_NS = 1_795_000_000_123_456_789
 
 
-def run(engine: Engine, source: str, answers: dict[SessionQuery, Any] | None = None, **values: Any) -> bool | Fault:
+def run(engine: Engine, source: str, answers: Any = None, **values: Any) -> bool | Fault:
     program = compile_expression(engine, source)
     return evaluate(program, engine.activation({"now": NOW, "route": "x", **values}, answers or {}))
 

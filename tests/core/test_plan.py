@@ -92,5 +92,11 @@ def test_rules_that_leave_nowhere_to_go_are_said_by_name(reroutings, rule, says)
     assert caught.value.rule == rule
 
 
+def test_a_call_of_a_tool_goes_to_that_tool():
+    """Its arguments were judged as those of this one."""
+    with pytest.raises(NowhereError, match="goes to that tool"):
+        reroute(through("pay", "tool:pay/POST", operations=("tool",)), "tool", (Rerouting("a", to="other"),), ROUTES)
+
+
 def test_a_route_that_no_rule_changes_is_as_it_was():
     assert reroute(ASKED, "chat", (), ROUTES) == ASKED

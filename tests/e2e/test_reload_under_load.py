@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 
 from gateway.errors import ConfigError, SetupError, StoreUnavailable
@@ -209,6 +210,20 @@ async def test_neither_the_old_nor_the_new_secret_leaves_after_a_reload(house, m
     row = json.dumps(await house.call((await house.calls())[0]["id"]))
     assert old not in row
     assert new not in row
+
+
+@pytest.mark.parametrize("engine", ["cel-expr-python", "cel-python"])
+async def test_rules_that_were_compiled_in_a_thread_judge_on_the_loop(house, messages, engine):
+    await house.open(config=f'[policy]\nengine = "{engine}"\n')
+    for number in range(3):
+        house.write("policies/policies.toml", "".join(
+            f'[[rule]]\nid = "{word}"\neffect = "deny"\nwhen = \'texts.exists(t, t.contains("{word}"))\'\n' for word in (f"round {number}", "never"))
+            .replace('id = "round ', 'id = "round-'))
+        await house.gateway.reload()
+        refused = [(await house.client().chat.completions.with_raw_response.create(model="fast", messages=messages("hi"))).status_code]
+        with pytest.raises(openai.PermissionDeniedError, match=f"round-{number}"):
+            await house.client().chat.completions.create(model="fast", messages=messages(f"this is round {number}"))
+        assert refused == [200]
 
 
 async def test_a_changed_file_is_enough_where_the_host_asks_for_it(house):
