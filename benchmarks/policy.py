@@ -171,9 +171,10 @@ def alone_ms(bundle: Bundle, asked: Question) -> float:
 def held_up_ms(bundle: Bundle, questions: list[Question]) -> float:
     """The longest that another thread waited for its turn while these were judged. The least of a few tries is the gateway's own doing."""
     judging = threading.Thread(target=lambda: [decide(bundle, "request", gather(bundle, asked)) for asked in questions])
-    longest, before = 0.0, time.perf_counter()
+    longest, before, alive = 0.0, time.perf_counter(), True
     judging.start()
-    while judging.is_alive():
+    while alive:
+        alive = judging.is_alive()  # asked first: the last wait counts too
         now = time.perf_counter()
         longest, before = max(longest, now - before), now
     return longest * 1e3

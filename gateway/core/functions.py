@@ -20,6 +20,7 @@ import re2
 from gateway.core.checked_tree import Place
 from gateway.core.decision import PHASES, Phase
 from gateway.core.program import CompileProblem, Library
+from gateway.core.redaction import found_in
 from gateway.session import SessionFunction, SessionQuery
 from gateway.units import parse_usd
 
@@ -212,7 +213,7 @@ def _sha256(_: Asked, text: str) -> str:
 
 def _found(kind: str) -> Callable[[Asked, str], list[str]]:
     def find(asked: Asked, text: str) -> list[str]:
-        return [detector.name for detector in asked.library.detectors.named(kind) if next(iter(detector.find(text)), None) is not None]
+        return found_in(text, asked.library.detectors.named(kind))
 
     return find
 

@@ -172,7 +172,10 @@ def _compile(rule: RuleConfig, engine: Engine, detectors: Detectors) -> Rule:
     reads = (program.names if program else frozenset()) | matched_on
     shown = (*sorted(reads), *sorted(query.shown for query in (program.queries if program else ())))
     matched = Reason(rule.id, rule.effect, "matched", rule.source, rule.message or "", rule.mode == "shadow", shown)
-    return Rule(rule.id, rule.effect, rule.message, rule.remedy, rule.label or rule.id, reads, program, action_of(rule, detectors),
+    label = rule.label or rule.id
+    if rule.team:  # no label of the organisation's, which an `allow` of its own may trust, is a team's to give
+        label = f"{rule.team}:{label}"
+    return Rule(rule.id, rule.effect, rule.message, rule.remedy, label, reads, program, action_of(rule, detectors),
                 rule.mode == "shadow", rule.serial, matched, replace(matched, verdict="not_matched"))
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core import cel_cpp
 from gateway.core.decision import Phase
 from gateway.core.expressions import (
     MAX_FAULT_CHARACTERS,
@@ -138,19 +139,21 @@ def test_the_first_engine_checks_types_at_load(engines: tuple[Engine, Engine]) -
     assert [(problem.line, problem.column) for problem in found] == [(1, 7), (1, 28)]
 
 
-def test_comprehensions_within_comprehensions_are_refused_before_they_are_followed(engines: tuple[Engine, Engine]) -> None:
-    """The parser's limit counts what is written; each of these makes several levels more."""
-    nested = "true"
-    for number in range(28):
-        nested = f"[1].exists(x{number}, {nested})"
-    assert problems(engines[0], nested)[0].message == "the expression is nested deeper than 100 levels"
+def test_an_expression_whose_tree_cannot_be_read_is_refused(engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an engine of another make: what was not linted is not served."""
+
+    def unreadable(_: bytes, __: str) -> Any:
+        raise ValueError("a value is cut short")
+
+    monkeypatch.setattr(cel_cpp, "read_tree", unreadable)
+    assert problems(engines[0], "request.stream") == (CompileProblem("a value is cut short"),)
 
 
 def test_programs_that_are_too_much_together_are_left_to_be_asked_alone(engines: tuple[Engine, Engine]) -> None:
     """Together they are over a limit of the parser, or one of them gives no bool."""
     deep = compile_expression(engines[0], "(" * 28 + "request.stream" + ")" * 28)
     assert engines[0].together([deep, deep]) is not None
-    deepest = compile_expression(engines[0], "(" * 30 + "request.stream" + ")" * 30)
+    deepest = compile_expression(engines[0], "(" * 31 + "request.stream" + ")" * 31)
     assert engines[0].together([deepest, deepest]) is None
     flag = compile_expression(engines[0], "request.body.flag")
     run_all = engines[0].together([flag, flag])
@@ -164,6 +167,27 @@ def test_the_first_engine_refuses_deep_nesting(engines: tuple[Engine, Engine]) -
     """This problem comes without a place."""
     source = "(" * 100 + "true" + ")" * 100
     assert "recursion limit" in problems(engines[0], source)[0].pointed(source)
+
+
+@pytest.mark.parametrize(("source", "x", "verdict"), [
+    ("request.body.x == 1", True, False), ("request.body.x == 1", 1.0, True), ("request.body.x != null", None, False),
+    ("request.body.x == [1, {'a': 2}]", [1.0, {"a": 2}], True), ("request.body.x == [1]", [1, 2], False), ("request.body.x == {'a': 1}", {"a": True}, False),
+    ("request.body.x == {'a': 1}", {"b": 1}, False), ("request.body.x == '1'", 1, False), ("1 in request.body.x", [True, "1"], False),
+    ("'a' in request.body.x", {"a": 1}, True), ("request.body.x < 2", 1.5, True), ("request.body.x >= false", True, True),
+    ("double(request.body.x) > 1.0", "1.5", True), ("request.body.x == b'a'", "a", False), ("request.body.x == duration('1h')", "1h", False)])
+def test_values_of_any_type_compare_as_cel_says(source: str, x: Any, verdict: object, engine: Engine) -> None:
+    """What a caller sends is of any type, and `1` is not `true`."""
+    assert run(engine, source, request__body={"x": x}) is verdict
+
+
+@pytest.mark.parametrize("source", [
+    "'a' in request.body.x", "double(request.body.x) > 1.0", "int(request.body.x) == 0", "bool(request.body.x)", "request.body.x < 1",
+    "size(string(request.body.x)) > 0", "duration(request.body.x) > duration('0s')", "timestamp(request.body.x) > now"])
+@pytest.mark.parametrize("x", [None, {"b": []}])
+def test_what_cannot_be_converted_is_a_fault_and_no_verdict(source: str, x: Any, engine: Engine) -> None:
+    """A `require_approval` on `double(tool.args.amount)` must not be passed by null."""
+    if not (source.startswith("'a' in") and x):
+        assert isinstance(run(engine, source, request__body={"x": x}), Fault)
 
 
 def test_a_result_that_is_no_bool_is_a_fault(engine: Engine) -> None:

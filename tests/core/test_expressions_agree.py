@@ -142,12 +142,8 @@ def about(phase: Phase, judged: dict[str, Any]) -> dict[str, Any]:
     return {key: judged[key] for key in keys}
 
 
-def compiled(engine: Engine, source: str) -> Program:
-    return _compiled(engine, source)
-
-
 @cache
-def _compiled(engine: Any, source: str) -> Program:
+def compiled(engine: Any, source: str) -> Program:
     return compile_expression(engine, source)
 
 
@@ -160,7 +156,8 @@ def verdicts(engine: Engine, sources: list[str], asked: Question) -> list[bool |
         except UnreadableFactError:
             continue
     activation = engine.activation(values, ANSWERS)
-    programs = (compiled(engine, source) for source in sources)
+    made: Any = engine  # a protocol does not say that it can be hashed
+    programs = (compiled(made, source) for source in sources)
     given = (evaluate(program, activation) if program.names <= values.keys() else Fault("") for program in programs)
     return [None if isinstance(verdict, Fault) else verdict for verdict in given]
 

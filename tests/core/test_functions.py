@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +16,17 @@ from hypothesis import strategies as st
 
 from gateway.core.decision import PHASES, Phase
 from gateway.core.expressions import CompileProblem, Engine, ExpressionError, Fault, Library, compile_expression, evaluate, open_engine
-from gateway.core.functions import EXTENSIONS, FUNCTIONS, MAX_GLOB, STANDARD, Function, functions_table, literal_duration
+from gateway.core.functions import (
+    EXTENSIONS,
+    FUNCTION_OF,
+    FUNCTIONS,
+    MAX_GLOB,
+    STANDARD,
+    Binding,
+    Function,
+    functions_table,
+    literal_duration,
+)
 from gateway.session import SessionQuery
 
 EngineOf = Callable[[str, Phase], Engine]
@@ -216,6 +227,14 @@ def test_a_glob_fits_the_texts_that_it_fits_in_match(text: str, glob: str, engin
     ("999999999999h", None), ("\N{ARABIC-INDIC DIGIT ONE}h", None)])
 def test_a_literal_duration_means_what_the_engine_makes_of_it(text: str, meant: timedelta | None) -> None:
     assert literal_duration(text) == meant
+
+
+@pytest.mark.parametrize("broken", [lambda *_: 1, lambda *_: next(iter(()))])
+def test_a_function_that_breaks_off_or_gives_something_else_is_a_fault(broken: Any, library: Library) -> None:
+    """Neither may be taken for an answer, nor end a comprehension as if nothing were found."""
+    given = Binding(library).bound(replace(FUNCTION_OF["glob"], run=broken))
+    with pytest.raises((TypeError, RuntimeError)):
+        given("a", "b")
 
 
 def endless() -> Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ from gateway.gather import gather
 from gateway.rule_config import PHASES_OF, DefaultsConfig, RuleConfig
 
 LONG = 20 if os.environ.get("LOCKGATE_LONG") == "1" else 1
+pytestmark = pytest.mark.timeout(120 * LONG)
 EFFECTS: tuple[Effect, ...] = ("deny", "require_approval", "redact", "set", "route", "limit", "allow", "log")
 VERDICTS = ("matched", "not_matched", "error")
 MODES = ("enforce", "shadow", "off")

@@ -185,6 +185,13 @@ def test_proposed_tool_calls_are_looked_at_where_anything_could_be_said_of_them(
 # A team's rules
 
 
+def test_a_teams_labels_carry_its_name() -> None:
+    """Else a team could put the label on its session that a rule of the organisation's trusts."""
+    made = compile_bundle([rule(id="a", effect="log", label="checked"), rule(id="b", effect="log", label="checked", team="search"),
+                           rule(id="c", effect="log", team="search")], "auto")
+    assert [each.label for each in made.rules] == ["checked", "search:checked", "search:c"]
+
+
 @pytest.mark.parametrize("team", ["search", "*", "a?b", "[x]", "a]b", "[!a]", ""])
 def test_a_teams_rule_is_for_that_team_whatever_signs_its_name_has(team: str) -> None:
     """The name is no glob: a team called `*` has no say over the others."""

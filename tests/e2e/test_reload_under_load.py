@@ -215,15 +215,14 @@ async def test_neither_the_old_nor_the_new_secret_leaves_after_a_reload(house, m
 @pytest.mark.parametrize("engine", ["cel-expr-python", "cel-python"])
 async def test_rules_that_were_compiled_in_a_thread_judge_on_the_loop(house, messages, engine):
     await house.open(config=f'[policy]\nengine = "{engine}"\n')
-    for number in range(3):
-        house.write("policies/policies.toml", "".join(
-            f'[[rule]]\nid = "{word}"\neffect = "deny"\nwhen = \'texts.exists(t, t.contains("{word}"))\'\n' for word in (f"round {number}", "never"))
-            .replace('id = "round ', 'id = "round-'))
+    client = house.client()
+    rule = '[[rule]]\nid = "{0}"\neffect = "deny"\nwhen = \'texts.exists(t, t.contains("{0}"))\'\n'
+    for word in ("one", "two", "three"):
+        house.write("policies/policies.toml", rule.format(word) + rule.format("never"))
         await house.gateway.reload()
-        refused = [(await house.client().chat.completions.with_raw_response.create(model="fast", messages=messages("hi"))).status_code]
-        with pytest.raises(openai.PermissionDeniedError, match=f"round-{number}"):
-            await house.client().chat.completions.create(model="fast", messages=messages(f"this is round {number}"))
-        assert refused == [200]
+        await client.chat.completions.create(model="fast", messages=messages("hi"))
+        with pytest.raises(openai.PermissionDeniedError, match=word):
+            await client.chat.completions.create(model="fast", messages=messages(f"this is {word}"))
 
 
 async def test_a_changed_file_is_enough_where_the_host_asks_for_it(house):
