@@ -187,6 +187,8 @@ def _widening(rule: RuleConfig) -> Iterator[tuple[KeyPath, str]]:
         yield ("match", "teams"), "`[bundle] team` says whose calls they are"
     if rule.route is not None and rule.route.to is not None:
         yield ("route", "to"), "another route may be one that the caller may not use"
+    if rule.redact is not None and rule.redact.fields and rule.phase == "request":
+        yield ("redact", "fields"), "a field may be one that the organisation has set"
     if rule.set is None:
         return
     if rule.set.values:

@@ -5,23 +5,27 @@ Works on canonical chunks. What it lets out, put together, is what the same rule
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from gateway.call import Json, JsonObject, Reply, Usage
 from gateway.core.decision import POLICY_ERROR, Redaction
 from gateway.core.detectors import DetectionError
+from gateway.core.redaction import redact_text
 from gateway.core.redaction_stream import StreamRedactor
 from gateway.errors import AttemptFailed, Forbidden
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event
-from gateway.wire.tool_calls import LEGACY, Proposed, proposed, rewritten
+from gateway.wire.tool_calls import CALLS, LEGACY, Proposed, misplaced, proposed, rewritten
 
 MOST_CHOICES: Final = 128
 MOST_CALLS: Final = 128
 # Fields of a delta, or of a choice, that hold what a model writes.
 TEXT_FIELDS: Final = ("content", "refusal", "reasoning_content", "reasoning", "text")
-_CALLS: Final = ("tool_calls", LEGACY)
-_NO_TEXT: Final = frozenset({"role", *_CALLS})  # fields of a delta that are judged elsewhere, or are a word of the protocol
+_NO_TEXT: Final = frozenset({"role", *CALLS})  # fields of a delta that are judged elsewhere, or are a word of the protocol
+# What else is let through where texts are redacted: nobody knows what other fields hold, nor how a reader puts them together.
+_HEAD: Final = frozenset({"id", "object", "created", "model", "system_fingerprint", "service_tier"})
+_CHOICE: Final = frozenset({"index", "delta", "text", "finish_reason", "logprobs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,11 @@ class Gate(Protocol):
 class _Choice:
     """One choice of a streamed answer: its tool calls so far, and the texts whose ends are held back."""
 
-    calls: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    calls: dict[int | str, dict[str, Any]] = field(default_factory=dict)
     texts: dict[str, StreamRedactor] = field(default_factory=dict)
+    judged: set[int | str] = field(default_factory=set)  # the places of calls that are no longer held
     said: bool = False  # some text has gone out
+    ended: bool = False
     released: int = 0
 
 
@@ -75,12 +81,15 @@ class StreamGate:
         self._head: JsonObject = {}
 
     async def take(self, event: Event) -> list[Event]:
-        choices = event.body.get("choices") if event.body is not None else None
-        if event.body is None or not isinstance(choices, list) or not choices:
+        if event.body is None:
             return [event]
-        self._head = {name: value for name, value in event.body.items() if name not in ("choices", "usage")}
+        choices = event.body.get("choices") or []
+        if not isinstance(choices, list):
+            raise AttemptFailed("malformed", "the choices of the stream are not a list", retryable=False)
+        self._head = {name: value for name, value in event.body.items()
+                      if name not in ("choices", "usage") and (name in _HEAD or not self._redactions)}
         passed = [each for choice in choices for each in await self._passed(choice)]
-        if not passed and event.usage is None:
+        if not passed and choices and event.usage is None:
             return []
         bodies: list[dict[str, Any]] = [{**self._head, "choices": [choice]} for choice in passed] or [{**self._head, "choices": []}]
         if "usage" in event.body:
@@ -94,25 +103,25 @@ class StreamGate:
 
     async def _passed(self, choice: Json) -> list[dict[str, Any]]:
         """What of one choice of a chunk may go out, as choices of chunks of their own."""
-        if not isinstance(choice, dict) or "message" in choice:  # a whole message in a stream would pass by everything below
-            raise AttemptFailed("malformed", "a choice of the stream is not one of a chunk", retryable=False)
-        index = choice.get("index")
-        index = index if isinstance(index, int) else 0
+        _check_choice(choice)
+        index = choice.get("index") or 0
         state = self._state(index)
         delta = dict(choice["delta"]) if isinstance(choice.get("delta"), dict) else {}
         took = self._hold(state, delta)
         texts = self._texts(state, {**({"text": choice["text"]} if "text" in choice else {}), **delta})
-        out = dict(choice)
-        if self._redactions and "logprobs" in out:
-            out["logprobs"] = None  # it spells out, token by token, what is taken out
+        out = {name: value for name, value in choice.items() if name in _CHOICE or not self._redactions}
+        out["index"] = index
+        if "logprobs" in out and (self._redactions or took or state.calls):
+            out["logprobs"] = None  # it spells out, token by token, what is taken out or held
         if "text" in out and "text" in texts:
             out["text"] = texts.pop("text")
         delta.update(texts)
         if "delta" in choice:
             out["delta"] = delta
         state.said = state.said or bool(delta.get("content"))
-        if choice.get("finish_reason") is None:
+        if not choice.get("finish_reason"):  # some servers write an empty one into every chunk
             return [out] if delta or "text" in out or not took else []
+        state.ended = True
         if not state.calls and not state.texts:
             return [out]
         return await self._finished(index, state, out)
@@ -122,7 +131,7 @@ class StreamGate:
         reason = last["finish_reason"]
         called = bool(state.calls)
         rest = await self._rest(index, state)
-        if called and reason in _CALLS and not any(_holds_call(each) for each in rest):
+        if called and reason in CALLS and not any(_holds_call(each) for each in rest):
             reason = "stop"  # nothing is left to be called
         end = {name: value for name, value in last.items() if name not in ("delta", "text", "logprobs")}
         says = [{**last, "finish_reason": None}] if last.get("delta") or last.get("text") else []
@@ -142,14 +151,19 @@ class StreamGate:
         if not isinstance(pieces, list) or not all(isinstance(entry, dict) for entry in pieces) or not isinstance(legacy, dict | None):
             raise AttemptFailed("malformed", "a tool call of the stream is not an object", retryable=False)
         for entry in pieces:
-            _merge(self._call(state, entry.get("index", 0)), {name: item for name, item in entry.items() if name != "index"})
+            key = entry.get("index", 0)
+            if type(key) is not int:
+                raise AttemptFailed("malformed", "a tool call of the stream has no number", retryable=False)
+            _merge(self._call(state, key), {name: item for name, item in entry.items() if name != "index"})
         if legacy is not None:
             _merge(self._call(state, LEGACY), legacy)
         return bool(pieces) or legacy is not None
 
-    def _call(self, state: _Choice, key: Any) -> dict[str, Any]:
-        if not isinstance(key, int | str) or (key not in state.calls and len(state.calls) >= MOST_CALLS):
-            raise AttemptFailed("malformed", f"a choice calls more than {MOST_CALLS} tools, or counts them in no way", retryable=False)
+    def _call(self, state: _Choice, key: int | str) -> dict[str, Any]:
+        if key in state.judged:  # a reader would put it to the one that it has, and nobody has judged the two together
+            raise AttemptFailed("malformed", "a tool call of the stream goes on after the end of its choice", retryable=False)
+        if key not in state.calls and len(state.calls) + len(state.judged) >= MOST_CALLS:
+            raise AttemptFailed("malformed", f"a choice calls more than {MOST_CALLS} tools", retryable=False)
         return state.calls.setdefault(key, {})
 
     def _texts(self, state: _Choice, fields: dict[str, Json]) -> dict[str, str]:
@@ -162,6 +176,8 @@ class StreamGate:
                 continue
             text = ""
             if isinstance(value, str) and name in TEXT_FIELDS:
+                if value and state.ended:  # a reader would put it to what has gone out, and nobody has searched the two together
+                    raise AttemptFailed("malformed", "a choice of the stream goes on after its end", retryable=False)
                 if name not in state.texts:
                     state.texts[name] = StreamRedactor(self._redactions)
                 text = self._searched(state.texts[name].feed, value)
@@ -183,6 +199,7 @@ class StreamGate:
                 out.append(_chunk(index, {name: tail}) if name != "text" else {"index": index, "text": tail, "finish_reason": None})
         state.texts.clear()
         held = sorted(state.calls.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+        state.judged.update(state.calls)
         state.calls.clear()
         for key, entry in held:
             out += await self._judged(index, state, key, entry)
@@ -196,7 +213,8 @@ class StreamGate:
             place = state.released if self._contiguous else key
             state.released += 1
             return [_chunk(index, {LEGACY: whole} if key == LEGACY else {"tool_calls": [{"index": place, **whole}]})]
-        said = refusal(ruling.text, self._withheld, after=state.said)
+        text = self._searched(partial(redact_text, redactions=self._redactions), ruling.text)
+        said = refusal(text, self._withheld, after=state.said)
         state.said = True
         return [_chunk(index, said)] if said else []
 
@@ -220,7 +238,7 @@ class WholeGate:
 
     async def end(self) -> list[Event]:
         whole = self._answer.body()
-        if whole.get("lockgate_truncated"):
+        if whole.get("lockgate_truncated") or len(whole["choices"]) > MOST_CHOICES:
             raise AttemptFailed("too_large", "the answer is too long to be held and judged as a whole", retryable=False)
         reply = await self._judge(Reply(whole, self._usage, tuple(self._reasons)))
         head = {name: value for name, value in reply.body.items() if name not in ("choices", "usage")}
@@ -256,6 +274,14 @@ class Listening:
         return rest
 
 
+def _check_choice(choice: Json) -> None:
+    """Raise for what would pass by all that looks at a chunk: a whole message, a call in another place, two texts of one name."""
+    if not isinstance(choice, dict) or "message" in choice or type(choice.get("index") or 0) is not int or misplaced(choice, "delta"):
+        raise AttemptFailed("malformed", "a choice of the stream is not one of a chunk", retryable=False)
+    if "text" in choice and isinstance(choice.get("delta"), dict) and "text" in choice["delta"]:
+        raise AttemptFailed("malformed", "a choice of the stream has two texts", retryable=False)
+
+
 def unsearched(redactions: Sequence[Redaction]) -> Forbidden:
     """The end of an answer that a rule was to redact, and nobody can say that it did."""
     return Forbidden(f"A rule could not be applied to the answer, so it is withheld ({POLICY_ERROR}).", rule=redactions[0].rule)
@@ -274,7 +300,8 @@ def _as_delta(choice: JsonObject) -> dict[str, Any]:
     message = choice.get("message")
     if isinstance(message, dict):
         calls = message.get("tool_calls")
-        out["delta"] = {**message, **({"tool_calls": [{"index": n, **call} for n, call in enumerate(calls)]} if calls else {})}
+        numbered = [{"index": n, **call} for n, call in enumerate(calls)] if isinstance(calls, list) else calls
+        out["delta"] = {**message, **({"tool_calls": numbered} if calls else {})}
     return out
 
 
@@ -283,7 +310,7 @@ def _chunk(index: int, delta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _holds_call(choice: JsonObject) -> bool:
-    return any(name in choice.get("delta", ()) for name in _CALLS)
+    return any(name in choice.get("delta", ()) for name in CALLS)
 
 
 def _merge(into: dict[str, Any], piece: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ class Proxy:
                 await self.settler.begin(case, call, route.targets[0].target)  # on disk before anything leaves
                 try:
                     got = await self._dispatcher.send(case, call, route, snapshot)
-                except UpstreamRejected as refusal:
+                except (UpstreamRejected, UpstreamFailed) as refusal:
                     await self._rulings.rejected(case, snapshot, call, refusal)
                     raise
                 case.answered = True

@@ -31,7 +31,8 @@ class MatchConfig(Strict):
     routes: Globs = Field(default=(), description="The route that was asked for; of an HTTP tool its name.")
     models: Globs = Field(default=(), description="The model that was asked for, which is the name of the route.")
     tools: Globs = Field(default=(), description=(
-        "In `request` the tools that the call offers to the model; in `tool_call` and `tool_result` the tool that is called."))
+        "In `request` the tools that the call offers to the model; in `tool_call` and `tool_result` the tool that is called; in "
+        "`response` those that the answer calls."))
 
 
 class RedactConfig(Strict):
@@ -69,7 +70,7 @@ class ClampConfig(Strict):
 
 
 class SetConfig(Strict):
-    """`set` of a rule: what is written into the body of a request, or into the arguments of a tool call."""
+    """`set` of a rule: what is written into the body of a model call (phase `request`), or into a tool's arguments (`tool_call`)."""
 
     values: Mapping[str, Any] = Field(default_factory=dict, description=(
         "Values by field: a name at the top (`temperature`), or a JSON pointer (`/response_format/type`)."))
@@ -86,7 +87,7 @@ class SetConfig(Strict):
 
 
 class RerouteConfig(Strict):
-    """`route` of a rule: where the call goes instead."""
+    """`route` of a rule: where a model call goes instead."""
 
     to: str | None = Field(default=None, min_length=1, description="Another route, by its name.")
     only: Globs = Field(default=(), description="Globs of targets (`PROVIDER/MODEL`): the others are taken out.")
@@ -140,6 +141,8 @@ class RuleConfig(Strict):
         phases = PHASES_OF.get(self.effect)
         if phases is not None and self.phase not in phases:
             raise ValueError(f"`{self.effect}` has no meaning in phase `{self.phase}`, only in {' and '.join(phases)}")
+        if self.effect != "require_approval" and (self.approvers or self.quorum != 1):
+            raise ValueError(f"`approvers` and `quorum` belong to the effect `require_approval`, and this rule's is `{self.effect}`")
         for table in TABLE_OF.values():
             given = getattr(self, table) is not None
             if given and TABLE_OF.get(self.effect) != table:

@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from gateway.call import Call, Json, Reply, Said, ToolCall, ToolResult, ToolUse
@@ -12,6 +13,7 @@ from gateway.core.body import UnreadableFactError, messages, tools_offered
 from gateway.core.decide import at_best
 from gateway.core.decision import BAD_ARGUMENTS, BYPASS, Decision, Denied, Phase, Reason, Redaction
 from gateway.core.detectors import DetectionError
+from gateway.core.facts import match_keys
 from gateway.core.plan import Route
 from gateway.core.question import Question
 from gateway.core.rate import Rates
@@ -19,22 +21,23 @@ from gateway.core.redaction_stream import StreamRedactor
 from gateway.core.rules import Bundle
 from gateway.core.session_uses import with_uses
 from gateway.enact import count, enact, rerouted
-from gateway.errors import ApprovalUnavailable, CallError, Forbidden, RateLimited, UpstreamRejected
+from gateway.errors import CallError, Forbidden, InvalidRequest, RateLimited, UpstreamFailed, UpstreamRejected
 from gateway.gate import Gate, Judge, Listening, Ruling, StreamGate, WholeGate, unsearched
-from gateway.gather import gather, selected
+from gateway.gather import gather
 from gateway.judge import Judged, judge
 from gateway.progress import Progress
 from gateway.schemas import SchemaCache
 from gateway.snapshot import Snapshot
 from gateway.spoken import finish_reasons, flows, redacted, said
 from gateway.store.protocol import Sessions
-from gateway.tool_offers import annotations, called, refused, say, unfitting, without_tools
+from gateway.tool_offers import called, described, read, refused, say, unfit, without_tools
 from gateway.turns import Turns
 from gateway.wire.strict_json import dumps
 from gateway.wire.tool_calls import (
+    CALLS,
     LEGACY,
     Proposed,
-    UnreadableArgumentsError,
+    misplaced,
     parsed_result,
     proposed,
     returned,
@@ -45,6 +48,7 @@ from gateway.wire.tool_calls import (
 Done = TypeVar("Done")
 
 _MOST_LATELY: Final = 10_000
+_MOST_PROPOSED: Final = 1024  # tool calls in one answer, all its choices together
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,11 @@ class Rulings:
             made = await self._tool_made(case, snapshot, call)
             counted.append(made.decision)
             call = case.call = made.question.call
-        elif not snapshot.bundle.phases["tool_result"].empty or snapshot.bundle.judges_tools:
-            call = case.call = await self._results(case, snapshot, call)
-        if snapshot.bundle.judges_tools and call.operation != "tool":
-            call = case.call = self._offers(case, snapshot, call)
+        else:
+            if _judges_tools(snapshot) or not snapshot.bundle.phases["tool_result"].empty:
+                call = case.call = await self._results(case, snapshot, call)
+            if _judges_tools(snapshot):
+                call = case.call = await self._offers(case, snapshot, call)
         for decision in counted:
             count(self.rates, call, decision, self.clock.now_ns())
         return call, rerouted(route, call, judged.decision, snapshot.routes)
@@ -88,7 +93,7 @@ class Rulings:
         choices = reply.body.get("choices")
         if not isinstance(choices, list):
             return reply
-        if snapshot.bundle.judges_tools:
+        if _judges_tools(snapshot):
             choices = [await self._choice(case, snapshot, call, choice) for choice in choices]
             reply = replace(reply, body={**reply.body, "choices": choices}, finish_reasons=finish_reasons(choices))
         if snapshot.bundle.phases["response"].empty:
@@ -106,15 +111,16 @@ class Rulings:
 
     async def gate(self, case: Progress, snapshot: Snapshot, call: Call, *, contiguous: bool) -> Gate | None:
         """What stands between a streamed answer and its client; None where nothing of it is judged."""
-        judges: Judge | None = self._judge_of(case, snapshot, call) if snapshot.bundle.judges_tools else None
+        judges: Judge | None = partial(self._proposed, case, snapshot, call) if _judges_tools(snapshot) else None
         asked = self._question(snapshot, "response", call, said=Said(""))
-        rules = () if snapshot.bundle.phases["response"].empty else selected(snapshot.bundle, asked).rules
+        index = snapshot.bundle.phases["response"].index
+        rules = index.select(replace(match_keys(asked, with_tools=False), tools=None)).rules  # which tools it calls is not known yet
         if not rules:
             return StreamGate(judges, (), snapshot.config.policy.withheld, contiguous=contiguous) if judges else None
         ending = [rule for rule in rules if not rule.shadow and rule.effect not in ("allow", "log")]
         if any(not flows(rule) for rule in ending):
             return WholeGate(lambda reply: self.reply(case, snapshot, call, reply))
-        decision = (await self._judged(snapshot.bundle, asked)).decision if ending else None
+        decision = (await self._judged(snapshot.bundle, await self._informed(case, snapshot, asked))).decision if ending else None
         redactions = _redactions(decision) if decision is not None else []
         if redactions and StreamRedactor(redactions).whole:
             return WholeGate(lambda reply: self.reply(case, snapshot, call, reply))
@@ -130,13 +136,17 @@ class Rulings:
 
     async def _ask(self, case: Progress, snapshot: Snapshot, question: Question) -> Judged:
         """Ask the rules of a phase and put on record what they say."""
-        session = await self.turns.facts(snapshot.bundle, question, wait_s=snapshot.config.policy.wait)
-        if session is not None:
-            labels = tuple(dict.fromkeys((*session.labels, *case.labels)))
-            question = replace(question, session=replace(with_uses(session, case.uses), labels=labels))
-        judged = await self._judged(snapshot.bundle, question)
+        judged = await self._judged(snapshot.bundle, await self._informed(case, snapshot, question))
         case.decided(judged.decision)
         return judged
+
+    async def _informed(self, case: Progress, snapshot: Snapshot, question: Question) -> Question:
+        """The question with what is known of the session, this call's part included."""
+        session = await self.turns.facts(snapshot.bundle, question, wait_s=snapshot.config.policy.wait)
+        if session is None:
+            return question
+        labels = tuple(dict.fromkeys((*session.labels, *case.labels)))
+        return replace(question, session=replace(with_uses(session, case.uses), labels=labels))
 
     async def _judged(self, bundle: Bundle, question: Question) -> Judged:
         if bundle.phases[question.phase].empty:
@@ -167,7 +177,7 @@ class Rulings:
             return judged
         problems = tool.schema.problems(given.args)
         if problems:
-            raise Forbidden(f"What a rule makes of the arguments does not fit the tool: {problems[0]}", rule=BAD_ARGUMENTS)
+            raise Forbidden(f"What a rule makes of the arguments does not fit the tool: {problems[0]}.", rule=BAD_ARGUMENTS)
         return replace(judged, question=replace(judged.question, call=replace(call, body=given.args)))
 
     async def _tool_result(self, case: Progress, snapshot: Snapshot, call: Call, reply: Reply) -> Reply:
@@ -184,9 +194,13 @@ class Rulings:
         left = judged.question.result
         return reply if left is None or left is result else replace(reply, body={**reply.body, kind: left.content})
 
-    async def rejected(self, case: Progress, snapshot: Snapshot, call: Call, refusal: UpstreamRejected) -> None:
-        """A provider has refused a call: of a tool, its words are what the tool gave back, and judged as that. Raises as `reply` does."""
-        if call.operation != "tool" or snapshot.bundle.phases["tool_result"].empty:
+    async def rejected(self, case: Progress, snapshot: Snapshot, call: Call, refusal: UpstreamRejected | UpstreamFailed) -> None:
+        """An upstream has refused a call, or failed at it: of a tool, its words are what the tool gave back, and judged as that.
+
+        Raises as `reply` does.
+        """
+        spoke = any(attempt.status is not None for attempt in case.attempts)
+        if call.operation != "tool" or snapshot.bundle.phases["tool_result"].empty or not spoke:
             return
         case.answered = True
         words = Reply({"status": refusal.status, "content_type": "text/plain", "text": refusal.message}, None)
@@ -194,71 +208,57 @@ class Rulings:
 
     async def _choice(self, case: Progress, snapshot: Snapshot, call: Call, choice: Json) -> Json:
         """One choice of a plain answer with its tool calls judged."""
-        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or misplaced(choice, "message"):
+            raise UpstreamFailed("The answer holds what may be a tool call in a place where none belongs.")
+        message = choice.get("message")
         if not isinstance(message, dict) or not (message.get("tool_calls") or message.get(LEGACY)):
             return choice
-        judge_one = self._judge_of(case, snapshot, call)
-        entries = message.get("tool_calls") or []
-        kept, message = [], dict(message)
-        for entry in entries if isinstance(entries, list) else [entries]:
-            asked = proposed(entry)
-            ruling = await judge_one(asked)
-            if ruling.arguments is not None and isinstance(entry, dict):
-                kept.append(rewritten(entry, asked, ruling.arguments))
-            else:
+        message = {name: value for name, value in message.items() if name not in CALLS}
+        entries = choice["message"].get("tool_calls") or []
+        older = choice["message"].get(LEGACY)
+        pairs = [(each, "") for each in (entries if isinstance(entries, list) else [entries])] + ([(older, LEGACY)] if older else [])
+        kept = []
+        for entry, kind in pairs:
+            asked = proposed(entry, kind)
+            ruling = await self._proposed(case, snapshot, call, asked)
+            if ruling.arguments is None:
                 say(message, ruling.text, snapshot.config.policy.withheld)
-        message.pop("tool_calls", None)
+            elif kind:
+                message[LEGACY] = rewritten(entry, asked, ruling.arguments)
+            else:
+                kept.append(rewritten(entry, asked, ruling.arguments))
         if kept:
             message["tool_calls"] = kept
-        legacy = message.pop(LEGACY, None)
-        if legacy is not None:
-            asked = proposed(legacy, LEGACY)
-            ruling = await judge_one(asked)
-            if ruling.arguments is not None and isinstance(legacy, dict):
-                message[LEGACY] = rewritten(legacy, asked, ruling.arguments)
-            else:
-                say(message, ruling.text, snapshot.config.policy.withheld)
-        reason = choice.get("finish_reason")
+        left = {**choice, "message": message, **({"logprobs": None} if "logprobs" in choice else {})}  # they would spell out every call
         nothing = not kept and LEGACY not in message
-        return {**choice, "message": message, "finish_reason": "stop" if nothing and reason in ("tool_calls", LEGACY) else reason}
-
-    def _judge_of(self, case: Progress, snapshot: Snapshot, call: Call) -> Judge:
-        async def judge_one(asked: Proposed) -> Ruling:
-            return await self._proposed(case, snapshot, call, asked)
-
-        return judge_one
+        return {**left, "finish_reason": "stop"} if nothing and choice.get("finish_reason") in CALLS else left
 
     async def _proposed(self, case: Progress, snapshot: Snapshot, call: Call, asked: Proposed) -> Ruling:
         """One tool call that a model proposes."""
+        if len(case.uses) >= _MOST_PROPOSED:
+            raise UpstreamFailed(f"The answer calls more than {_MOST_PROPOSED} tools.")
         known = snapshot.tools.get(asked.name)
         now_ns = self.clock.now_ns()
+        tool, wrong = read(asked, call, known, self.schemas)
+        judged = None
         try:
-            arguments = asked.arguments()
-            wrong = unfitting(asked.name, arguments, call, known.schema.problems(arguments) if known else [], self.schemas)
-        except UnreadableArgumentsError as error:
-            arguments, wrong = {}, str(error)
-        tool = ToolCall(asked.id, asked.name, arguments, "model", "http" if known else "",
-                        known.annotations if known else annotations(call, asked.name))
-        if wrong:
-            denied = _denied(snapshot, asked.name, BAD_ARGUMENTS, f"The model's arguments cannot be used: {wrong}.")
-            case.decided(denied)
-            case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", arguments, released=False, at_ns=now_ns))
-            return Ruling(None, refused(asked.name, denied.message or "", BAD_ARGUMENTS, None))
-        question = self._question(snapshot, "tool_call", call, tool=tool, known_tool=known is not None)
-        judged = await self._ask(case, snapshot, question)
-        given = judged.question.tool or tool
-        try:
+            if wrong:
+                raise Forbidden(f"The model's arguments cannot be used: {wrong}.", rule=BAD_ARGUMENTS)
+            judged = await self._ask(case, snapshot, self._question(snapshot, "tool_call", call, tool=tool, known_tool=known is not None))
+            made, tool = tool, judged.question.tool or tool
             enact(judged.decision)
+            if tool.args is not made.args:
+                _check_made(tool, asked, unfit(tool, call, known, self.schemas))
             count(self.rates, call, judged.decision, now_ns)
-        except (Forbidden, ApprovalUnavailable) as error:
-            ruling = Ruling(None, refused(asked.name, error.message, error.rule, error.remedy))
-        except RateLimited as error:
-            case.decided(replace(_denied(snapshot, asked.name, error.rule, error.message), values=judged.decision.values))
-            ruling = Ruling(None, refused(asked.name, error.message, error.rule, None))
+        except (Forbidden, RateLimited) as error:
+            if judged is None or judged.decision.name == "allow":  # the gateway's own refusal: no decision of the rules says it
+                case.decided(_denied(snapshot, asked.name, error.rule, error.message))
+            remedy = error.remedy if isinstance(error, Forbidden) else None
+            ruling = Ruling(None, refused(asked.name, error.message, error.rule, remedy))
         else:
-            ruling = Ruling(given.args)
+            ruling = Ruling(tool.args)
         released = ruling.arguments is not None
-        case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", given.args, released, now_ns))
+        case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", tool.args, released, now_ns))
         self._remember(call.principal.id, asked.id, released=released)
         return ruling
 
@@ -277,12 +277,12 @@ class Rulings:
         if not found:
             return call
         known: Mapping[str, bool] = {}
-        if snapshot.bundle.judges_tools:
+        if _judges_tools(snapshot):
             lately = {each.id: self.lately[call.principal.id, each.id] for each in found if (call.principal.id, each.id) in self.lately}
             known = {**lately, **await self.sessions.released(call.principal.id, [each.id for each in found])}
         contents: dict[int, Json] = {}
         for each in found:
-            released = known.get(each.id, not snapshot.bundle.judges_tools)
+            released = known.get(each.id, not _judges_tools(snapshot))
             if not released:
                 case.labels[BYPASS] = None
             case.results[each.id] = each.text
@@ -299,25 +299,35 @@ class Rulings:
                 case.results[each.id] = left.text
         return replace(call, body=with_contents(call.body, contents)) if contents else call
 
-    def _offers(self, case: Progress, snapshot: Snapshot, call: Call) -> Call:
+    async def _offers(self, case: Progress, snapshot: Snapshot, call: Call) -> Call:
         """The call without the tools that no rule could let through, so that the model is not told of them."""
-        removed: dict[str, Denied] = {}
         try:
             names = tools_offered(call.body)
-        except UnreadableFactError:
-            return call  # whatever a model calls is judged by its name all the same
+        except UnreadableFactError as error:  # a tool that the provider itself runs is judged nowhere else
+            raise InvalidRequest(f"The tools that are offered cannot be read: {error}.") from error
+        removed: dict[str, Denied] = {}
         for name in names:
             known = snapshot.tools.get(name)
-            tool = ToolCall("", name, {}, "model", "http" if known else "", known.annotations if known else annotations(call, name))
-            asked = self._question(snapshot, "tool_call", call, tool=tool, known_tool=known is not None)
+            asked = self._question(snapshot, "tool_call", call, tool=described(name, call, known), known_tool=known is not None)
             decision = at_best(snapshot.bundle, gather(snapshot.bundle, asked))
             if isinstance(decision, Denied):
                 removed[name] = decision
-        if not removed:
-            return call
-        for decision in removed.values():
-            case.offers.append(decision)
-        return replace(call, body=without_tools(call.body, removed))
+            await asyncio.sleep(0)  # there may be thousands, and other calls wait
+        case.offers += removed.values()
+        return replace(call, body=without_tools(call.body, removed)) if removed else call
+
+
+def _judges_tools(snapshot: Snapshot) -> bool:
+    """Whether tool calls that a model proposes have to be looked at."""
+    return snapshot.bundle.judges_tools or (bool(snapshot.tools) and snapshot.bundle.defaults.tools == "deny")
+
+
+def _check_made(tool: ToolCall, asked: Proposed, problem: str) -> None:
+    """Raise `Forbidden` where what a rule makes of the arguments is not what the tool takes."""
+    if asked.kind == "custom" and (tool.args.keys() != {"input"} or not isinstance(tool.args["input"], str)):
+        problem = "it takes one text"
+    if problem:
+        raise Forbidden(f"What a rule makes of the arguments does not fit the tool: {problem}.", rule=BAD_ARGUMENTS)
 
 
 async def _apart(question: Question, work: Callable[..., Done], *given: Any) -> Done:

@@ -1,15 +1,17 @@
 """The tools that a request offers to a model, and what is made of a call of one: its schema, its declaration, its refusal. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gateway.call import Call, Json, ToolCall
-from gateway.core.body import tools_offered
+from gateway.core.body import MAX_TOOL_NAME, tools_offered
 from gateway.core.decision import Denied
 from gateway.errors import Forbidden
 from gateway.gate import refusal
 from gateway.schemas import SchemaCache
-from gateway.wire.tool_calls import LEGACY, Proposed, UnreadableArgumentsError
+from gateway.tools import Tool
+from gateway.wire.tool_calls import LEGACY, Proposed, UnreadableArgumentsError, texts_within
 
 
 def without_tools(body: Mapping[str, Json], removed: Mapping[str, Denied]) -> dict[str, Json]:
@@ -36,9 +38,8 @@ def without_tools(body: Mapping[str, Json], removed: Mapping[str, Denied]) -> di
 
 
 def _names(choice: Json, name: str) -> bool:
-    if not isinstance(choice, dict):
-        return False
-    return choice.get("name") == name or any(isinstance(inner, dict) and inner.get("name") == name for inner in choice.values())
+    """Whether a `tool_choice` asks for this tool, alone or among others."""
+    return isinstance(choice, dict) and name in texts_within(choice)
 
 
 def unfitting(name: str, arguments: Json, call: Call, known: list[str], schemas: SchemaCache) -> str:
@@ -74,6 +75,29 @@ def annotations(call: Call, name: str) -> Mapping[str, Any]:
     """What the request's definition of a tool says beside its schema."""
     definitions = _offered(call, name)
     return {"strict": definitions[0]["strict"]} if definitions and "strict" in definitions[0] else {}
+
+
+def described(name: str, call: Call, known: Tool | None) -> ToolCall:
+    """A call of a tool by a model, as far as its definition tells of it. `known` is its declaration, where the gateway calls it."""
+    return ToolCall("", name, {}, "model", "http" if known else "", known.annotations if known else annotations(call, name))
+
+
+def read(asked: Proposed, call: Call, known: Tool | None, schemas: SchemaCache) -> tuple[ToolCall, str]:
+    """The tool call that a model proposes, and why nobody can judge it; that is empty where it can be judged."""
+    tool = replace(described(asked.name, call, known), id=asked.id)
+    # What no rule can be written for is none that an application should look up: it may be less exact than a glob.
+    if not asked.name.strip() or asked.name != asked.name.strip() or not asked.name.isprintable() or len(asked.name) > MAX_TOOL_NAME:
+        return tool, "the tool's name cannot be read"
+    try:
+        tool = replace(tool, args=asked.arguments())
+    except UnreadableArgumentsError as error:
+        return tool, str(error)
+    return tool, unfit(tool, call, known, schemas)
+
+
+def unfit(tool: ToolCall, call: Call, known: Tool | None, schemas: SchemaCache) -> str:
+    """Why the arguments of a call do not fit the tool's declaration, or what the request says of it; empty where they do."""
+    return unfitting(tool.name, tool.args, call, known.schema.problems(tool.args) if known else [], schemas)
 
 
 def called(call_id: str, name: str, written: str) -> ToolCall:

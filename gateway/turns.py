@@ -12,7 +12,7 @@ from gateway.clock import Clock
 from gateway.core.decision import PHASES
 from gateway.core.facts import match_keys
 from gateway.core.question import Question
-from gateway.core.rules import Bundle, Selection
+from gateway.core.rules import Bundle
 from gateway.errors import Overloaded, StoreUnavailable
 from gateway.gather import selected
 from gateway.session import SessionFacts, SessionKey
@@ -41,13 +41,8 @@ class Turns:
         if key is None or not any(rules.serial for rules in bundle.phases.values()) or not _serial(bundle, call):
             yield
             return
-        deadline = self._clock.monotonic() + wait_s
-        while not await self._enter(key, call.id, longest_s):
-            if self._clock.monotonic() >= deadline:
-                busy = "Another call of this session is being handled, and a rule asks for one at a time. Try again."
-                raise Overloaded(busy, retry_after_s=1)
-            await self._clock.sleep(_PAUSE_S)
-        try:
+        try:  # around the waiting, too: a caller that leaves in the middle of it may have been given the turn
+            await self._wait(key, call.id, wait_s, longest_s)
             yield
         finally:
             with contextlib.suppress(StoreUnavailable):  # then the turn is over when its time is
@@ -65,13 +60,23 @@ class Turns:
         selection = selected(bundle, question)
         if not selection.reads_session:
             return None
-        await self._others(key, selection, wait_s)
+        tools = frozenset(query.tool for query in selection.queries)
+        if question.phase == "tool_result":
+            tools -= {question.call.route}  # a call of a tool is under way itself until its result is judged
+        await self._others(key, tools, wait_s)
         return await self._sessions.facts(key, selection.queries, now_ns=self._clock.now_ns())
 
-    async def _others(self, key: SessionKey, selection: Selection, wait_s: float) -> None:
-        tools = frozenset(query.tool for query in selection.queries)
+    async def _others(self, key: SessionKey, tools: frozenset[str], wait_s: float) -> None:
         deadline = self._clock.monotonic() + wait_s
         while tools and await self._sessions.in_flight(key, tools) and self._clock.monotonic() < deadline:
+            await self._clock.sleep(_PAUSE_S)
+
+    async def _wait(self, key: SessionKey, holder: str, wait_s: float, longest_s: float) -> None:
+        deadline = self._clock.monotonic() + wait_s
+        while not await self._enter(key, holder, longest_s):
+            if self._clock.monotonic() >= deadline:
+                busy = "Another call of this session is being handled, and a rule asks for one at a time. Try again."
+                raise Overloaded(busy, retry_after_s=1)
             await self._clock.sleep(_PAUSE_S)
 
     async def _enter(self, key: SessionKey, holder: str, longest_s: float) -> bool:

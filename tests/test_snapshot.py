@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from gateway.advice import advice
 from gateway.call import Target
 from gateway.config import Deployment
 from gateway.core.money import Price
@@ -161,43 +160,6 @@ def test_a_problem_of_an_expression_is_at_its_own_line_with_a_hint(folder):
     assert found.startswith("policies/p.toml:5:rule[0].when: ")
     assert " at character 16\n" in found
     assert found.endswith(' (rule "r") (CEL writes &&, ||, !, ==)')
-
-
-DENY = '[[rule]]\nid = "r"\neffect = "deny"\nmessage = "No."\n'
-
-
-@pytest.mark.parametrize(("rule", "expected"), [
-    (DENY, None),
-    (DENY + "when = 'texts.exists(t, t == \"x\")'", None),
-    (DENY + "when = 'request.operation == \"chat\" && size(messages) == 0'", None),
-    (DENY + "when = 'has(request.body.user)'", None),
-    (DENY + "when = 'size(messages) > 9'",
-     'policies/p.toml:5:rule[0].when: does not see `prompt` of completions (rule "r") (read `texts`)'),
-    (DENY + "when = 'size(request.body.messages) > 9'",
-     'policies/p.toml:5:rule[0].when: does not see `prompt` of completions (rule "r") (read `texts`)'),
-    ('[[rule]]\nid = "r"\neffect = "log"\nwhen = "size(messages) > 9"', None),
-    ('[[rule]]\nid = "r"\neffect = "deny"', 'policies/p.toml:3:rule[0].effect: callers are not told why (rule "r") (add a `message`)'),
-    (DENY + 'label = "l"', 'policies/p.toml:5:rule[0].label: a rule that is `deny` does not use it (rule "r") (take it out)'),
-    ('[[rule]]\nid = "r"\neffect = "allow"\nmessage = "m"\nlabel = "l"',
-     'policies/p.toml:5:rule[0].label: a rule that is `allow` does not use it (rule "r") (take it out)'),
-    ('[[rule]]\nid = "r"\neffect = "log"\nlabel = "l"\nremedy = "m"',
-     'policies/p.toml:5:rule[0].remedy: a rule that is `log` does not use it (rule "r") (take it out)'),
-    (DENY + 'match = { routes = ["f*"] }', None),
-    (DENY + 'match = { routes = ["fast", "fats"] }',
-     'policies/p.toml:5:rule[0].match.routes: no route is named \'fats\' (rule "r") (did you mean "fast"?)'),
-])
-def test_a_rule_that_is_most_likely_not_meant_so_deserves_a_look(folder, rule, expected):
-    deployment = folder.read(AUTH + ONE, ROUTE, rule + "\n")
-    found = advice(deployment, compile_snapshot(deployment, ENVIRON))
-    assert [str(problem) for problem in found] == ([expected] if expected else [])
-
-
-def test_files_that_nobody_reads_and_urls_without_a_path_deserve_a_look(folder):
-    (folder.path / "policies/x.tml").write_text("")
-    deployment = folder.read(AUTH + ONE.replace("/v1", "/"), ROUTE)
-    assert [str(problem) for problem in advice(deployment, compile_snapshot(deployment, ENVIRON))] == [
-        "policies/x.tml: is not read (only files named *.toml are, and no folders)",
-        "config.toml:5:providers.one.base_url: has no path (most providers need /v1)"]
 
 
 def test_a_route_that_promises_what_a_target_cannot_do_is_refused(folder):

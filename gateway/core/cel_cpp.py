@@ -25,6 +25,8 @@ from gateway.core.functions import (
 from gateway.core.program import CompileProblem, ExpressionError, Library, NoVerdictError, Program, undeclared
 from gateway.session import SessionQuery
 
+MAX_PARTS: Final = 100_000  # nested comprehensions over so many take 50 ms, and steps that are over the engine's limit cost too
+
 _PROBLEM: Final = re.compile(r"^(?:\w+: )?ERROR: <input>:(\d+):(\d+): (.*?)(?: \[\w+\])?$", re.MULTILINE)
 _UNDECLARED: Final = re.compile(r"undeclared reference to '([^']*)'(?: \(in container ''\))?")
 _CALLED: Final = re.compile(r"(\w+\.\w+)\s*\(")
@@ -134,7 +136,11 @@ class CppEngine:
 
 
 def _whole(value: Any) -> Any:
-    """The value, with `_NOT_NUL` for every NUL: the binding ends a text there, and what comes after would be seen by no rule."""
+    """The value, with `_NOT_NUL` for every NUL: the binding ends a text there, and what comes after would be seen by no rule.
+
+    Raises:
+        ValueError: for more parts than can be read in the time that a decision may take.
+    """
     todo = [value]
     for part in todo:  # grows on the way
         if isinstance(part, str):
@@ -145,6 +151,8 @@ def _whole(value: Any) -> Any:
             todo += part.values()
         elif isinstance(part, list):
             todo += part
+        if len(todo) > MAX_PARTS:
+            raise ValueError(f"there are more than {MAX_PARTS} values to read")
     return value
 
 

@@ -128,7 +128,8 @@ def match_keys(question: Question, *, with_tools: bool) -> MatchKeys:
             tools = tuple(_offered(question) if question.phase == "request" else _said(question).tool_calls)
         except UnreadableFactError:
             tools = None
-    return MatchKeys(principals=(principal.id, principal.name), teams=(principal.team,), roles=principal.roles,
+    kinds = ("tool",) if call.operation == "tool" else ("model",)
+    return MatchKeys(kinds=kinds, principals=(principal.id, principal.name), teams=(principal.team,), roles=principal.roles,
                      protocols=(call.dialect,), routes=(call.route,), models=(call.route,), tools=tools)
 
 

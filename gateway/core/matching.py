@@ -25,7 +25,7 @@ _Glob: TypeAlias = tuple[Callable[[str], object], int]  # whether it fits, and t
 class MatchKeys:
     """What `match` looks at: for each key the call's values, of which one has to fit.
 
-    `tools` is None where they cannot be read.
+    `tools` is None where they cannot be read. `kinds` is `model` or `tool`, of which rules do not speak: their effects do.
     """
 
     principals: tuple[str, ...] = ()
@@ -35,6 +35,7 @@ class MatchKeys:
     routes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     tools: tuple[str, ...] | None = ()
+    kinds: tuple[str, ...] = ("model",)
 
 
 MATCH_KEYS: Final = tuple(field.name for field in fields(MatchKeys))

@@ -147,8 +147,12 @@ def compile_bundle(
 
 
 def match_of(rule: RuleConfig) -> dict[str, tuple[str, ...]]:
-    """A rule's match keys: globs, an empty tuple where a key is not given. A team's rule is for that team."""
-    match = {key: tuple(getattr(rule.match, key)) for key in MATCH_KEYS}
+    """A rule's match keys: globs, an empty tuple where a key is not given. A team's rule is for that team.
+
+    What is set in a request, or sent elsewhere, is a model call's: the arguments of an HTTP tool have a phase of their own, and one target.
+    """
+    of_models = rule.phase == "request" and rule.effect in ("set", "route")
+    match = {key: tuple(getattr(rule.match, key)) for key in MATCH_KEYS if key != "kinds"} | {"kinds": ("model",) if of_models else ()}
     return {**match, "teams": (_literally(rule.team),)} if rule.team else match
 
 

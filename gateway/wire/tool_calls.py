@@ -12,7 +12,9 @@ from gateway.wire.strict_json import dumps, loads
 
 _KINDS: Final = (("function", "arguments"), ("custom", "input"))
 LEGACY: Final = "function_call"  # the older form: one call, without an id, beside `content`
+CALLS: Final = ("tool_calls", LEGACY)  # where a message holds what it calls
 _RESULT_ROLES: Final = ("tool", "function")
+_JUDGED: Final = frozenset({"function", "custom", "name", "arguments", "input"})  # what a call is made of, whatever its kind
 
 
 class UnreadableArgumentsError(ValueError):
@@ -21,7 +23,10 @@ class UnreadableArgumentsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """A tool call as an answer proposes it. `kind` is `function`, `custom` (its input is free text) or `function_call`."""
+    """A tool call as an answer proposes it. `kind` is `function`, `custom` (its input is free text) or `function_call`.
+
+    The older form has no id: calls and results of one name go by that name.
+    """
 
     id: str
     name: str
@@ -45,22 +50,45 @@ def proposed(entry: Json, kind: str = "") -> Proposed:
     """An entry of `tool_calls`, or with `kind` the value of `function_call`."""
     holder = entry if isinstance(entry, dict) else {}
     if kind == LEGACY:
-        return Proposed("", _text(holder.get("name")), _text(holder.get("arguments")), LEGACY)
-    for name, key in _KINDS:
-        inner = holder.get(name)
+        name = _text(holder.get("name"))
+        return Proposed(_nameless(name), name, _written(holder.get("arguments")), LEGACY)
+    for each, key in _KINDS:
+        inner = holder.get(each)
         if isinstance(inner, dict):
-            return Proposed(_text(holder.get("id")), _text(inner.get("name")), _text(inner.get(key)), name)
+            return Proposed(_text(holder.get("id")), _text(inner.get("name")), _written(inner.get(key)), each)
     return Proposed(_text(holder.get("id")), "", "", "function")
 
 
 def rewritten(entry: JsonObject, call: Proposed, arguments: JsonObject) -> dict[str, Json]:
-    """The entry with these arguments: what was judged is what is given on, written once and for every reader alike."""
+    """The entry with these arguments: what was judged is what is given on, written once and for every reader alike.
+
+    Whatever else a reader could take for the call (another kind beside this one, a name in other letters) is left out.
+    """
+    key = "input" if call.kind == "custom" else "arguments"
+    made = {"name": call.name, key: arguments.get("input") if call.kind == "custom" else dumps(arguments).decode()}
     if call.kind == LEGACY:
-        return {**entry, "arguments": dumps(arguments).decode()}
-    if call.kind == "custom":
-        return {**entry, "custom": {**entry["custom"], "input": arguments.get("input")}}
-    inner = entry.get("function")
-    return {**entry, "function": {**(inner if isinstance(inner, dict) else {}), "arguments": dumps(arguments).decode()}}
+        return {**_rest(entry), **made}
+    inner = entry.get(call.kind)
+    return {**_rest(entry), "type": call.kind, call.kind: {**_rest(inner if isinstance(inner, dict) else {}), **made}}
+
+
+def _rest(holder: JsonObject) -> dict[str, Json]:
+    return {name: value for name, value in holder.items() if name.casefold() not in _JUDGED}
+
+
+def misplaced(choice: JsonObject, place: str) -> bool:
+    """Whether a choice holds a tool call beside those of its message (at `place`), where no rule but some reader might look for it."""
+    message = choice.get(place)
+    todo = [choice]
+    for holder in todo:  # grows on the way, by the objects within
+        for name, value in holder.items():
+            if holder is message and name in CALLS:
+                continue
+            if value and name.casefold() in CALLS:
+                return True
+            if isinstance(value, dict):
+                todo.append(value)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +103,8 @@ class Returned:
 
     @property
     def text(self) -> str:
-        """The content as text: its parts' texts where it has parts."""
-        if isinstance(self.content, list):
-            return "\n".join(_text(part.get("text")) for part in self.content if isinstance(part, dict))
-        return _text(self.content)
+        """The content as text: where it has parts every text within them, however they are called."""
+        return "\n".join(texts_within(self.content))
 
 
 def returned(messages: Sequence[Json]) -> Iterator[Returned]:
@@ -91,9 +117,14 @@ def returned(messages: Sequence[Json]) -> Iterator[Returned]:
         for entry in entries if isinstance(entries, list) else ():
             call = proposed(entry)
             asked[call.id] = call
-        if message.get("role") in _RESULT_ROLES:
-            call_id = _text(message.get("tool_call_id"))
-            call = asked.get(call_id) or Proposed(call_id, _text(message.get("name")), "", "function")
+        older = message.get(LEGACY)
+        if isinstance(older, dict):
+            call = proposed(older, LEGACY)
+            asked[call.id] = call
+        if _text(message.get("role")).strip().lower() in _RESULT_ROLES or message.get("tool_call_id"):
+            name = _text(message.get("name"))
+            call_id = _text(message.get("tool_call_id")) or (_nameless(name) if name else "")
+            call = asked.get(call_id) or Proposed(call_id, name, "", "function")
             yield Returned(place, call_id, call.name, call.written, message.get("content"))
 
 
@@ -114,5 +145,30 @@ def parsed_result(text: str) -> Json:
         return text
 
 
+def texts_within(value: Json) -> Iterator[str]:
+    """Every text in a JSON value; names of fields, and what names a kind, are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_within(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name != "type":
+                yield from texts_within(item)
+
+
+def _nameless(name: str) -> str:
+    """What stands for the id of a call in the older form."""
+    return f"{LEGACY}:{name}"
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _written(value: Json) -> str:
+    """Arguments as text. Some servers give the object itself."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else dumps(value).decode()

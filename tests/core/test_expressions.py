@@ -241,6 +241,14 @@ def test_no_character_hides_what_comes_after_it(source: str, values: dict[str, A
     assert run(engine, source, **values) is verdict
 
 
+def test_a_value_of_very_many_parts_ends_in_no_verdict(engines: tuple[Engine, Engine]) -> None:
+    """A body may have a million of them, and the time for a decision is bounded."""
+    most = engines[0].activation({"request.body": {"x": [0] * (cel_cpp.MAX_PARTS - 10)}, "route": "a"}, {})
+    assert evaluate(compile_expression(engines[0], 'route == "a"'), most) is True
+    over = attempt(lambda values: engines[0].activation(values, {}), {"request.body": {"x": [[0]] * cel_cpp.MAX_PARTS}})
+    assert over == Fault("there are more than 100000 values to read")
+
+
 def test_what_a_tool_gave_back_is_seen_whole_too(engine: Engine) -> None:
     """Results of functions take the same way into the engine."""
     answers = {SessionQuery("last", "a"): {"args": {}, "result": {"text": f"a{NUL}b"}, "at_ns": 0}}

@@ -216,9 +216,11 @@ def test_rules_with_real_expressions_agree_with_the_reference_evaluator(stated: 
         bundle = compile_bundle([configured(rule, phase) for rule in here], "cel-expr-python")
         for question, key in SITUATIONS.values():
             if question.phase == phase:
+                of_models = ("set", "route") if phase == "request" and question.call.operation == "tool" else ()
+                asked = [rule for rule in here if rule.effect not in of_models]
                 decision = decide(bundle, phase, gather(bundle, question))
-                assert outcome(decision) == reference(here, getattr(bundle.defaults, key) if key else "allow")
-                assert [reason.rule for reason in decision.reasons] == [rule.id for rule in here if rule.mode != "off"]
+                assert outcome(decision) == reference(asked, getattr(bundle.defaults, key) if key else "allow")
+                assert [reason.rule for reason in decision.reasons] == [rule.id for rule in asked if rule.mode != "off"]
 
 
 @settings(max_examples=40 * LONG, deadline=None)

@@ -206,7 +206,15 @@ def test_a_teams_rule_is_for_that_team_whatever_signs_its_name_has(team: str) ->
 def test_a_teams_rule_keeps_what_else_it_matches_on() -> None:
     """Its own team is put to it, nothing is taken."""
     assert match_of(rule(team="t", match={"routes": ["fast"]})) == {
-        "principals": (), "teams": ("t",), "roles": (), "protocols": (), "routes": ("fast",), "models": (), "tools": ()}
+        "principals": (), "teams": ("t",), "roles": (), "protocols": (), "routes": ("fast",), "models": (), "tools": (), "kinds": ()}
+
+
+@pytest.mark.parametrize("effect", [{"effect": "set", "set": {"values": {"temperature": 0.1}}}, {"effect": "route", "route": {"only": ["eu/*"]}}])
+def test_what_is_set_in_a_request_or_sent_elsewhere_is_a_model_calls(effect: dict[str, Any]) -> None:
+    """The arguments of an HTTP tool are no body of a model call, and it has one target."""
+    index = compile_bundle([rule(**effect)], "auto").phases["request"].index
+    assert len(index.select(MatchKeys()).rules) == 1
+    assert index.select(MatchKeys(kinds=("tool",))).rules == ()
 
 
 # Asked together: what a caller can make it cost has a bound.

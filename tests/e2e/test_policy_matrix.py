@@ -4,7 +4,6 @@ The matrix is generated: from the endpoints that the gateway has, the phases and
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -63,17 +62,18 @@ WAYS = (
     Way("tool", ("POST", "/tools/{name}"), ("request", "tool_call", "tool_result")),
     Way("tool by query", ("GET", "/tools/{name}"), ("request", "tool_call", "tool_result")),
 )
-CASES = [(way, phase, effect) for way in WAYS for phase in way.phases for effect in EFFECTS if phase in PHASES_OF.get(effect, PHASES)]
+# What is set in a request, or sent elsewhere, is a model call's: of a tool's arguments `tool_call` speaks.
+CASES = [(way, phase, effect) for way in WAYS for phase in way.phases for effect in EFFECTS if phase in PHASES_OF.get(effect, PHASES)
+         and not (way.name.startswith("tool") and phase == "request" and effect in ("set", "route"))]
 
 
-def rule(phase: str, effect: str, way: Way) -> str:
+def rule(phase: str, effect: str) -> str:
     """The one rule of a case. Tools are allowed besides, or the default would refuse them before the rule is seen to act."""
-    is_tool = way.name.startswith("tool")
     match = 'match = { tools = ["lookup*"] }' if phase in ("tool_call", "tool_result") else ""
     extra = {
         "redact": 'redact = { detectors = ["email"] }',
-        "set": 'set = { values = { note = "set" } }' if is_tool or phase == "tool_call" else 'set = { values = { user = "set" } }',
-        "route": 'route = { only = ["two/*", "tool:*"] }',
+        "set": 'set = { values = { note = "set" } }' if phase == "tool_call" else 'set = { values = { user = "set" } }',
+        "route": 'route = { only = ["two/*"] }',
         "limit": 'limit = { requests = 1, per = "1h" }',
         "log": 'label = "seen"',
     }.get(effect, "")
@@ -175,7 +175,7 @@ def sent(house: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("way", "phase", "effect"), CASES, ids=[f"{way.name}-{phase}-{effect}" for way, phase, effect in CASES])
 async def test_the_effect_happens(house, way, phase, effect):
-    await house.open(routes=ROUTES.format(root=house.one.root), policies=rule(phase, effect, way))
+    await house.open(routes=ROUTES.format(root=house.one.root), policies=rule(phase, effect))
     before = await ask(house, way, phase)
     answer = await ask(house, way, phase) if effect == "limit" else before
     proposed = phase == "tool_call" and way.name.startswith("chat")
@@ -202,14 +202,15 @@ async def test_the_effect_happens(house, way, phase, effect):
         else:
             assert sent(house)[0].body["note" if way.name.startswith("tool") else "user"] == "set"
     elif effect == "route":
-        assert not house.two.requests if way.name.startswith("tool") else (house.two.requests and not house.one.requests)
+        assert house.two.requests
+        assert not house.one.requests
     else:
         assert answer.status == 200
         assert not answer.code
-    await on_record(house, phase, effect, way)
+    await on_record(house, phase, effect)
 
 
-async def on_record(house: Any, phase: str, effect: str, way: Way) -> None:
+async def on_record(house: Any, phase: str, effect: str) -> None:
     """The journal says which rule it was, and in which phase."""
     rows = await house.calls()
     row = await house.call(rows[0]["id"])
@@ -220,3 +221,9 @@ async def on_record(house: Any, phase: str, effect: str, way: Way) -> None:
         assert "seen" in row["labels"]
 
 
+@pytest.mark.parametrize("rest", ['effect = "set"\nset = { values = { temperature = 0.1 } }', 'effect = "route"\nroute = { only = ["two/*"] }'])
+async def test_rules_about_model_calls_leave_tools_alone(house, rest):
+    """Else a deployment that sets a temperature would write it into the arguments of its bank."""
+    await house.open(routes=ROUTES.format(root=house.one.root), policies=f'[defaults]\ntools = "allow"\n[[rule]]\nid = "r"\n{rest}\n')
+    assert (await ask_tool(house, WAYS[5])).status == 200
+    assert house.one.requests[0].body == {"who": SECRET}
