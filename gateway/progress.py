@@ -87,7 +87,7 @@ class Progress:
     @property
     def strictest(self) -> Decision | None:
         """The strictest of all that was decided so far."""
-        return strictest([*self.decisions, *self.verdicts])
+        return strictest([*self.decisions, *self.verdicts]) if self.verdicts else self.decision
 
     def decided(self, decision: Decision) -> None:
         """Note a decision."""

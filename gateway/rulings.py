@@ -49,6 +49,7 @@ Done = TypeVar("Done")
 
 _MOST_LATELY: Final = 10_000
 _MOST_PROPOSED: Final = 1024  # tool calls in one answer, all its choices together
+_MOST_RESULTS: Final = 2048  # results of tools in one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ class Rulings:
         """One tool call that a model proposes."""
         if len(case.uses) >= _MOST_PROPOSED:
             raise UpstreamFailed(f"The answer calls more than {_MOST_PROPOSED} tools.")
+        await asyncio.sleep(0)  # there may be many, and other calls wait
         known = snapshot.tools.get(asked.name)
         now_ns = self.clock.now_ns()
         tool, wrong = read(asked, call, known, self.schemas)
@@ -276,6 +278,8 @@ class Rulings:
             return call  # the dialect has refused it, or the rules that read messages have
         if not found:
             return call
+        if len(found) > _MOST_RESULTS:  # each is judged, and a rule may read the whole conversation every time
+            raise InvalidRequest(f"A conversation brings at most {_MOST_RESULTS} results of tools. Begin a new one.", pointer="/messages")
         known: Mapping[str, bool] = {}
         if _judges_tools(snapshot):
             lately = {each.id: self.lately[call.principal.id, each.id] for each in found if (call.principal.id, each.id) in self.lately}
@@ -292,6 +296,7 @@ class Rulings:
             tool = called(each.id, each.name, each.written)
             asked = self._question(snapshot, "tool_result", call, result=result, tool=tool, known_tool=each.name in snapshot.tools)
             judged = await self._ask(case, snapshot, asked)
+            await asyncio.sleep(0)
             enact(judged.decision)
             left = judged.question.result
             if left is not None and left is not result:
@@ -312,7 +317,7 @@ class Rulings:
             decision = at_best(snapshot.bundle, gather(snapshot.bundle, asked))
             if isinstance(decision, Denied):
                 removed[name] = decision
-            await asyncio.sleep(0)  # there may be thousands, and other calls wait
+            await asyncio.sleep(0)
         case.offers += removed.values()
         return replace(call, body=without_tools(call.body, removed)) if removed else call
 

@@ -6,6 +6,7 @@ A check visits, for each value in what is checked, every part of the schema that
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -21,6 +22,7 @@ _LONGEST_CHAIN: Final = 8
 _COMPARED: Final = 40  # for each object or array of an `enum`: it is compared in depth
 _FORMAT: Final = 4  # for each character
 _UNKNOWN_PATTERN: Final = 10_000  # steps for each character, where RE2 cannot say
+_MOST_MEMORY: Final = 1024 * 1024  # for one pattern; what takes more takes too long to be compiled
 
 # Keywords by what they lead to. Whatever else holds an object is taken for a part that applies beside the others.
 _FIELDS: Final = ("properties", "additionalProperties")
@@ -207,14 +209,23 @@ def _steps(schema: Mapping[str, Any]) -> int:
 
 def _letters(schema: Mapping[str, Any]) -> int:
     """Steps for each character of a text."""
-    patterns = [schema["pattern"]] if "pattern" in schema else []
-    patterns += schema.get("patternProperties", ())
-    return sum(map(_states, patterns)) + _FORMAT * ("format" in schema)
+    return sum(map(states, patterns_in(schema))) + _FORMAT * ("format" in schema)
 
 
-def _states(pattern: str) -> int:
+def patterns_in(schema: Json) -> list[str]:
+    """The patterns of one part of a schema, which need not be valid yet."""
+    if not isinstance(schema, dict):
+        return []
+    named = schema.get("patternProperties")
+    return [each for each in (schema.get("pattern"), *(named if isinstance(named, dict) else ())) if isinstance(each, str)]
+
+
+@lru_cache(maxsize=256)
+def states(pattern: str) -> int:
+    """How many states a pattern has, which is what it costs: to be compiled, and for each character."""
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = _MOST_MEMORY
     try:
         return int(re2.compile(pattern, options).programsize)
     except re2.error:

@@ -8,14 +8,14 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, NoReturn
 
 import jsonschema_rs
 import orjson
 
 from gateway.call import Json, JsonObject
-from gateway.schema_work import Work, work_of
+from gateway.schema_work import Work, patterns_in, states, work_of
 
 MOST_BYTES: Final = 128 * 1024  # of a schema as JSON
 _DEEPEST: Final = 64
@@ -25,6 +25,8 @@ _LONGEST: Final = 100  # characters of a schema's own words in a message
 _MOST_WORK: Final = 10_000_000  # units of some 5 ns: what a check may cost at most
 _EXPLAINED_WORK: Final = 40_000  # up to here every problem is told with its place: an error costs a thousand times what a success does
 _PATTERNS: Final = jsonschema_rs.RegexOptions(size_limit=1024 * 1024, dfa_size_limit=2 * 1024 * 1024)
+_PATTERN: Final = 30  # what each costs besides
+_MOST_STATES: Final = 40_000  # of all patterns of a schema: compiling one takes a microsecond, in which nothing else is done
 _DRAFTS: Final[Mapping[str, Callable[..., jsonschema_rs.Validator]]] = {
     "": jsonschema_rs.Draft202012Validator,
     "https://json-schema.org/draft/2020-12/schema": jsonschema_rs.Draft202012Validator,
@@ -184,9 +186,14 @@ def _refuse(uri: str) -> NoReturn:
 
 
 def _check_frame(schema: dict[str, Any]) -> None:
-    """Nesting, and names: a part that has a name of its own could be what a reference means without looking like it."""
+    """Nesting, patterns, and names: a part that has a name of its own could be what a reference means without looking like it."""
     level: list[Any] = [schema]
+    left = _MOST_STATES
     for _ in range(_DEEPEST):
+        for pattern in chain.from_iterable(map(patterns_in, level)):
+            left -= _PATTERN + states(pattern)
+            if left < 0:
+                raise ValueError("the schema's patterns are too large to be compiled, together")
         level = [value for each in level for value in (each.values() if isinstance(each, dict) else each) if isinstance(value, dict | list)]
         if not level:
             return

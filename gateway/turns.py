@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Final
 
@@ -20,6 +20,7 @@ from gateway.store.protocol import Sessions
 
 _PAUSE_S: Final = 0.02  # between two looks at what another call, perhaps of another process, is doing
 _SLACK_S: Final = 60.0  # past the call's own deadline, before the turn of a process that died is free
+_FREE: Final = nullcontext()
 
 
 class Turns:
@@ -29,8 +30,7 @@ class Turns:
         self._sessions = sessions
         self._clock = clock
 
-    @asynccontextmanager
-    async def turn(self, bundle: Bundle, call: Call, *, wait_s: float, longest_s: float) -> AsyncIterator[None]:
+    def turn(self, bundle: Bundle, call: Call, *, wait_s: float, longest_s: float) -> AbstractAsyncContextManager[None]:
         """Hold the session's turn, if a rule that could apply to this call asks for one at a time.
 
         Raises:
@@ -39,8 +39,11 @@ class Turns:
         """
         key = _key(call)
         if key is None or not any(rules.serial for rules in bundle.phases.values()) or not _serial(bundle, call):
-            yield
-            return
+            return _FREE
+        return self._held(key, call, wait_s, longest_s)
+
+    @asynccontextmanager
+    async def _held(self, key: SessionKey, call: Call, wait_s: float, longest_s: float) -> AsyncIterator[None]:
         try:  # around the waiting, too: a caller that leaves in the middle of it may have been given the turn
             await self._wait(key, call.id, wait_s, longest_s)
             yield

@@ -158,6 +158,8 @@ Decision: TypeAlias = Allowed | Held | Denied
 
 def strictest(decisions: Sequence[Decision]) -> Decision | None:
     """The most restrictive one, the first among equals; None where there is none."""
+    if len(decisions) == 1:
+        return decisions[0]
     return max(decisions, key=lambda decision: _STRICTNESS[decision.name], default=None)
 
 

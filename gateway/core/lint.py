@@ -17,6 +17,7 @@ from gateway.core.program import CompileProblem
 
 MAX_NODES: Final = 500
 MAX_NESTED: Final = 2
+MAX_JOINED: Final = 8  # `+` in one expression, where one of its texts is as long as a caller likes: each makes a copy
 
 # Facts as long as a caller likes.
 _UNBOUNDED: Final = frozenset({
@@ -29,6 +30,7 @@ _READS_ALL: Final = frozenset({
     "charAt", "contains", "endsWith", "format", "glob", "in_list", "indexOf", "join", "lastIndexOf", "lowerAscii", "matches", "pii",
     "replace", "reverse", "secrets", "sha256", "size", "split", "string", "substring", "trim", "upperAscii"})
 _MULTIPLY: Final = frozenset({"join", "replace", "format"})  # what they give may be as long as two operands multiplied
+_NUMBERS: Final = frozenset({"double", "int", "size", "uint", "-_", "_-_", "_*_", "_/_", "_%_"})  # what gives no text
 _BOTH_LONG: Final = "both are as long as the caller likes"
 
 Path: TypeAlias = tuple[str, ...]
@@ -39,7 +41,12 @@ def errors(tree: Node) -> list[CompileProblem]:
     size = sum(1 for _ in walk(tree))
     if size > MAX_NODES:
         return [CompileProblem(f"the expression has {size} parts, and {MAX_NODES} is the most", hint="put long lists into policies/lists/")]
-    return list(dict.fromkeys(_Costs().of(tree, {}, 0)))
+    costs = _Costs()
+    found = list(dict.fromkeys(costs.of(tree, {}, 0)))
+    if costs.joined > MAX_JOINED:
+        message = f"joins texts {costs.joined} times where one is as long as the caller likes, and {MAX_JOINED} is the most"
+        found.append(CompileProblem(message, *tree.place, "ask about each text by itself"))
+    return found
 
 
 def warnings(tree: Node) -> list[CompileProblem]:
@@ -74,8 +81,11 @@ def by_phase(problem: CompileProblem, phase: Phase) -> CompileProblem:
 class _Costs:
     """Comprehensions: how deep they are nested, and what is read again for every item of a list that a caller makes as long as he likes."""
 
+    def __init__(self) -> None:
+        self.joined = 0
+
     def of(self, node: Node, bound: Mapping[str, str | None], nested: int) -> Iterator[CompileProblem]:
-        """`bound` has the variables of the comprehensions around, each with the unbounded fact that its items come from."""
+        """`bound` has the variables of the comprehensions around, each with the unbounded fact that its items come from, inner ones last."""
         if isinstance(node, Loop):
             yield from self._loop(node, bound, nested)
             return
@@ -85,6 +95,11 @@ class _Costs:
             if read and around:
                 yield CompileProblem(f"`{read[0]}` is read whole for every item of `{around}`", *node.place, _BOTH_LONG)
             long = [fact for fact in map(_root, children(node)) if fact in _UNBOUNDED or bound.get(fact)]
+            joined = [fact for fact in map(_root, _texts_joined(node)) if fact in _UNBOUNDED or bound.get(fact)]
+            if joined:
+                self.joined += 1
+                if bound and any(fact != list(bound)[-1] for fact in joined):
+                    yield CompileProblem(f"`{joined[0]}` is copied for every item of the list around", *node.place, "join outside of it")
             if node.function in _MULTIPLY and len(long) > 1:
                 yield CompileProblem(f"what `{node.function}` gives here may be as long as its two parts multiplied", *node.place)
         yield from chain.from_iterable(self.of(child, bound, nested) for child in children(node))
@@ -110,6 +125,12 @@ def _read_whole(node: Invoked) -> Sequence[Node]:
     if node.function == "_+_":
         return operands
     return operands[1:] if node.function == "@in" else operands[:1] if node.function in _READS_ALL else ()
+
+
+def _texts_joined(node: Invoked) -> Sequence[Node]:
+    """The operands of a `+` that may be texts."""
+    operands = children(node) if node.function == "_+_" else ()
+    return [each for each in operands if not (isinstance(each, Invoked) and each.function in _NUMBERS)]
 
 
 def _root(node: Node) -> str:
