@@ -204,9 +204,9 @@ def test_the_cache_compiles_the_same_schema_once_whatever_the_order_of_its_keys(
 
 
 @pytest.mark.parametrize("schema", [
-    {"properties": {f"p{n}": {"pattern": "^(a|b){0,900}[a-z]{%d}$" % n} for n in range(1900)}},
-    {"properties": {f"p{n}": {"pattern": "^[a-z]+%d$" % n} for n in range(3000)}},
-    {"items": {"patternProperties": {"^(?:\\pL{0,99}){0,9}%d$" % n: True for n in range(9)}}}], ids=["large", "many", "names"])
+    {"properties": {f"p{n}": {"pattern": f"^(a|b){{0,900}}[a-z]{{{n}}}$"} for n in range(1900)}},
+    {"properties": {f"p{n}": {"pattern": f"^[a-z]+{n}$"} for n in range(3000)}},
+    {"items": {"patternProperties": {f"^(?:\\pL{{0,99}}){{0,9}}{n}$": True for n in range(9)}}}], ids=["large", "many", "names"])
 def test_patterns_that_would_take_long_to_compile_are_not_begun(schema):
     """Compiling holds every other call up, and who offers a tool chooses its schema."""
     with pytest.raises(ValueError, match="patterns are too large to be compiled, together"):

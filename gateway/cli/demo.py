@@ -62,7 +62,24 @@ when = '''texts.exists(text, text.contains("payroll"))'''
 effect = "deny"
 message = "Payroll data does not go to a model from this team."
 remedy = "Ask the finance team to run this for you."
+
+[[rule]]
+id = "no-large-payments"
+phase = "tool_call"
+match = { tools = ["pay"] }
+when = "double(tool.args.amount) > 100.0"
+effect = "deny"
+message = "A model does not pay more than 100 by itself."
+
+[[rule]]
+id = "no-addresses-in-answers"
+phase = "response"
+effect = "redact"
+redact = { detectors = ["email"] }
 """
+
+_PAY: Final = {"type": "function", "function": {"name": "pay", "parameters": {
+    "type": "object", "properties": {"amount": {"type": "number"}}, "required": ["amount"]}}}
 
 
 class DemoFailed(SetupError):
@@ -120,7 +137,7 @@ def _lockgate(cwd: Path, *arguments: str) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def demo() -> None:
-    """Start a gateway and two simulated providers, and show an allowed call, a stream, a denial, a dead provider, costs and the journal."""
+    """Start a gateway and two simulated providers; show calls that are allowed, denied, redacted and routed round a dead provider."""
     try:
         import openai  # noqa: PLC0415 - only the demo needs it
     except ImportError as error:
@@ -154,7 +171,7 @@ def _write_deployment(folder: Path, primary_url: str, backup_url: str) -> None:
 
 
 def _show(client: Any, openai: Any, *, kill_primary: Callable[[], None]) -> None:
-    """The four calls. `client` is an `openai.OpenAI`, `openai` its module (imported late, hence no types)."""
+    """The calls. `client` is an `openai.OpenAI`, `openai` its module (imported late, hence no types)."""
 
     def ask(text: str) -> Any:
         return client.chat.completions.with_raw_response.create(model="assistant", messages=[{"role": "user", "content": text}])
@@ -176,6 +193,7 @@ def _show(client: Any, openai: Any, *, kill_primary: Callable[[], None]) -> None
     else:
         raise DemoFailed("The call that a rule forbids was answered.")
 
+    _show_rules_on_answers(client)
     kill_primary()
     click.echo("  (the primary provider is now dead)")
     survived = ask("Are you still there?")
@@ -184,11 +202,26 @@ def _show(client: Any, openai: Any, *, kill_primary: Callable[[], None]) -> None
     _say("survived", f"{survived.parse().choices[0].message.content!r}", survived.headers)
 
 
+def _show_rules_on_answers(client: Any) -> None:
+    """What a model proposes and what it says is judged as well, while it streams."""
+    proposed = client.chat.completions.with_raw_response.create(
+        model="assistant", messages=[{"role": "user", "content": 'call pay {"amount": 20} call pay {"amount": 5000}'}], tools=[_PAY])
+    choice = proposed.parse().choices[0]
+    _expect([call.function.arguments for call in choice.message.tool_calls] == ['{"amount":20}'], "the small payment alone went through")
+    _expect("no-large-payments" in choice.message.content, "the model and the application can read why")
+    _say("withheld", f"pay 20 went through; {choice.message.content!r}", proposed.headers)
+
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(
+        model="assistant", messages=[{"role": "user", "content": "say Write to ada@example.org for more"}], stream=True) if chunk.choices)
+    _expect(said == "Write to [redacted:email] for more", "the address was taken out of the stream")
+    click.echo(f"  redacted   {said!r}")
+
+
 def _show_journal(folder: Path) -> None:
     click.echo("\nWhat the journal says (`lockgate calls tail`):\n")
     click.echo(_lockgate(folder, "calls", "tail"))
     calls = orjson.loads(_lockgate(folder, "calls", "tail", "--json"))
-    _expect([call["outcome"] for call in calls].count("completed") == 3, "three calls were completed")
+    _expect([call["outcome"] for call in calls].count("completed") == 5, "five calls were completed")
     _expect([call["outcome"] for call in calls].count("refused") == 1, "one call was refused")
     _expect(all(call["cost_usd"] is not None for call in calls), "every call has its cost")
     click.echo(_lockgate(folder, "doctor").strip())

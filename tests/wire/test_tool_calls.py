@@ -47,7 +47,7 @@ def test_the_older_form_goes_by_its_name_because_it_has_no_id():
     {**FUNCTION, "type": "custom", "custom": {"name": "steal", "input": "all"}},
     {**FUNCTION, "Function": {"name": "steal", "arguments": "all"}},
     {**FUNCTION, "name": "steal", "ARGUMENTS": "all"},
-    {**FUNCTION, "function": {**FUNCTION["function"], "Name": "steal", "\u0131nput": "all", "Arguments": "all"}}])
+    {**FUNCTION, "function": {**FUNCTION["function"], "Name": "steal", "INPUT": "all", "Arguments": "all"}}])
 def test_whatever_else_a_reader_could_take_for_the_call_is_left_out(entry):
     """A reader that looks at the type first, or not at the case of names, has to see what was judged."""
     call = proposed(entry)
