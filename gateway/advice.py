@@ -24,6 +24,11 @@ def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
         found += (deployment.problem_in(given.source, ("match", "routes"), f'no route is named {glob!r} (rule "{given.id}")',
                                         nearest(glob, snapshot.routes))
                   for glob in given.match.routes if not any(fnmatchcase(route, glob) for route in snapshot.routes))
+        other = given.route.to if given.route is not None else None
+        if other is not None and other not in snapshot.routes:
+            found.append(deployment.problem_in(
+                given.source, ("route", "to"), f'no route is named {other!r}, so what it matches is refused (rule "{given.id}")',
+                nearest(other, snapshot.routes)))
     found += _of_neighbours(deployment, deployment.rules)
     for name, provider in deployment.config.providers.items():
         if not urlsplit(provider.base_url).path:

@@ -21,6 +21,7 @@ from gateway.validation import nearest
 Recorded: TypeAlias = Callable[[str], Sequence[Judgement] | None]
 
 _MISSING: Final = object()
+_MAY_CHANGE: Final = frozenset({"redact", "set", "limit"})  # what lets a call go on where it was to go
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,11 @@ class _Running:
         problems = list(self._wrong(case))
         if problems:
             return CaseResult(case, tuple(problems))
-        judged = self._asked_again(case, case.call) if case.call is not None else self._asked(case)
-        if isinstance(judged, CaseResult):
-            return judged
-        unmet = tuple(self._problem(case, ("expect", *key), message, judged.decision) for key, message in _unmet(case, judged))
+        found = self._asked_again(case, case.call) if case.call is not None else self._asked(case)
+        if isinstance(found, CaseResult):
+            return found
+        question, judged = found
+        unmet = tuple(self._problem(case, ("expect", *key), message, judged.decision) for key, message in _unmet(case, question, judged))
         return CaseResult(case, unmet, decision=judged.decision)
 
     def _wrong(self, case: CaseConfig) -> Iterator[Problem]:
@@ -116,10 +118,11 @@ class _Running:
             yield self.deployment.problem_in(case.source, ("expect", "rule"), f'there is no rule "{rule}" (case "{case.name}")',
                                              nearest(rule, self.known))
 
-    def _asked(self, case: CaseConfig) -> Judged:
-        return judge(self.bundle, question_of(case, self.queries[case.phase], self.world))
+    def _asked(self, case: CaseConfig) -> tuple[Question, Judged]:
+        question = question_of(case, self.queries[case.phase], self.world)
+        return question, judge(self.bundle, question)
 
-    def _asked_again(self, case: CaseConfig, call_id: str) -> Judged | CaseResult:
+    def _asked_again(self, case: CaseConfig, call_id: str) -> tuple[Question, Judged] | CaseResult:
         if self.recorded is None:
             return CaseResult(case, skipped="is about a recorded call, and there is no database here")
         found = self.recorded(call_id)
@@ -131,7 +134,7 @@ class _Running:
         elif isinstance(again := decide_again(self.bundle, asked[0]), Unsure):
             wrong = f"{call_id} cannot be decided again: {again.why}"
         else:
-            return again
+            return asked[0].question, again
         return CaseResult(case, (self._problem(case, ("call",), wrong),))
 
     def _problem(self, case: CaseConfig, path: tuple[str, ...], message: str, decision: Decision | None = None) -> Problem:
@@ -148,11 +151,14 @@ def _asked_rules(decision: Decision | None) -> str | None:
     return "; ".join(said) or "no rule matched"
 
 
-def _unmet(case: CaseConfig, judged: Judged) -> Iterator[tuple[tuple[str, ...], str]]:
+def _unmet(case: CaseConfig, asked: Question, judged: Judged) -> Iterator[tuple[tuple[str, ...], str]]:
     """What a case expects and did not come: the key within `expect`, and what came instead."""
     expect, decision = case.expect, judged.decision
     effects = effects_of(decision)
     rules = effects.get(expect.effect)
+    whole = judged_value(judged.question)
+    if rules is None and expect.effect == "allow" and effects.keys() <= _MAY_CHANGE and _same(judged_value(asked), whole):
+        rules = (decision.rule or BY_DEFAULT,)  # a redaction looked, and there was nothing to take out
     shown = " and ".join(f"{effect} by {', '.join(by)}" for effect, by in effects.items())
     if rules is None:
         yield ("effect",), f"expected {expect.effect}, and it is {shown}"
@@ -165,7 +171,6 @@ def _unmet(case: CaseConfig, judged: Judged) -> Iterator[tuple[tuple[str, ...], 
             yield ("labels",), f"expected {wanted}, and the labels are {', '.join(decision.labels) or 'none'}"
     if expect.message is not None and expect.message not in (decision.message or ""):
         yield ("message",), f"expected {expect.message!r} in the message, and it is {decision.message!r}"
-    whole = judged_value(judged.question)
     for pointer, wanted in expect.changed.items():
         found = _at(whole, pointer)
         if found is _MISSING:

@@ -35,7 +35,7 @@ def read_deployment(config_path: Path, *, policies: Path | None = None, paths: P
         ConfigError: with every problem of every file.
     """
     reading = _Reading(config_path.absolute().parent)
-    config = reading.file(config_path.name, Config)
+    config = reading.config(config_path.name)
     main = reading.sources[config_path.name]
     if config is None and not main.data:  # nobody knows which folders it would have named
         raise ConfigError(reading.problems)
@@ -46,6 +46,19 @@ def read_deployment(config_path: Path, *, policies: Path | None = None, paths: P
         raise ConfigError(reading.problems)
     return replace(read, config=config, routes=tuple(entry for file in routes.values() for entry in file.route),
                    tools=tuple(entry for file in routes.values() for entry in file.tool), file=config_path.name)
+
+
+def read_settings(config_path: Path) -> Deployment:
+    """Read config.toml alone, as a deployment without routes and rules: a slip in a rule keeps nobody from revoking a key.
+
+    Raises:
+        ConfigError: with every problem of that file.
+    """
+    reading = _Reading(config_path.absolute().parent)
+    config = reading.config(config_path.name)
+    if config is None:
+        raise ConfigError(reading.problems)
+    return Deployment(reading.root, config, sources=reading.sources, file=config_path.name)
 
 
 def read_policies(folder: Path) -> Deployment:
@@ -81,6 +94,13 @@ class _Reading:
             made, found = validated(model, replace(source, data=data))
             problems += found
         self.problems += problems
+        return made
+
+    def config(self, name: str) -> Config | None:
+        """config.toml. Where there is none, most likely another folder was meant."""
+        made = self.file(name, Config)
+        if made is None and not (self.root / name).exists():
+            self.problems = [replace(self.problems[-1], hint="`lockgate init DIR` makes one, and --config names another")]
         return made
 
     def policies(self, name: str, problem: Callable[[str, str], Problem]) -> Deployment:

@@ -54,7 +54,8 @@ def load_detectors(name: str, folders: Sequence[Path]) -> tuple[Detector, ...]:
         raise ConfigError([Problem("", None, name, f"there is no plugin named {name!r}", nearest(name, _names(folders)))])
     made = getattr(_module(name, path), "DETECTORS", None)
     if not isinstance(made, tuple) or not made:
-        raise ConfigError([Problem(str(path), None, "DETECTORS", f"the plugin {name!r} exports no DETECTORS, a tuple of detectors")])
+        raise ConfigError([Problem(str(path), None, "DETECTORS", f"the plugin {name!r} exports no DETECTORS, a tuple of detectors",
+                                   "DETECTORS = (MyDetector(),)")])
     wrong = [f"DETECTORS[{number}] {what}" for number, each in enumerate(made) for what in _shortcomings_of_detector(each)]
     if wrong:
         raise ConfigError([Problem(str(path), None, "DETECTORS", what, "see docs/detectors.md") for what in wrong])
@@ -117,7 +118,7 @@ def _failure(name: str, path: Path, error: BaseException) -> Problem:
     file, line = (frames[-1].filename, frames[-1].lineno) if frames else (str(path), None)
     if isinstance(error, SyntaxError) and error.filename:
         file, line = error.filename, error.lineno
-    return Problem(file, line, "", f"the adapter {name!r} cannot be imported: {type(error).__name__}: {error}")
+    return Problem(file, line, "", f"the plugin {name!r} cannot be imported: {type(error).__name__}: {error}")
 
 
 def _shortcomings(made: Any, protocol: type) -> list[str]:

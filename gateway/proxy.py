@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from gateway.answer import answer_headers, closing_figures
-from gateway.call import AttemptEnd, Call, Outcome, Principal, Reply, Target
+from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply, Target
 from gateway.clock import Clock, Ids
 from gateway.core.plan import Route
 from gateway.core.rate import Rates
@@ -118,7 +118,7 @@ class Proxy:
         """The steps of one call, in their order. Whatever this raises, `serve` settles and tells."""
         self._admit(snapshot)  # first of all: a full house does no work
         case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing
-        case.origin = read_origin(arrival.headers)
+        case.origin = self._origin(arrival)
         body = await arrival.body()
         case.call = call = _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
         route = _entitled(snapshot, call.principal, call.route, call.operation)  # before the rules: what a key may not use is not there
@@ -220,6 +220,13 @@ class Proxy:
         if self._keyring is None:
             return ANONYMOUS
         return self._keyring.authenticate(arrival.credential, self._clock.now_ns())
+
+    def _origin(self, arrival: Arrival) -> Origin:
+        origin = read_origin(arrival.headers)
+        if origin.session is not None and self._scrubber.text(origin.session) != origin.session:
+            # It would be kept under another name than it is asked for, and every rule on it would see a session that has just begun.
+            raise InvalidRequest("The header X-Lockgate-Session holds what looks like a secret. Give the session another name.")
+        return origin
 
     async def _answer(self, case: Progress, call: Call, dialect: Dialect, client: Client, reply: Reply) -> None:
         body = self._scrubber.bytes(dialect.answer(call, reply))  # a provider that repeats its key gives it to nobody

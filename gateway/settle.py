@@ -10,11 +10,12 @@ import orjson
 
 from gateway.call import AttemptEnd, Call, CallRecord, JsonObject, Outcome, Target
 from gateway.clock import Clock
-from gateway.errors import CallError, LockgateError, StoreError, StoreUnavailable
+from gateway.errors import CallError, InvalidRequest, LockgateError, StoreError, StoreUnavailable, UpstreamFailed, UpstreamRejected
 from gateway.progress import NOBODY, Progress
 from gateway.store.protocol import Intent, Journal
 from gateway.store.scrub import Scrubber, reduce_body
 from gateway.telemetry import Telemetry
+from gateway.tools import OPERATION
 
 _FIRST_PAUSE_S: Final = 0.1  # between two tries to write an outcome that the store could not take
 _LONGEST_PAUSE_S: Final = 5.0
@@ -73,7 +74,7 @@ class Settler:
     ) -> tuple[CallRecord, Callable[[], Awaitable[None]]]:
         """The record of a call that ends now, and what writes it. A stranger leaves no row, and so cannot fill the disk."""
         record = case.record(outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
-                             message=self._scrubber.text(error.message) if error else "")
+                             message=self._scrubber.text(_told(case, error)) if error else "")
         record = self._kept(case, record)
         if case.begun:  # scrubbed when its intent was written, but for what came back
             if record.verdicts or record.tool_uses:
@@ -121,6 +122,8 @@ class Settler:
 
     def _kept(self, case: Progress, record: CallRecord) -> CallRecord:
         """The record with as much of arguments and results as the journal may keep."""
+        if _keeps_no_words(case):
+            record = replace(record, attempts=tuple(replace(each, message="") if each.status else each for each in record.attempts))
         if not record.tool_uses and not record.tool_results:
             return record
         uses = tuple(replace(use, args=orjson.loads(self._stored(case, use.args, invented=True) or b"{}")) for use in record.tool_uses)
@@ -132,6 +135,23 @@ class Settler:
             return None
         kept = reduce_body(body, case.bodies, invented=invented or case.operation == "tool")
         return None if kept is None else self._scrubber.bytes(kept)
+
+
+def _keeps_no_words(case: Progress) -> bool:
+    """Whether the words of a tool's errors, which are its results, may not be kept: bodies may not, or a rule had a say in it.
+
+    What the rule let pass stands in the message of the call.
+    """
+    return case.operation == OPERATION and (case.bodies != "full" or any(each.phase == "tool_result" for each in case.verdicts))
+
+
+def _told(case: Progress, error: LockgateError) -> str:
+    """What the caller was told, as far as it may be kept: a tool's words and names of arguments no longer than bodies."""
+    if case.operation != OPERATION or case.bodies == "full":
+        return error.message
+    quoted = isinstance(error, UpstreamRejected | UpstreamFailed) and any(each.status for each in case.attempts)
+    named = isinstance(error, InvalidRequest) and case.bodies == "none"
+    return f"[redacted: {len(error.message)} characters]" if quoted or named else error.message
 
 
 async def _write_nothing() -> None:

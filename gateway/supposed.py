@@ -97,6 +97,8 @@ def _call(facts: FactsConfig, tool: ToolCall | None, world: World, now_ns: int, 
     named = [*_routes(facts), *([tool.name] if http and tool is not None else []), *([written] if isinstance(written, str) else []), ""]
     if named[0] and not http:
         body["model"] = named[0]
+    if written_as == "chat" and not http and "body" not in asked.model_fields_set:
+        body.setdefault("messages", [])  # no chat comes without them, and a system message has to have a place
     return Call(
         id="call_case", principal=Principal(who.id, who.name, who.team, who.org, who.roles),
         dialect=("tools" if http else world.protocol) if facts.protocol is None else facts.protocol,

@@ -18,6 +18,16 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 MAX_BYTES: Final = 1024 * 1024  # a file that people write; a larger one is the wrong file
 _MAX_PARTS: Final = 100
 _ERROR_LINE: Final = re.compile(r"\(at line (\d+), column \d+\)$")
+# What people write most often that is not TOML, by how `tomllib` says it.
+_HINTS: Final[Mapping[str, str]] = {
+    "Invalid value": 'a text stands in quotes: key = "text"',
+    "Expected newline or end of document after a statement": "a text with \" in it stands within ' … '",
+    "Found invalid character '\\n'": "a text of several lines stands within ''' … '''",
+    "Illegal character '\\n'": "a text of several lines stands within ''' … '''",
+    "Unclosed inline table": "a table in { } ends on the line that it begins on",
+    "Cannot mutate immutable namespace": "a table in { } is complete: write the key inside it",
+    "Cannot declare": "entries of a list are written [[name]], each",
+}
 _LONG_NUMBER: Final = re.compile(r"(?<![\w.])[+-]?(?:\d_?){4300}")
 # No possessive groups (`(?:…)*+`): Python before 3.11.5 matches them wrongly. Each character fits one branch, so nothing backtracks far.
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
@@ -68,7 +78,8 @@ def read_source(path: Path, name: str) -> tuple[Source, list[Problem]]:
     except tomllib.TOMLDecodeError as error:
         found = _ERROR_LINE.search(str(error))
         line = int(found[1]) if found else text.count("\n") + 1  # without a place: "at end of document"
-        return Source(name), [Problem(name, line, "", f"not TOML: {error}")]
+        hint = next((hint for said, hint in _HINTS.items() if str(error).startswith(said)), None)
+        return Source(name), [Problem(name, line, "", f"not TOML: {error}", hint)]
     except ValueError:  # Python reads no more digits than this, so that nobody makes it compute for minutes
         before = text[:found.start()] if (found := _LONG_NUMBER.search(text)) else text
         return Source(name), [Problem(name, before.count("\n") + 1, "", "a number has more digits than can be read")]

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.call import Call, Json, ToolCall
-from gateway.core.body import MAX_TOOL_NAME, tools_offered
+from gateway.core.body import MAX_TOOL_NAME, strings, tools_offered
 from gateway.core.decision import Denied
 from gateway.errors import Forbidden
 from gateway.gate import refusal
 from gateway.schemas import SchemaCache
 from gateway.tools import Tool
-from gateway.wire.tool_calls import LEGACY, Proposed, UnreadableArgumentsError, texts_within
+from gateway.wire.tool_calls import LEGACY, Proposed, UnreadableArgumentsError
 
 
 def without_tools(body: Mapping[str, Json], removed: Mapping[str, Denied]) -> dict[str, Json]:
@@ -38,8 +38,8 @@ def without_tools(body: Mapping[str, Json], removed: Mapping[str, Denied]) -> di
 
 
 def _names(choice: Json, name: str) -> bool:
-    """Whether a `tool_choice` asks for this tool, alone or among others."""
-    return isinstance(choice, dict) and name in texts_within(choice)
+    """Whether a `tool_choice` asks for this tool, alone or among others; one without a name is asked for by its type."""
+    return isinstance(choice, dict) and name in strings(choice)
 
 
 def unfitting(name: str, arguments: Json, call: Call, known: list[str], schemas: SchemaCache) -> str:

@@ -219,8 +219,8 @@ def _words(body: bytes) -> str:
     try:
         value = loads(body)
     except ValueError:
-        text = body[:4 * LONGEST_MESSAGE].decode(errors="replace").strip()
-        return "" if text.startswith("<") else text[:LONGEST_MESSAGE]  # a web page says nothing to a program
+        text = body[:4 * LONGEST_MESSAGE].decode(errors="replace").strip()  # cut to length once there are no secrets in it
+        return "" if text.startswith("<") else text  # a web page says nothing to a program
     within: Json = value.get("error") if isinstance(value, dict) else None
     if isinstance(within, str):
         return within

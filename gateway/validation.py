@@ -68,6 +68,10 @@ def _problem(model: type[BaseModel], source: Source, details: ErrorDetails) -> P
         case "string_pattern_mismatch":
             what = "the name" if "[key]" in details["loc"] else "the value"
             message = f"{what} does not have the form {context['pattern']}"
+        case "tuple_type":
+            message = _PLAIN["tuple_type"]
+            table = ".".join(part for part in path if isinstance(part, str))
+            hint = f"write [[{table}]]" if isinstance(_value(source.data, path), Mapping) else "a list stands in brackets: [ ]"
         case kind:
             message = _PLAIN.get(kind) or details["msg"].replace("Input should", "should")
     return source.problem(path, message, hint)

@@ -52,6 +52,10 @@ DENY = '[[rule]]\nid = "r"\neffect = "deny"\nmessage = "No."\n'
     (DENY + 'match = { routes = ["f*"] }', None),
     (DENY + 'match = { routes = ["fast", "fats"] }',
      'policies/p.toml:5:rule[0].match.routes: no route is named \'fats\' (rule "r") (did you mean "fast"?)'),
+    ('[[rule]]\nid = "r"\neffect = "route"\nroute = { to = "fast" }', None),
+    ('[[rule]]\nid = "r"\neffect = "route"\nroute = { only = ["*"] }', None),
+    ('[[rule]]\nid = "r"\neffect = "route"\nroute = { to = "fats" }',
+     'policies/p.toml:4:rule[0].route.to: no route is named \'fats\', so what it matches is refused (rule "r") (did you mean "fast"?)'),
 ])
 def test_a_rule_that_is_most_likely_not_meant_so_deserves_a_look(said: Said, rule: str, expected: str | None) -> None:
     assert said(CONFIG, rule + "\n") == ([expected] if expected else [])

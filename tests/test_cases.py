@@ -78,6 +78,19 @@ when = 'response.text.contains("secret")'
 effect = "deny"
 
 [[rule]]
+id = "house-style"
+match = { teams = ["housed"] }
+effect = "set"
+set = { system = "Be brief." }
+
+[[rule]]
+id = "no-addresses"
+phase = "tool_result"
+match = { tools = ["mail.*"] }
+effect = "redact"
+redact = { detectors = ["email"] }
+
+[[rule]]
 id = "dark"
 phase = "tool_result"
 mode = "shadow"
@@ -135,8 +148,15 @@ def told(result: CasesResult) -> list[str]:
     ('facts.request.params = { mails = ["a@b.c"], user = "u" }', 'effect = "redact", changed = { "/mails" = "[redacted:field]", "/user" = "u" }'),
     ("facts.request.size = 100001", 'effect = "allow", rule = "default", labels = ["large"]'),
     ("", 'effect = "allow", labels = []'),
+    ("", 'effect = "allow", changed = { "/messages" = [] }'),
+    ("facts.request.body = { user = 'u' }", 'effect = "allow", changed = { "" = { user = "u" } }'),
+    ("facts.request.operation = 'embeddings'", 'effect = "allow", changed = { "" = {} }'),
+    ('facts.principal.team = "housed"', 'effect = "set", rule = "house-style", changed = { "/messages/0/content" = "Be brief." }'),
     ('facts.principal.team = "rated"', 'effect = "limit", rule = "rate"'),
     ('facts.principal.team = "rated"', 'effect = "allow"'),
+    ('facts.principal.team = "interns"\nfacts.request.body = { model = "small-1", max_tokens = 5 }', 'effect = "allow", rule = "default"'),
+    ('phase = "tool_result"\nfacts.tool.name = "mail.read"\nfacts.result = "nothing to see"', 'effect = "allow"'),
+    ('phase = "tool_result"\nfacts.tool.name = "mail.read"\nfacts.result = "a@example.com"', 'effect = "redact", rule = "no-addresses"'),
     ('facts.env.region = "eu"', 'effect = "route", rule = "stay"'),
     ('phase = "tool_call"\nfacts.tool = { name = "bank.pay", args = { amount = 5 } }\nsession.called = [{ tool = "kyc.check", ago = "5m" }]',
      'effect = "allow", changed = { "" = { amount = 5 } }'),
@@ -157,6 +177,9 @@ def test_a_case_that_expects_what_comes_passes(facts: str, expect: str, run: Cal
 @pytest.mark.parametrize(("facts", "expect", "key", "message"), [
     ('facts.principal.team = "interns"\nfacts.route = "large"', 'effect = "allow"', "expect.effect",
      'expected allow, and it is deny by small-for-interns (case "it") (small-for-interns matched; clamped matched)'),
+    ('facts.principal.team = "interns"\nfacts.request.body = { model = "small-1", max_tokens = 5000 }', 'effect = "allow"', "expect.effect",
+     "expected allow, and it is set by clamped"),
+    ('facts.env.region = "eu"', 'effect = "allow"', "expect.effect", "expected allow, and it is route by stay"),
     ("", 'effect = "deny"', "expect.effect", 'expected deny, and it is allow by default (case "it") (no rule matched)'),
     ('now = "2026-11-22T03:00:00Z"', 'effect = "require_approval", rule = "rate"', "expect.rule",
      "expected require_approval by rate, and it is require_approval by night"),
@@ -384,7 +407,7 @@ def test_a_folder_of_rules_is_read_alone(folder: Path) -> None:
     (folder / "policies/x.cases.toml").write_text(case('now = "2026-11-22T03:00:00Z"', 'effect = "require_approval"'))
     deployment = read_policies(folder / "policies")
     result = run_cases(deployment, compile_rules(deployment))
-    assert (told(result), len(result.results), len(result.branches)) == ([], 1, 10)
+    assert (told(result), len(result.results), len(result.branches)) == ([], 1, 12)
     (folder / "policies/x.cases.toml").write_text("[[cas]]")
     with pytest.raises(ConfigError, match=r"policies/x\.cases\.toml:1:cas: unknown key"):
         read_policies(folder / "policies")

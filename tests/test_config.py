@@ -75,7 +75,7 @@ def test_values_arrive_in_seconds_and_bytes(folder):
     ("[server]\n\nport = 65536", "config.toml:3:server.port: should be less than or equal to 65535"),
     ("server = 1", "config.toml:1:server: should be a table"),
     ("providers = [1]", "config.toml:1:providers: should be a table"),
-    ("[server]\ndialects = 'openai'", "config.toml:2:server.dialects: should be a list"),
+    ("[server]\ndialects = 'openai'", "config.toml:2:server.dialects: should be a list (a list stands in brackets: [ ])"),
     ("[server]\ndialects = []", "config.toml:2:server.dialects: must not be empty"),
     ("[server]\ndialects = [\n'openai',\n3]", "config.toml:4:server.dialects[1]: should be a valid string"),
     ("[server]\ndialects = ['openai', 'openai']", "config.toml:2:server.dialects: named twice: openai"),
@@ -249,6 +249,23 @@ def test_the_folders_may_stand_elsewhere(folder, tmp_path_factory):
     (rules / "p.toml").write_text(RULE)
     (folder / "config.toml").write_text(f"[paths]\npolicies = '{rules}'")
     assert read_deployment(folder / "config.toml").rules[0].source == f"{rules}/p.toml:2"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("[[rule]]\nid = a", 'policies/p.toml:2: not TOML: Invalid value (at line 2, column 6) (a text stands in quotes: key = "text")'),
+    ('[[rule]]\nwhen = "route == "a""', "(a text with \" in it stands within ' … ')"),
+    ("[[rule]]\nwhen = 'a ||\n b'", "(a text of several lines stands within ''' … ''')"),
+    ('[[rule]]\nmatch = { teams = ["a"]\n', "(a table in { } ends on the line that it begins on)"),
+    ("[[rule]]\nmatch = { teams = [] }\nmatch.roles = []", "(a table in { } is complete: write the key inside it)"),
+    ('[rule]\nid = "a"\n[rule]\nid = "b"', "(entries of a list are written [[name]], each)"),
+    ('[rule]\nid = "a"', "policies/p.toml:1:rule: should be a list (write [[rule]])"),
+])
+def test_what_is_written_wrong_most_often_is_answered_with_how_it_is_written(folder, text, expected):
+    (folder / "config.toml").write_text("")
+    (folder / "policies/p.toml").write_text(text)
+    found = problems(folder)
+    assert len(found) == 1
+    assert expected in found[0]
 
 
 @pytest.mark.parametrize(("data", "expected"), [

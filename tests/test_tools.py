@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.call import Call, Principal, Reply, Target, Usage
 from gateway.errors import AttemptFailed, Forbidden, InternalError, InvalidRequest, MethodNotAllowed, UpstreamRejected
+from gateway.secret import Secret
+from gateway.store.scrub import Scrubber
 from gateway.tool_config import ToolConfig
 from gateway.tools import Tool, ToolAdapter, ToolDialect, compile_tool, head_of
 from gateway.wire.protocol import Adapter, Dialect
@@ -273,8 +275,10 @@ def test_what_an_upstream_says_of_a_wrong_call_is_passed_on(body, words):
 
 
 def test_an_upstreams_words_are_bounded():
-    error = ToolAdapter(tool()).decode_error(400, {}, b"x" * 60_000)
+    error = ToolAdapter(tool()).decode_error(400, {}, b"x" * 1990 + b"sk-0123456789abcdef" + b"x" * 60_000)
+    error.scrub(Scrubber([Secret("sk-0123456789abcdef")]).text)
     assert len(error.message) == 2000
+    assert error.message.endswith("x[secret]xx")
 
 
 @pytest.mark.parametrize(("status", "effect", "retryable"), [

@@ -83,7 +83,7 @@ def _follow(rows: Iterator[Mapping[str, Any]], *, as_json: bool) -> None:
             emit_columns([_line(shown[column]) for column in _COLUMNS], _WIDTHS)
 
 
-@calls.command()
+@calls.command(short_help="Show all that is on record of one call.")
 @click.argument("call_id")
 @config_option
 @json_option

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from gateway.config import Deployment
-from gateway.deployment import read_deployment
+from gateway.deployment import read_settings
 from gateway.errors import SetupError, StoreError
 from gateway.secret import Secret, resolve
 from gateway.store.database import Connection, open_readonly
@@ -21,12 +21,12 @@ def database_of(deployment: Deployment) -> Path:
 
 
 def open_deployment(config_path: str) -> tuple[Path, Connection]:
-    """The database of the deployment with this config.toml, and a connection that only reads it.
+    """The database of the deployment with this config.toml, and a connection that only reads it. Rules and routes are not looked at.
 
     Raises:
         LockgateError: the configuration or the database cannot be used.
     """
-    path = database_of(read_deployment(Path(config_path)))
+    path = database_of(read_settings(Path(config_path)))
     if not path.exists():
         raise StoreError(f"there is no database at {path} yet; `lockgate serve` or `lockgate keys create` makes it "
                          "(another deployment: --config)")

@@ -14,7 +14,7 @@ from gateway.cli.deployment import database_of, pepper_of
 from gateway.cli.output import config_option, emit_json, emit_rows, json_option
 from gateway.clock import SystemClock, SystemIds
 from gateway.config import Deployment
-from gateway.deployment import read_deployment
+from gateway.deployment import read_deployment, read_settings
 from gateway.keyring import new_key, new_secret
 from gateway.store.protocol import Keys, StoredKey
 from gateway.store.sqlite import SqliteStore
@@ -67,7 +67,7 @@ def create(  # noqa: PLR0913 - one parameter an option
 @json_option
 def list_keys(*, config_path: str, as_json: bool) -> None:
     """Show every key, without its secret."""
-    found = _all(read_deployment(Path(config_path)))
+    found = _all(read_settings(Path(config_path)))
     now_ns = SystemClock().now_ns()
     emit_rows([_row(key, now_ns) for key in found], _COLUMNS, as_json=as_json)
 
@@ -80,7 +80,7 @@ def revoke(*, key_id: str, config_path: str, as_json: bool) -> None:
     """Stop a key for good."""
     now_ns = SystemClock().now_ns()
     key_id = _id_of(key_id)
-    deployment = read_deployment(Path(config_path))
+    deployment = read_settings(Path(config_path))
     if not _on_keys(deployment, lambda store: store.revoke(key_id, now_ns=now_ns)):
         raise click.ClickException(_why_not(_all(deployment), key_id))
     if as_json:
@@ -89,13 +89,13 @@ def revoke(*, key_id: str, config_path: str, as_json: bool) -> None:
         click.echo(f"Key {key_id} is revoked; a gateway that runs refuses it within a second.")
 
 
-@keys.command()
+@keys.command(short_help="Give a key a new secret; the old one stops.")
 @click.argument("key_id", metavar="ID")
 @config_option
 @json_option
 def rotate(*, key_id: str, config_path: str, as_json: bool) -> None:
     """Give a key a new secret and show it, once; the old one stops at once."""
-    deployment = read_deployment(Path(config_path))
+    deployment = read_settings(Path(config_path))
     clock = SystemClock()
     now_ns = clock.now_ns()
     key_id = _id_of(key_id)

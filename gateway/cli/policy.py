@@ -50,7 +50,7 @@ def policy() -> None:
 @config_option
 @click.option("--junit", "junit_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the results as JUnit XML here.")
 @click.option("--min-coverage", type=click.FloatRange(0, 100), default=0.0, help="Fail below this share of covered branches, in percent.")
-@click.option("-v", "--verbose", is_flag=True, help="Show every case, not only those that fail.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every case, not only those that fail or are skipped.")
 @json_option
 def test(
     *, path: Path | None, config_path: str, junit_path: Path | None, min_coverage: float, verbose: bool, as_json: bool,
@@ -67,7 +67,11 @@ def test(
         deployment = read_policies(folder) if alone and folder else read_deployment(Path(config_path), policies=folder)
         bundle = compile_rules(deployment)
     except ConfigError as error:
-        raise ConfigError([placed(problem, root) for problem in error.problems]) from error
+        problems = [placed(problem, root) for problem in error.problems]
+        if not as_json:
+            raise ConfigError(problems) from error
+        emit_json({**_result_json(CasesResult((), ()), problems, ok=False), "coverage": 0.0})
+        sys.exit(1)
     if path != folder:
         deployment = replace(deployment, cases=_cases_of(deployment, path))
     result = run_cases(deployment, bundle, recorded=None if alone else _recorded(deployment))
@@ -88,7 +92,7 @@ def test(
         sys.exit(1)
 
 
-@policy.command()
+@policy.command(short_help="Say why a call was decided so.")
 @click.argument("call_id")
 @config_option
 @json_option
@@ -108,7 +112,7 @@ def explain(*, call_id: str, config_path: str, as_json: bool) -> None:
         click.echo(line)
 
 
-@policy.command()
+@policy.command(short_help="Decide recorded calls under other rules.")
 @click.option("--since", default="7d", show_default=True, help="How far back: a duration such as 12h or 7d.")
 @click.option("--bundle", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="The folder of rules to decide under; without it, the deployment's own as its files are now.")
@@ -188,10 +192,11 @@ def _result_json(result: CasesResult, failures: list[Problem], *, ok: bool) -> d
 
 
 def _show(result: CasesResult, failures: list[Problem], *, verbose: bool) -> None:
-    if verbose:
-        for each in result.results:
-            why = f": {each.skipped}" if each.skipped else ""
-            click.echo(printable(f"{_status(each):7} {each.case.source}: {each.case.name}{why}"))
+    shown = [each for each in result.results if verbose or each.skipped]  # a case that was not run proves nothing
+    for each in shown:
+        why = f": {each.skipped}" if each.skipped else ""
+        click.echo(printable(f"{_status(each):7} {each.case.source}: {each.case.name}{why}"))
+    if shown:
         click.echo()
     if result.branches:
         emit_rows([{**asdict(each), "uncovered": each.uncovered} for each in result.branches], _BRANCH_COLUMNS, as_json=False)

@@ -23,8 +23,9 @@ def _story(told: JsonObject) -> Iterator[str]:
     who = call["key"] + (f" of team {call['team']}" if call["team"] else "")
     yield f"{call['id']}: {call['operation']} of {call['route'] or '-'} by {who}, {when:%Y-%m-%d %H:%M:%S} UTC"
     yield f"outcome: {call['outcome']}{_coded(call)}"
+    digest = told["bundle"]["digest"]
     known = "" if told["bundle"]["known"] else " (its content is not on record)"
-    yield f"rules: {told['bundle']['digest'] or 'none'}{known}"
+    yield f"rules: {digest}{known}" if digest else "rules: none were asked"
     yield ""
     yield from _decision(told, "the call")
     for later in told["later"]:

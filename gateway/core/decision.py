@@ -20,6 +20,7 @@ BAD_ARGUMENTS: Final = "arguments"  # a tool call's arguments cannot be read, or
 _STRICTNESS: Final = {"allow": 0, "held": 1, "deny": 2}
 _LONGEST_SHOWN: Final = 64  # characters of a text, and items of a list, that are kept of what a rule read
 _FEW: Final = 8
+_OF_TOOLS: Final = ("result", "session.sum(")  # facts that may be a bare number out of arguments and results
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def reason_json(reason: Reason, decision: Decision, bodies: str) -> JsonObject:
         told["subject"] = decision.subject
     if reason.shadow:
         told["shadow"] = True
-    values = {name: _shown(decision.values[name], bodies) for name in reason.reads if name in decision.values}
+    values = {name: _shown(_spelt(name, decision.values[name], bodies), bodies) for name in reason.reads if name in decision.values}
     if values:
         told["values"] = values
     return told
@@ -191,6 +192,11 @@ def verdict_json(decision: Decision, bodies: str) -> JsonObject:
             "message": decision.message or "", "bundle": decision.bundle, "reasons": reasons_json(decision, bodies)}
 
 
+def _spelt(name: str, value: Any, bodies: str) -> Any:
+    """A number that a tool was given or has given back as a text, where nothing of that may be kept: then its length is all that is."""
+    return str(value) if bodies == "none" and name.startswith(_OF_TOOLS) and isinstance(value, int | float) else value
+
+
 def _shown(value: Any, bodies: str) -> Json:
     """A value short enough to keep with every call; of what a person wrote no more than the journal may keep."""
     if isinstance(value, str):
@@ -198,7 +204,8 @@ def _shown(value: Any, bodies: str) -> Json:
             return f"[{len(value)} characters]"
         return value if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]}… [{len(value)} characters]"
     if isinstance(value, list | tuple):
-        return [_shown(item, bodies) for item in value] if _is_small(value) else f"[list of {len(value)}]"
+        small = _is_small(value) and (bodies != "none" or all(isinstance(item, str) for item in value))
+        return [_shown(item, bodies) for item in value] if small else f"[list of {len(value)}]"
     if isinstance(value, Mapping):
         small = bodies != "none" and _is_small(value.values()) and all(_is_name(name, bodies) for name in value)
         return {name: _shown(item, bodies) for name, item in value.items()} if small else f"[object of {len(value)}]"

@@ -179,7 +179,8 @@ def _in_list(asked: Asked, item: str, name: str) -> bool:
 def _list(library: Library, name: str) -> frozenset[str]:
     if name not in library.lists:
         near = get_close_matches(name, sorted(library.lists), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"lists stand in policies/lists/: {', '.join(sorted(library.lists)) or 'none'}"
+        known = f"; there is {', '.join(sorted(library.lists))}" if library.lists else ""
+        hint = f"did you mean {near[0]!r}?" if near else f"a list is a file policies/lists/NAME.txt{known}"
         raise ValueError(f"there is no such list; {hint}")
     return library.lists[name]
 

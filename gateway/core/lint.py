@@ -31,6 +31,8 @@ _READS_ALL: Final = frozenset({
     "replace", "reverse", "secrets", "sha256", "size", "split", "string", "substring", "trim", "upperAscii"})
 _MULTIPLY: Final = frozenset({"join", "replace", "format"})  # what they give may be as long as two operands multiplied
 _NUMBERS: Final = frozenset({"double", "int", "size", "uint", "-_", "_-_", "_*_", "_/_", "_%_"})  # what gives no text
+_LIMITED: Final[Mapping[str, int]] = {"split": 1, "replace": 2}  # what makes something for every finding: where its limit stands
+_MOST_MADE: Final = 10_000
 _BOTH_LONG: Final = "both are as long as the caller likes"
 
 Path: TypeAlias = tuple[str, ...]
@@ -85,7 +87,7 @@ class _Costs:
         self.joined = 0
 
     def of(self, node: Node, bound: Mapping[str, str | None], nested: int) -> Iterator[CompileProblem]:
-        """`bound` has the variables of the comprehensions around, each with the unbounded fact that its items come from, inner ones last."""
+        """`bound` has the variables of the comprehensions around, inner ones last, each with the unbounded fact of its items."""
         if isinstance(node, Loop):
             yield from self._loop(node, bound, nested)
             return
@@ -95,6 +97,10 @@ class _Costs:
             if read and around:
                 yield CompileProblem(f"`{read[0]}` is read whole for every item of `{around}`", *node.place, _BOTH_LONG)
             long = [fact for fact in map(_root, children(node)) if fact in _UNBOUNDED or bound.get(fact)]
+            if node.function in _LIMITED and node.target is not None and long and not _is_limited(node):
+                limit = ", ".join(['" "', '"_"'][:_LIMITED[node.function]])
+                yield CompileProblem(f"`{node.function}` may find as much as the caller likes", *node.place,
+                                     f"give it a limit, {_MOST_MADE} at most: {node.function}({limit}, 100)")
             joined = [fact for fact in map(_root, _texts_joined(node)) if fact in _UNBOUNDED or bound.get(fact)]
             if joined:
                 self.joined += 1
@@ -125,6 +131,13 @@ def _read_whole(node: Invoked) -> Sequence[Node]:
     if node.function == "_+_":
         return operands
     return operands[1:] if node.function == "@in" else operands[:1] if node.function in _READS_ALL else ()
+
+
+def _is_limited(node: Invoked) -> bool:
+    """Whether a `split` or `replace` says how often, in a number that stands in the source."""
+    limits = node.arguments[_LIMITED[node.function]:]
+    return any(isinstance(each, Const) and each.kind == "int" and isinstance(each.value, int) and 0 <= each.value <= _MOST_MADE
+               for each in limits)
 
 
 def _texts_joined(node: Invoked) -> Sequence[Node]:

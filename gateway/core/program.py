@@ -91,5 +91,6 @@ class Engine(Protocol):
 
 def undeclared(name: str, known: frozenset[str], line: int, column: int) -> CompileProblem:
     """The problem of a name that nothing has, with the nearest one of `known` as its hint."""
-    near = get_close_matches(name, sorted(known - {name}), 1)
+    others = sorted(known - {name})
+    near = [each for each in others if each.endswith(f".{name}")] or get_close_matches(name, others, 1)
     return CompileProblem(f"undeclared reference to '{name}'", line, column, f"did you mean {near[0]!r}?" if near else None, name)

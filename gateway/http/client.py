@@ -12,6 +12,9 @@ from gateway.errors import ClientGone
 from gateway.http.connection import SERVER
 
 _OWN: Final = {"Server": SERVER}
+_JSON: Final = "application/json"
+# What a tool answers may be a page: a browser must not run it in the gateway's name, nor guess that something else is one.
+_FOREIGN: Final = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-Type-Options": "nosniff"}
 _STREAM_HEADERS: Final = {**_OWN, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies between must not collect a stream
 
 
@@ -27,13 +30,14 @@ class HttpClient:
         self._request = request
         self._last = last
         self.call_id = call_id
-        self.error_type = "application/json"
+        self.error_type = _JSON
         self.response: web.StreamResponse | None = None
 
     async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None) -> None:
         """Send a whole answer; without a content type JSON, or an error of this client's kind."""
-        content_type = content_type or (self.error_type if status >= 400 else "application/json")
-        self.response = response = web.Response(status=status, headers={**headers, **_OWN, "Content-Type": content_type}, body=body)
+        content_type = content_type or (self.error_type if status >= 400 else _JSON)
+        told = {**headers, **_OWN, "Content-Type": content_type, **(_FOREIGN if content_type != _JSON else {})}
+        self.response = response = web.Response(status=status, headers=told, body=body)
         if self._last:
             response.force_close()
         try:

@@ -25,6 +25,7 @@ Handler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
 QUERY_METHODS: Final = ("GET", "DELETE")  # a tool's arguments stand in the query
 BODY_METHODS: Final = ("POST", "PUT", "PATCH")  # or in the body
 _MOST_PARAMETERS: Final = 1000
+_OWN_SITES: Final = frozenset({"none", "same-origin"})  # typed in by hand, or asked for by what the gateway itself has answered
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -127,6 +128,8 @@ def _check_origin(request: web.BaseRequest, proxy: Proxy) -> None:
         raise InvalidRequest("Without authentication the gateway answers only to this machine's own names; the header `Host` has another.")
     if "Origin" in request.headers:
         raise InvalidRequest("Without authentication the gateway does not answer to web pages; the header `Origin` is set.")
+    if request.headers.get("Sec-Fetch-Site", "none") not in _OWN_SITES:  # a picture or a link is asked for without an origin
+        raise InvalidRequest("Without authentication the gateway does not answer to web pages; the header `Sec-Fetch-Site` names another.")
 
 
 async def _read_body(request: web.BaseRequest, *, limit: int, timeout_s: float) -> bytes:

@@ -23,7 +23,7 @@ _WORDS: Final = (
 )
 _TOKEN = re.compile(r"\s*\S+")
 _COUNT = re.compile(r"\bwords (\d{1,6})\b")
-_CALL = re.compile(r"\bcall ([A-Za-z0-9_-]{1,64}) (?=\{)")
+_CALL = re.compile(r"\bcall ([A-Za-z0-9_.-]{1,64}) (?=\{)")
 _ANSWER_WORDS = 12
 _ARGUMENT_PIECE = 8
 _MOST_CALLS = 128

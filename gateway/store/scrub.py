@@ -20,7 +20,8 @@ KEY_PATTERN: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{32}"
 
 # A shorter value would be found in innocent text; a credential of this length protects nothing.
 _SHORTEST: Final = 8
-# What is left of a secret that was cut off is replaced from this length on: below it, it is as good as any other text.
+# What is left of a secret that was cut off is replaced from this length on, and from half of the secret on. Below that it is as good as
+# any other text; and whoever has a provider repeat guesses would be told how far they are right, from a beginning that many share.
 _CUT: Final = 12
 _CUT_KEY: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{1,31}\Z"
 
@@ -32,8 +33,8 @@ _SAID: Final = ("session", "run", "step", "traceparent", "tags")
 class Scrubber:
     """Replaces every known secret, plain or as it stands inside JSON, and everything that looks like a virtual key, by `[secret]`.
 
-    A secret whose end is cut off by the end of the text is replaced where 12 characters of it are left. One that is cut in
-    two otherwise, by the chunks of a stream for instance, is not recognised.
+    A secret whose end is cut off by the end of the text is replaced where more than half of it is left, and 12 characters at least.
+    One that is cut in two otherwise, by the chunks of a stream for instance, is not recognised.
     """
 
     __slots__ = ("_bytes_heads", "_bytes_needles", "_bytes_pattern", "_heads", "_needles", "_pattern")
@@ -113,7 +114,7 @@ def _cut_at_the_end(text: AnyStr, needles: Iterable[AnyStr]) -> int:
     """How long the longest beginning of a needle is that the text ends with; 0 where it is too short to matter."""
     longest = 0
     for needle in needles:
-        for length in range(min(len(needle) - 1, len(text)), max(_CUT - 1, longest), -1):
+        for length in range(min(len(needle) - 1, len(text)), max(_CUT - 1, len(needle) // 2, longest), -1):
             if text.endswith(needle[:length]):
                 longest = length
                 break

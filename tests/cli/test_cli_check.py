@@ -70,7 +70,7 @@ def test_a_configuration_that_is_not_there_is_a_problem_and_not_a_traceback(fold
     (folder / "config.toml").unlink()
     done = run()
     assert done.exit_code == 1
-    assert "cannot be read: No such file or directory" in done.stderr
+    assert "cannot be read: No such file or directory (`lockgate init DIR` makes one, and --config names another)" in done.stderr
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), [

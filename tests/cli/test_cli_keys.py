@@ -95,6 +95,18 @@ def test_a_revoked_key_is_not_rotated(config: Path) -> None:
             assert made["key"] not in result.output
 
 
+def test_a_slip_in_a_rule_keeps_nobody_from_revoking_a_key(config: Path) -> None:
+    made = _json(config, "create", "--name", "ci")
+    (config.parent / "policies/p.toml").write_text("[[rulez]]")
+    assert [key["id"] for key in _json(config, "list")] == [made["id"]]
+    rotated = _json(config, "rotate", made["id"])
+    assert rotated["id"] == made["id"]
+    assert _json(config, "revoke", made["id"])["id"] == made["id"]
+    config.write_text("[auht]")
+    with pytest.raises(LockgateError, match="unknown key"):
+        CliRunner().invoke(keys, ["list", "--config", str(config)], catch_exceptions=False)
+
+
 def test_an_expired_key_is_not_rotated(config: Path) -> None:
     made = _json(config, "create", "--name", "ci", "--expires", "30d")
     with closing(sqlite3.connect(config.with_name("lockgate.db"), isolation_level=None)) as connection:

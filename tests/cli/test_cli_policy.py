@@ -131,7 +131,9 @@ class TestTesting:
         done = run("test", "-v")
         assert done.exit_code == 1
         assert done.stderr.startswith("error: policies/z.cases.toml:5:case[0].expect.effect: expected deny, and it is allow by default (case")
-        assert "skipped policies/z.cases.toml:7: of a recorded call: is about a recorded call, and there is no database here" in done.stdout
+        skipped = "skipped policies/z.cases.toml:7: of a recorded call: is about a recorded call, and there is no database here"
+        assert skipped in done.stdout
+        assert run("test").stdout.startswith(f"{skipped}\n\nrule ")
         assert "passed  policies/rules.cases.toml:2: blue may not use large" in done.stdout
         assert done.stdout.splitlines()[-1].startswith("failed: 4 cases, 1 failed, 1 skipped, ")
         assert not [character for character in done.stdout if not character.isprintable() and character != "\n"]
@@ -147,6 +149,12 @@ class TestTesting:
         failed = run("test", "--json")
         said = json.loads(failed.stdout)
         assert (failed.exit_code, said["ok"], said["problems"][0]["line"]) == (1, False, 5)
+        (folder / "policies/z.cases.toml").write_text("[[cas]]")
+        failed = run("test", "--json")
+        said = json.loads(failed.stdout)
+        assert (failed.exit_code, said["ok"], said["coverage"], said["cases"], said["rules"]) == (1, False, 0.0, [], [])
+        assert said["problems"] == [{"file": "policies/z.cases.toml", "line": 1, "key": "cas", "message": "unknown key",
+                                     "hint": 'did you mean "case"?'}]
 
     def test_ci_reads_the_results_whatever_a_case_is_called(self, folder: Path) -> None:
         (folder / "policies/z.cases.toml").write_text(FAILING)
@@ -239,6 +247,7 @@ class TestRecorded:
     async def test_a_call_is_explained_after_the_rules_have_changed(self, folder: Path, history: str, samples: ModuleType) -> None:
         (folder / "policies/rules.toml").write_text("")
         (folder / "policies/rules.cases.toml").unlink()
+        (folder / "policies/broken.toml").write_text("[[rulez]]")
         done = run("explain", samples.call_id(1))
         assert (done.exit_code, done.stderr) == (0, "")
         lines = done.stdout.splitlines()
@@ -282,6 +291,8 @@ class TestRecorded:
             "    policy_error: no such key", "  what would have to change:",
             "    - Rule late would have to be evaluated, which failed (policy_error: no such key); then it would have to be false.",
             "    - The rules that were in force are not on record any more, so it cannot be said what they look at."]
+        await store.journal.refuse(samples.refused(7, decision="", rule="", reasons=(), bundle="", code="invalid_request"), request=None)
+        assert "rules: none were asked" in run("explain", samples.call_id(7)).stdout.splitlines()
         lines = run("explain", samples.call_id(6)).stdout.splitlines()
         assert "  deny dark (a.toml:2) matched on bank.pay in shadow mode, without effect" in lines
         assert "  deny hidden (a.toml:2) could not be evaluated on bank.pay for a tool that was not offered" in lines

@@ -81,7 +81,7 @@ LONG = "x" * 65
     (5, 5, 5, 5), (True, True, True, True), (1.5, 1.5, 1.5, 1.5), (None, None, None, None),
     ("text", "text", "[4 characters]", "[4 characters]"),
     (LONG, f"{LONG[:64]}… [65 characters]", "[65 characters]", "[65 characters]"),
-    (["a", 1], ["a", 1], ["[1 characters]", 1], ["[1 characters]", 1]),
+    (["a", 1], ["a", 1], ["[1 characters]", 1], "[list of 2]"),
     (("a",), ["a"], ["[1 characters]"], ["[1 characters]"]),
     (["a"] * 9, "[list of 9]", "[list of 9]", "[list of 9]"),
     ([["a"]], "[list of 1]", "[list of 1]", "[list of 1]"),

@@ -70,6 +70,7 @@ def test_a_program_names_the_variables_it_reads(source: str, names: set[str], en
     ('request.modle == "a"', 1, "request.modle", "did you mean 'request.model'?"),
     ('true\n && principl.team == ""', 2, "principl.team", "did you mean 'principal.team'?"),
     ('route.startWith("a")', 1, "startWith", "did you mean 'startsWith'?"),
+    ('team == "search"', 1, "team", "did you mean 'principal.team'?"),
     ('messages.exists(m, mm.role == "x")', 1, "mm.role", None),
     ("zzz(1) > 1", 1, "zzz", None),
     ('.zzz == ""', 1, "zzz", None),

@@ -116,7 +116,7 @@ def test_without_a_time_age_is_a_fault(engine: Engine) -> None:
     ('route.cidr("10.0.0.1/8")', 'cidr: this is no network: write it like "10.0.0.0/8", with no bit set after the prefix'),
     ('"10.0.0".cidr("10.0.0.0/8")', "cidr: this is no IP address"),
     ('route.in_list("contractor")', "in_list: there is no such list; did you mean 'contractors'?"),
-    ('in_list(route, "zzz")', "in_list: there is no such list; lists stand in policies/lists/: contractors, empty"),
+    ('in_list(route, "zzz")', "in_list: there is no such list; a list is a file policies/lists/NAME.txt; there is contractors, empty"),
     ('route.glob("[b-a]")', "glob: this is no glob: the ranges of a set go up, [a-z]"),
     (f'route.glob("{"a" * 257}")', "glob: a glob is longer than 256 characters"),
     ('session.called("")', "session.called: a tool is named by 1 to 256 characters, without wildcards"),
@@ -144,7 +144,7 @@ def test_what_can_be_seen_to_be_wrong_is_refused_at_load_with_its_place(source: 
 
 def test_a_library_without_lists_says_so(engine_name: str, library: Library) -> None:
     engine = open_engine(engine_name, {"route": "string"}, Library({}, library.detectors))
-    assert problem(engine, 'route.in_list("a")').message == "in_list: there is no such list; lists stand in policies/lists/: none"
+    assert problem(engine, 'route.in_list("a")').message == "in_list: there is no such list; a list is a file policies/lists/NAME.txt"
 
 
 ANSWERS = {

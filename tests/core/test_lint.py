@@ -144,6 +144,9 @@ def test_a_condition_that_depends_on_the_call_is_left_alone(source: str, request
     ("texts.exists(t, request.body.x.contains(t))", "`request.body` is read whole for every item of `texts`"),
     ("texts.exists(t, t in texts)", "`texts` is read whole for every item of `texts`"),
     ("texts.exists(t, texts.size() > 3)", "`texts` is read whole for every item of `texts`"),
+    ('texts.exists(t, t.split(" ").size() > 3)', "`split` may find as much as the caller likes"),
+    ('texts.exists(t, t.split(" ", 20000).size() > 3)', "`split` may find as much as the caller likes"),
+    ('texts[0].replace("a", "b", request.max_tokens) == ""', "`replace` may find as much as the caller likes"),
     ('["a", "b"].exists(w, (request.params.x + w).contains("q"))', "`request.params` is copied for every item of the list around"),
     ('texts.exists(t, ["a", "b"].exists(w, (t + w).contains("q")))', "`t` is copied for every item of the list around"),
     ("(" + " + ".join(["request.params.x"] * 10) + ').contains("a")', "joins texts 9 times where one is as long as the caller likes, and 8 is the most"),
@@ -162,7 +165,7 @@ def test_what_a_caller_could_make_cost_without_bound_is_an_error(source: str, sa
     'texts.exists(t, ["a", "b"].exists(w, t.contains(w)))', '["a", "b"].exists(w, texts.exists(t, t.contains(w)))',
     "messages.exists(m, m.content.exists(p, p.text == route))", "messages.map(m, m.role).exists(r, r == route)",
     "messages.exists(texts, texts.a.exists(x, x == 1))", "texts.exists(t, t.contains(route) && t.size() > request.max_tokens)",
-    "texts.exists(t, has(request.params.x) && t == request.params.x)", 'texts[0].replace("a", "b") == ""',
+    "texts.exists(t, has(request.params.x) && t == request.params.x)", 'texts[0].replace("a", "b", 10) == "" || texts[0].split(" ", 100).size() > 99', 'route.split("-").size() > 2',
     "principal.roles.exists(r, r in principal.roles)", "texts.map(t, t + 'x').size() > 3", '["a"].exists(w, double(request.params.x) + 1.0 > 2.0)',
     '(request.params.x + "a").contains("b")', "texts.exists(x, [x].exists(texts, texts.size() > 1))"])
 def test_what_has_a_bound_is_no_error(source: str, request_engine: Engine) -> None:

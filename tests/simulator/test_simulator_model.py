@@ -29,6 +29,7 @@ def test_no_utterance_is_longer_than_its_limit(prompt, limit, reasoning):
 def test_calls_end_at_what_is_no_json_and_at_a_bound():
     text = 'call a {"x": {"y": "}"}} call b {bad} call c {} call d [1]'
     assert [(call.name, "".join(call.arguments)) for call in asked_calls(text)] == [("a", '{"x":{"y":"}"}}'), ("c", "{}")]
+    assert [call.name for call in asked_calls('call bank.pay {"amount": 5}')] == ["bank.pay"]
     assert len(asked_calls("call a {} " * 500)) == 128
     assert asked_calls("call a " + '{"a":' * 100_000) == []
 

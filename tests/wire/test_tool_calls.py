@@ -1,5 +1,7 @@
 """Tool calls in canonical bodies, whatever a model or a client makes of the format."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from gateway.wire.tool_calls import (
     with_contents,
 )
 
-FUNCTION = {"id": "c1", "type": "function", "function": {"name": "pay", "arguments": '{"amount": 1, "amount": 2}'}, "extra": True}
+FUNCTION: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "pay", "arguments": '{"amount": 1, "amount": 2}'}, "extra": True}
 CUSTOM = {"id": "c2", "type": "custom", "custom": {"name": "run", "input": "ls -l"}}
 
 
