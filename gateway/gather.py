@@ -1,5 +1,6 @@
 """Which facts a decision needs, and getting exactly those."""
 
+from collections.abc import Collection
 from typing import Any
 
 from gateway.core.body import UnreadableFactError
@@ -8,8 +9,8 @@ from gateway.core.question import Question
 from gateway.core.rules import Bundle, Selection
 
 
-def gather(bundle: Bundle, question: Question) -> Facts:
-    """What the rules that could apply read of what is judged.
+def gather(bundle: Bundle, question: Question, *, without: Collection[str] = ()) -> Facts:
+    """What the rules that could apply read of what is judged; of these facts nothing.
 
     A fact that is not there in its declared type is noted, not raised: the rules that read it fail closed.
     """
@@ -18,6 +19,8 @@ def gather(bundle: Bundle, question: Question) -> Facts:
     values: dict[str, Any] = {}
     unreadable: dict[str, str] = {}
     for fact in index.select(keys).facts:
+        if fact.name in without:
+            continue
         try:
             values[fact.name] = fact.read(question)
         except UnreadableFactError as error:

@@ -11,6 +11,7 @@ from gateway.answer import answer_headers, closing_figures
 from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply, Target
 from gateway.clock import Clock, Ids
 from gateway.core.plan import Route
+from gateway.core.question import LARGE
 from gateway.core.rate import Rates
 from gateway.dispatch import Dispatcher
 from gateway.errors import (
@@ -120,7 +121,7 @@ class Proxy:
         case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing
         case.origin = self._origin(arrival)
         body = await arrival.body()
-        case.call = call = _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
+        case.call = call = await _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
         route = _entitled(snapshot, call.principal, call.route, call.operation)  # before the rules: what a key may not use is not there
         async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=route.deadlines.total_s):
             call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
@@ -297,7 +298,13 @@ def _target(case: Progress) -> Target:
     return case.trying.tried.to.target
 
 
-def _read_call(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -> Call:
+async def _read_call(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -> Call:
+    if len(body) < LARGE:
+        return _parsed(case, arrival, body, snapshot)
+    return await asyncio.to_thread(_parsed, case, arrival, body, snapshot)  # other calls do not wait for it
+
+
+def _parsed(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -> Call:
     parsed = loads(body, max_depth=snapshot.config.server.max_depth)
     if not isinstance(parsed, dict):
         raise InvalidRequest("The body must be a JSON object.", pointer="")

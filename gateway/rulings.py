@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from gateway.call import Call, Json, Reply, Said, ToolCall, ToolResult, ToolUse
 from gateway.clock import Clock
 from gateway.core.body import UnreadableFactError, messages, tools_offered
-from gateway.core.decide import at_best
+from gateway.core.decide import LATER, at_best
 from gateway.core.decision import BAD_ARGUMENTS, BYPASS, Decision, Denied, Phase, Reason, Redaction
 from gateway.core.detectors import DetectionError
 from gateway.core.facts import match_keys
@@ -314,7 +314,7 @@ class Rulings:
         for name in names:
             known = snapshot.tools.get(name)
             asked = self._question(snapshot, "tool_call", call, tool=described(name, call, known), known_tool=known is not None)
-            decision = at_best(snapshot.bundle, gather(snapshot.bundle, asked))
+            decision = at_best(snapshot.bundle, gather(snapshot.bundle, asked, without=LATER))
             if isinstance(decision, Denied):
                 removed[name] = decision
             await asyncio.sleep(0)

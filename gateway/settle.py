@@ -126,9 +126,10 @@ class Settler:
             record = replace(record, attempts=tuple(replace(each, message="") if each.status else each for each in record.attempts))
         if not record.tool_uses and not record.tool_results:
             return record
+        if case.bodies == "full":
+            return replace(record, tool_results=tuple((name, text[:_LONGEST_RESULT]) for name, text in record.tool_results))
         uses = tuple(replace(use, args=orjson.loads(self._stored(case, use.args, invented=True) or b"{}")) for use in record.tool_uses)
-        results = tuple((name, text[:_LONGEST_RESULT]) for name, text in record.tool_results) if case.bodies == "full" else ()
-        return replace(record, tool_uses=uses, tool_results=results)
+        return replace(record, tool_uses=uses, tool_results=())
 
     def _stored(self, case: Progress, body: JsonObject | None, *, invented: bool = False) -> bytes | None:
         if body is None:

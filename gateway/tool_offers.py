@@ -121,4 +121,6 @@ def say(message: dict[str, Json], text: str, withheld: str) -> None:
     said = refusal(text, withheld, after=bool(content) and isinstance(content, str))
     if "content" in said and isinstance(content, str):
         said = {"content": content + said["content"]}
+    elif "content" in said and isinstance(content, list):
+        said = {"content": [*content, {"type": "text", "text": text}]}
     message.update(said)

@@ -298,7 +298,7 @@ def test_what_is_not_given_is_what_an_empty_call_has(read: Callable[[str], Deplo
     """On a fixed day, so that a case says the same tomorrow."""
     facts = facts_read(read(case("")))
     assert facts["principal.id"] == "anonymous"
-    assert (facts["route"], facts["texts"], facts["request.body"], facts["tags"], facts["env"]) == ("", [], {}, {}, {})
+    assert (facts["route"], facts["texts"], facts["request.body"], facts["tags"], facts["env"]) == ("", [], {"messages": []}, {}, {})
     assert str(facts["now"]) == "2026-01-01 12:00:00+00:00"
     assert facts["now"].strftime("%A") == "Thursday"
     assert int(facts["now"].timestamp()) * 10**9 == NOON_NS

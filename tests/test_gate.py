@@ -243,3 +243,113 @@ async def test_a_listener_hears_the_whole_answer_and_changes_nothing():
     assert await through(listening, events) == events
     assert heard[0].body["choices"][0]["message"]["content"] == "ab"
     assert (heard[0].usage, heard[0].finish_reasons) == (Usage(1, 1), ("stop",))
+
+
+@pytest.mark.parametrize("choice", [
+    {"index": "0", "delta": {"content": "a"}}, {"index": 1.0, "delta": {"content": "a"}}, {"index": True, "delta": {"content": "a"}},
+    {"index": 0, "delta": {"content": "a"}, "tool_calls": [{}]}, {"index": 0, "delta": {"audio": {"function_call": {"name": "bad"}}}},
+    {"index": 0, "delta": {"Tool_Calls": [{}]}}, {"index": 0, "delta": {"text": "a"}, "text": "b"}, {"index": 0, "delta": {"tool_calls": [{"index": "0"}]}},
+    {"index": 0, "delta": {"tool_calls": [{"index": True}]}}, {"index": 0, "delta": {"tool_calls": [{"index": None}]}}])
+async def test_what_a_reader_could_put_together_in_another_way_ends_the_stream(choice):
+    with pytest.raises(AttemptFailed):
+        await gate(redact=True).take(Event({**HEAD, "choices": [choice]}))
+
+
+@pytest.mark.parametrize("choices", ["x", {"0": {"delta": {"content": "a"}}}, 5])
+async def test_choices_that_are_no_list_end_the_stream(choices):
+    """A reader that looks for the first of them may find one all the same."""
+    with pytest.raises(AttemptFailed):
+        await gate().take(Event({**HEAD, "choices": choices}))
+
+
+async def test_a_call_does_not_go_on_after_it_was_judged():
+    """A reader would put the pieces together, and nobody has judged the two as one."""
+    held = gate()
+    await held.take(chunk(call_piece(0, "{}", "good", "c0"), finish="tool_calls"))
+    assert await held.take(chunk(call_piece(1, "{}", "fine", "c1"))) == []
+    with pytest.raises(AttemptFailed):
+        await held.take(chunk(call_piece(0, "{}", "bad")))
+
+
+async def test_a_text_that_is_searched_does_not_go_on_after_its_end():
+    held = gate(redact=True)
+    await held.take(chunk({"content": "sec"}, finish="stop"))
+    assert await held.take(chunk({"content": "", "role": "assistant"})) != []
+    with pytest.raises(AttemptFailed):
+        await held.take(chunk({"content": "ret1"}))
+    unsearched = gate()
+    await unsearched.take(chunk({"content": "a"}, finish="stop"))
+    assert await unsearched.take(chunk({"content": "b"})) != []
+
+
+async def test_an_end_that_is_empty_is_none():
+    """Some servers write one into every chunk."""
+    events = [chunk(call_piece(0, '{"a"', "good", "c0"), finish=""), chunk(call_piece(0, ":1}"), finish=""), chunk({"content": "sec"}, finish=""),
+              chunk({"content": "ret1"}, finish=""), chunk({}, finish="tool_calls")]
+    (choice,) = whole(await through(gate(redact=True), events))
+    assert choice["message"]["content"] == "[redacted:pattern]"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"a":1}'
+
+
+async def test_a_choice_without_a_number_is_the_first():
+    event = Event({**HEAD, "choices": [{"index": None, "delta": {"content": "a"}}]})
+    (out,) = await gate().take(event)
+    assert out.body is not None
+    assert out.body["choices"][0]["index"] == 0
+
+
+async def test_fields_that_are_not_known_go_while_texts_are_redacted_and_stay_otherwise():
+    event = Event({**HEAD, "citations": ["secret1"], "choices": [{"index": 0, "delta": {"content": "a "}, "filters": "secret1", "finish_reason": None}]})
+    (kept,) = await gate().take(event)
+    assert kept.body == event.body
+    (left,) = await gate(redact=True).take(event)
+    assert left.body == {**HEAD, "choices": [{"index": 0, "delta": {"content": "a "}, "finish_reason": None}]}
+    (alone,) = await gate(redact=True).take(Event({**HEAD, "citations": ["secret1"], "choices": []}))
+    assert alone.body == {**HEAD, "choices": []}
+
+
+async def test_log_probabilities_go_with_the_calls_that_they_spell_out():
+    told = {"content": [{"token": "secret1"}]}
+    held = gate()
+    (before,) = await held.take(chunk({"content": "a"}, logprobs=told))
+    assert before.body is not None
+    assert before.body["choices"][0]["logprobs"] == told
+    out = [await held.take(chunk(call_piece(0, "{}", "bad", "c0"), logprobs=told)), await held.take(chunk({"content": "b"}, logprobs=told)),
+           await held.take(chunk({}, finish="tool_calls", logprobs=told))]
+    assert "secret" not in str(out)
+
+
+async def test_a_refusal_is_redacted_as_all_that_is_said():
+    """It holds words of the model: the name of the tool, for one."""
+    assert whole(await through(gate(redact=True), [chunk(call_piece(0, "{}", "bad-secret1", "c0"), finish="tool_calls")]))[0]["message"] == {
+        "content": "no bad-[redacted:pattern]"}
+
+
+async def test_calls_are_numbered_without_gaps_for_clients_that_count_them():
+    counting = StreamGate(ruling, (), "drop", contiguous=True)
+    out = await through(counting, [chunk(call_piece(n, "{}", name, f"c{n}")) for n, name in enumerate(["good", "bad", "fine"])] + [chunk({}, finish="tool_calls")])
+    calls = [call for event in out if event.body for call in event.body["choices"][0]["delta"].get("tool_calls", [])]
+    assert [(call["index"], call["id"]) for call in calls] == [(0, "c0"), (1, "c2")]
+
+
+async def test_an_answer_of_more_choices_than_are_told_apart_is_not_held():
+    async def judged(reply: Reply) -> Reply:
+        raise AssertionError(reply)
+
+    held = WholeGate(judged)
+    for n in range(MOST_CHOICES + 1):
+        await held.take(chunk({"content": "a"}, index=n))
+    with pytest.raises(AttemptFailed):
+        await held.end()
+
+
+@pytest.mark.parametrize("calls", [{"0": {}}, "x", 5])
+async def test_calls_that_no_rule_judges_are_given_on_as_they_came(calls):
+    async def judged(reply: Reply) -> Reply:
+        return reply
+
+    held = WholeGate(judged)
+    await held.take(chunk({"tool_calls": calls}))
+    (event,) = await held.end()
+    assert event.body is not None
+    assert event.body["choices"][0]["delta"]["tool_calls"] == calls

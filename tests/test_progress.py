@@ -1,12 +1,17 @@
 """What is known of a call so far, and what it cost."""
 
+from typing import Any
+
 import pytest
 
-from gateway.call import AttemptEnd, Outcome, Target, Usage
+from gateway.call import AttemptEnd, Outcome, Target, ToolUse, Usage
+from gateway.core.decision import Allowed, Decision, Denied, Held, Reason, Verdict
 from gateway.core.money import Price
 from gateway.core.plan import RouteTarget, Try
 from gateway.errors import AttemptFailed
-from gateway.progress import Progress
+from gateway.progress import Progress, Tally
+from gateway.wire.assemble import Assembler
+from gateway.wire.protocol import Event
 
 PRICED = Try(RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000)), 0)
 UNPRICED = Try(RouteTarget(Target("q", "m"), None), 0)
@@ -49,3 +54,96 @@ def test_ending_an_attempt_twice_records_it_once():
 def test_a_record_of_a_call_that_was_never_read_is_still_whole():
     record = Progress("call_x", "openai", "chat", received_ns=5).record(Outcome.REFUSED, ended_ns=6, status=400, code="invalid_request")
     assert (record.route, record.decision, record.attempts, record.cost_nusd, record.code) == ("", "", (), 0, "invalid_request")
+
+
+def decision(kind: type[Decision], rule: str | None = None, **more: Any) -> Decision:
+    base: dict[str, Any] = {"reasons": (), "labels": (), "bundle": "sha256:x"}
+    return kind(rule, None, None, **{**base, **more})
+
+
+def reason(rule: str, verdict: Verdict = "matched") -> Reason:
+    return Reason(rule, "log", verdict, "a.toml:1", "")
+
+
+def test_what_is_decided_before_the_answer_and_after_it_is_kept_apart():
+    case = progress()
+    case.decided(decision(Allowed, labels=("seen",), reasons=(reason("before"),)))
+    case.answered = True
+    case.decided(decision(Denied, "late", labels=("secret", "seen"), reasons=(reason("after"), reason("other", "not_matched"))))
+    case.decided(decision(Allowed))
+    record = case.record(Outcome.COMPLETED, ended_ns=6, status=200)
+    assert (record.decision, record.rule, record.bundle) == ("allow", "", "sha256:x")
+    assert [told["rule"] for told in record.reasons] == ["before"]
+    assert [(told["rule"], [each["rule"] for each in told["reasons"]]) for told in record.verdicts] == [("late", ["after"])]
+    assert (record.labels, record.answer_labels) == (("seen", "secret"), ("secret", "seen"))
+
+
+@pytest.mark.parametrize(("before", "after", "rule"), [
+    ([], [], None), ([Allowed], [], "b0"), ([Allowed, Held], [Allowed], "b1"), ([Held], [Denied, Allowed, Denied], "a0"), ([Denied], [Denied], "b0")])
+def test_the_header_names_the_strictest_decision_and_the_first_of_its_kind(before, after, rule):
+    case = progress()
+    for n, kind in enumerate(before):
+        case.decided(decision(kind, f"b{n}"))
+    case.answered = True
+    for n, kind in enumerate(after):
+        case.decided(decision(kind, f"a{n}"))
+    assert (case.strictest.rule if case.strictest else None) == rule
+
+
+def test_why_a_tool_was_not_offered_is_on_record_beside_why_the_call_was_let_through():
+    case = progress()
+    case.decided(decision(Allowed, reasons=(reason("let"),)))
+    case.offers.append(decision(Denied, "no", reasons=(reason("no"),), phase="tool_call", subject="shell"))
+    record = case.record(Outcome.COMPLETED, ended_ns=6, status=200)
+    assert [(told["rule"], told.get("offered"), told.get("subject")) for told in record.reasons] == [("let", None, None), ("no", False, "shell")]
+    assert record.decision == "allow"
+
+
+def test_a_decision_that_let_it_pass_without_a_word_leaves_no_verdict():
+    case = progress()
+    case.answered = True
+    for verdict in ("not_matched", "matched", "error"):
+        case.decided(decision(Allowed, reasons=(reason(verdict, verdict),)))
+    record = case.record(Outcome.COMPLETED, ended_ns=6, status=200)
+    assert [told["reasons"][0]["rule"] for told in record.verdicts] == ["matched", "error"]
+
+
+@pytest.mark.parametrize(("begun", "streams", "withheld", "outcome"), [
+    (False, False, False, Outcome.REFUSED), (True, False, False, Outcome.FAILED), (True, True, False, Outcome.CUT),
+    (True, False, True, Outcome.WITHHELD), (True, True, True, Outcome.WITHHELD)])
+def test_what_an_error_makes_of_a_call_depends_on_how_far_it_came(begun, streams, withheld, outcome):
+    case = progress()
+    case.begun, case.withheld, case.tally = begun, withheld, Tally(None) if streams else None
+    assert case.outcome_of_failure is outcome
+
+
+def test_a_tally_meters_what_came_and_keeps_what_went_out():
+    """What a gate holds back was paid for and is not part of the answer."""
+    tally = Tally(Assembler())
+    tally.meter(Event({"choices": []}, usage=USAGE))
+    tally.meter(Event())
+    assert (tally.usage, tally.finish_reasons) == (USAGE, [])
+    for _ in range(200):
+        tally.add(Event({"choices": [{"index": 0, "delta": {"content": "a"}}]}, finish_reason="stop"))
+    tally.add(Event())
+    assert len(tally.finish_reasons) == 128
+    assert tally.assembler is not None
+    assert tally.assembler.body()["choices"][0]["message"]["content"] == "a" * 200
+    Tally(None).add(Event({"choices": []}))
+
+
+def test_an_attempt_that_is_cut_costs_what_the_stream_had_said_by_then():
+    case = progress()
+    case.tally = Tally(None, usage=USAGE)
+    case.start_attempt(PRICED, started_ns=1, waited_s=0.0)
+    case.end_attempt(AttemptEnd.CUT, ended_ns=2)
+    assert case.cost_nusd() == 7_000
+
+
+def test_tool_calls_and_results_are_part_of_the_record():
+    case = progress()
+    use = ToolUse("call_x", "c1", "pay", "model", {}, released=True, at_ns=5)
+    case.uses.append(use)
+    case.results["c0"] = "done"
+    record = case.record(Outcome.COMPLETED, ended_ns=6, status=200)
+    assert (record.tool_uses, record.tool_results) == ((use,), (("c0", "done"),))

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gateway import __version__
+from gateway.cli.output import emit_problem
 from gateway.errors import ConfigError, LockgateError
 
 # name: (module, attribute, the line shown by `lockgate --help`). A literal, so that help needs no import.
@@ -121,8 +122,8 @@ def _tell_failure(error: Exception) -> None:
         traceback.print_exception(error)
     elif isinstance(error, ConfigError):
         for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
+            emit_problem(problem)
     elif isinstance(error, LockgateError):
-        click.echo(f"error: {error.message}", err=True)
+        emit_problem(error.message)
     else:
         click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect; run again with `lockgate --debug …`.", err=True)

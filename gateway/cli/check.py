@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import click
 
 from gateway.advice import advice
-from gateway.cli.output import config_option, count, emit_json, json_option
+from gateway.cli.output import config_option, count, emit_json, emit_problem, json_option
 from gateway.config import Deployment
 from gateway.deployment import read_deployment
 from gateway.errors import ConfigError, Problem
@@ -52,9 +52,9 @@ def _report(problems: list[Problem], found: list[Problem], loaded: dict[str, int
                    "warnings": [dataclasses.asdict(each) for each in found], "loaded": loaded})
         return
     for problem in problems:
-        click.echo(f"error: {problem}", err=True)
+        emit_problem(problem)
     for warning in found:
-        click.echo(f"warning: {warning}", err=True)
+        emit_problem(warning, "warning")
     if loaded is not None:
         counts = ", ".join(count(number, noun.removesuffix("s")) for noun, number in loaded.items() if isinstance(number, int))
         click.echo(f"ok: {counts}, bundle {loaded['bundle']}" + (f"; {count(len(found), 'warning')}" if found else ""))

@@ -58,6 +58,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
+def emit_problem(problem: object, kind: str = "error") -> None:
+    """Print what is wrong, to stderr: it may quote a file that somebody else wrote."""
+    click.echo("\n".join(map(printable, f"{kind}: {problem}".split("\n"))), err=True)
+
+
 def count(number: int, noun: str) -> str:
     """A number with its noun: "1 route", "2 routes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

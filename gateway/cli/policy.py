@@ -15,7 +15,7 @@ from gateway.cases import CaseResult, CasesResult, Recorded, run_cases
 from gateway.cli.check import placed
 from gateway.cli.deployment import database_of, open_deployment
 from gateway.cli.junit import write_junit
-from gateway.cli.output import config_option, count, emit_json, emit_rows, json_option, printable
+from gateway.cli.output import config_option, count, emit_json, emit_problem, emit_rows, json_option, printable
 from gateway.cli.story import story
 from gateway.clock import SystemClock
 from gateway.config import Deployment
@@ -202,7 +202,7 @@ def _show(result: CasesResult, failures: list[Problem], *, verbose: bool) -> Non
         emit_rows([{**asdict(each), "uncovered": each.uncovered} for each in result.branches], _BRANCH_COLUMNS, as_json=False)
         click.echo()
     for problem in failures:
-        click.echo(f"error: {problem}", err=True)
+        emit_problem(problem)
     counts: Mapping[str, int] = {name: sum(_status(each) == name for each in result.results) for name in ("failed", "skipped")}
     told = [count(len(result.results), "case"), *(f"{number} {name}" for name, number in counts.items() if number),
             f"{result.coverage:.1f} % of the branches of {count(len(result.branches), 'rule')} covered"]

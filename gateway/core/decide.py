@@ -41,18 +41,20 @@ def decide(bundle: Bundle, phase: Phase, facts: Facts) -> Decision:
     return merge(selection.rules, reasons, bundle.digest, phase, facts)
 
 
-# What is not known of a tool call before it is made.
-_LATER: Final = frozenset({"tool.args", "texts", "now"}) | SESSION_FACTS
+# What is looked at when a tool call is made: what is not known before, and what would be read again for each of a thousand offered tools.
+LATER: Final = frozenset({"tool.args", "texts", "now", "request.body", "request.params", "messages", "tools_offered"}) | SESSION_FACTS
 
 
 def at_best(bundle: Bundle, facts: Facts) -> Decision:
-    """The most that could come of a tool call whose arguments nobody knows yet: rules that read them are taken to let it pass."""
+    """The most that could come of a tool call whose arguments nobody knows yet: rules that read them, or any of `LATER`, are taken to let
+    it pass.
+    """
     rules = bundle.phases["tool_call"]
     selection = rules.index.select(facts.keys)
     activation = attempt(lambda values: rules.engine.activation(values, {}), facts.values)
     reasons = []
     for rule in selection.rules:
-        if rule.reads & _LATER or (rule.program is not None and rule.program.queries):
+        if rule.reads & LATER or (rule.program is not None and rule.program.queries):
             reasons.append(rule.matched if rule.effect == "allow" else rule.not_matched)
         else:
             reasons.append(_ask(rule, facts, activation))

@@ -8,7 +8,7 @@ from typing import Final
 
 from gateway.core.decision import Limit
 
-MOST_COUNTS: Final = 100_000  # counts kept by one process; the one that was used longest ago goes first
+MOST_COUNTS: Final = 100_000  # counts kept by one process; of the rule with the most, the one that was used longest ago goes first
 
 
 class Rates:
@@ -16,25 +16,34 @@ class Rates:
 
     def __init__(self, most: int = MOST_COUNTS) -> None:
         self._most = most
-        self._full_at: OrderedDict[tuple[str, ...], int] = OrderedDict()
+        self._held = 0
+        self._full_at: dict[str, OrderedDict[tuple[str, ...], int]] = {}  # by the rule, then by whose count it is
 
     def __repr__(self) -> str:
-        return f"Rates(counts={len(self._full_at)})"
+        return f"Rates(counts={self._held})"
 
     def take(self, wanted: list[tuple[Limit, tuple[str, ...]]], now_ns: int) -> tuple[Limit, int] | None:
         """Count one call against every limit, or none: then the limit that is used up and the nanoseconds to wait."""
-        after: list[tuple[tuple[str, ...], int]] = []
+        after: list[tuple[str, tuple[str, ...], int]] = []
         for limit, whose in wanted:
-            count = (limit.rule, *whose)
             period_ns = int(limit.per_s * 1e9)
             step_ns = max(1, period_ns // limit.requests)
-            full_at = min(max(self._full_at.get(count, now_ns), now_ns), now_ns + period_ns) + step_ns
+            counts = self._full_at.get(limit.rule)
+            known = now_ns if counts is None else counts.get(whose, now_ns)
+            full_at = min(max(known, now_ns), now_ns + period_ns) + step_ns
             if full_at - now_ns > period_ns:
                 return limit, full_at - now_ns - period_ns
-            after.append((count, full_at))
-        for count, full_at in after:
-            self._full_at[count] = full_at
-            self._full_at.move_to_end(count)
-            if len(self._full_at) > self._most:
-                self._full_at.popitem(last=False)
+            after.append((limit.rule, whose, full_at))
+        for rule, whose, full_at in after:
+            self._keep(rule, whose, full_at)
         return None
+
+    def _keep(self, rule: str, whose: tuple[str, ...], full_at: int) -> None:
+        """Keep a count. What is too much goes where there is most: names that callers invent push out no other rule's counts."""
+        counts = self._full_at.setdefault(rule, OrderedDict())
+        self._held += whose not in counts
+        counts[whose] = full_at
+        counts.move_to_end(whose)
+        if self._held > self._most:
+            max(self._full_at.values(), key=len).popitem(last=False)
+            self._held -= 1

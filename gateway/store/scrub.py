@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, AnyStr, Final
 
@@ -141,6 +141,8 @@ _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 _NUMBERS: Final = frozenset({int, float, bool})
 # Deeper than any body that is let in; what is below is not walked.
 _DEEPEST: Final = 200
+# Values of which the shape is kept: others wait while it is made, and nobody reads more.
+_MOST_VALUES: Final = 10_000
 
 
 def reduce_body(body: JsonObject, mode: str, *, invented: bool = False) -> bytes | None:
@@ -152,25 +154,34 @@ def reduce_body(body: JsonObject, mode: str, *, invented: bool = False) -> bytes
     """
     if mode == "none":
         return None
-    return orjson.dumps(body if mode == "full" else _redacted(body, "", free=invented, depth=0), default=dict)
+    return orjson.dumps(body if mode == "full" else _Shape().of(body, "", free=invented, depth=0), default=dict)
 
 
-def _redacted(value: Any, key: str, *, free: bool, depth: int) -> Any:
-    if isinstance(value, str):
-        return value if not free and key in _STRUCTURE and _WORD.fullmatch(value) else f"[redacted: {len(value)} characters]"
-    if depth > _DEEPEST:
-        return "[redacted: too deep]"
-    if isinstance(value, Mapping):
-        inner = free or key in _FREE
-        return {
-            name: item if _is_name(name, item, key) and not inner else _redacted(item, name, free=inner, depth=depth + 1)
-            for name, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        if value and _NUMBERS.issuperset(map(type, value)):  # a list of token ids may be millions long
-            return f"[redacted: {len(value)} numbers]"
-        return [_redacted(item, key, free=free or key in _FREE, depth=depth + 1) for item in value]
-    return value
+class _Shape:
+    """Makes the shape of one body, up to `_MOST_VALUES` values of it."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_VALUES
+
+    def of(self, value: Any, key: str, *, free: bool, depth: int) -> Any:
+        if isinstance(value, str):
+            return value if not free and key in _STRUCTURE and _WORD.fullmatch(value) else f"[redacted: {len(value)} characters]"
+        if isinstance(value, Mapping | list | tuple):
+            return "[redacted: too deep]" if depth > _DEEPEST else self._of_many(value, key, free=free or key in _FREE, depth=depth + 1)
+        return value
+
+    def _of_many(self, held: Mapping[str, Any] | Sequence[Any], key: str, *, free: bool, depth: int) -> Any:
+        named = isinstance(held, Mapping)
+        if held and not named and _NUMBERS.issuperset(map(type, held)):  # a list of token ids may be millions long
+            return f"[redacted: {len(held)} numbers]"
+        if len(held) > self._left:
+            left = f"[redacted: {len(held)} values]"
+            return {"": left} if named else left
+        self._left -= len(held)
+        if isinstance(held, Mapping):
+            return {name: item if _is_name(name, item, key) and not free else self.of(item, name, free=free, depth=depth)
+                    for name, item in held.items()}
+        return [self.of(item, key, free=free, depth=depth) for item in held]
 
 
 def _is_name(name: str, item: Any, key: str) -> bool:

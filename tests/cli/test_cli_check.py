@@ -57,6 +57,15 @@ def test_every_problem_is_a_line_that_an_editor_can_jump_to(folder):
     assert done.stderr.endswith('unknown key (did you mean "name"?)\n')
 
 
+def test_what_a_file_says_does_not_steer_a_terminal(folder):
+    """Rules are passed around, and a problem quotes the keys of its file."""
+    (folder / "policies/theirs.toml").write_text('"\\u001b[2J\\u009b1A\\u202e" = 1\n')
+    done = run()
+    assert done.exit_code == 1
+    assert "theirs.toml" in done.stderr
+    assert all(line.isprintable() for line in done.stderr.splitlines())
+
+
 def test_problems_as_json_have_their_parts(folder):
     (folder / "config.toml").write_text("[server]\nprot = 1")
     done = run("--json")

@@ -176,9 +176,9 @@ def offered(*rules: RuleConfig, call: Call, defaults: DefaultsConfig | None = No
 
 
 @pytest.mark.parametrize("when", ["tool.args.amount > 5", 'texts.exists(t, t == "x")', "now.getHours() < 6", 'session.called("x")',
-                                  "session.calls > 5"])
+                                  "session.calls > 5", "request.body.x == 1", "size(messages) > 5", "request.params.x == 1", "size(tools_offered) > 5"])
 def test_what_depends_on_what_nobody_knows_yet_is_taken_to_let_a_tool_pass(when: str, call: Make) -> None:
-    """The tool is offered, and its call is judged when it is there."""
+    """The tool is offered, and its call is judged when it is there: the whole request would be read again for each of a thousand tools."""
     denied = DefaultsConfig(application_tools="deny")
     assert offered(rule(phase="tool_call", when=when), call=call()).name == "allow"
     assert offered(rule(phase="tool_call", when=when, effect="allow"), call=call(), defaults=denied).name == "allow"

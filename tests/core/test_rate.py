@@ -47,6 +47,16 @@ def test_counts_are_bounded():
     assert repr(rates) == "Rates(counts=10)"
 
 
+def test_names_that_callers_invent_push_out_no_other_rules_counts():
+    """A session has any name that its caller gives it: a flood of them must not make room for more calls under another limit."""
+    rates, spent, sessions = Rates(most=10), limit(1, 3600.0, "spent"), limit(1, 3600.0, "sessions")
+    assert rates.take([(spent, ("a",))], 0) is None
+    for number in range(100):
+        rates.take([(sessions, (str(number),))], 0)
+    assert rates.take([(spent, ("a",))], 0) is not None
+    assert repr(rates) == "Rates(counts=10)"
+
+
 @settings(derandomize=True, max_examples=200)
 @given(requests=st.integers(1, 20), gaps=st.lists(st.integers(0, 2 * S), max_size=80))
 def test_no_window_ever_holds_more_than_twice_what_is_allowed_and_the_wait_is_exact(requests, gaps):

@@ -23,6 +23,7 @@ class Shop:
         self.status = 200
         self.says: Any = {}
         self.asked: list[Any] = []
+        self.url = ""
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         body = await request.read()
@@ -197,7 +198,8 @@ async def test_fifty_reloads_at_once_are_a_few(house, shop):
 
     async def reload() -> int:
         async with session.post("/-/reload", headers={"Authorization": "Bearer admin-token-of-the-tests"}) as answer:
-            return answer.status
+            status: int = answer.status
+            return status
 
     assert set(await asyncio.gather(*(reload() for _ in range(50)))) == {200}
     assert sum(b'"event":"reloaded"' in line for line in b"".join(house.lines).splitlines()) <= 10

@@ -134,7 +134,8 @@ async def read(raw: Any, way: Way) -> Answer:
         calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
         assert choice.finish_reason == ("tool_calls" if calls else "stop")
         return Answer(200, "", choice.message.content or "", calls, raw.headers)
-    text, found, order = "", {}, []
+    text, order = "", []
+    found: dict[int, tuple[str, str]] = {}
     async for chunk in parsed:
         for choice in chunk.choices:
             if way.name.startswith("completions"):

@@ -214,3 +214,13 @@ def test_a_body_deeper_than_any_that_is_let_in_is_not_walked_to_its_end() -> Non
     reduced = reduce_body({"content": deep}, "redacted")
     assert reduced is not None
     assert b"[redacted: too deep]" in reduced
+
+
+def test_of_a_huge_body_not_even_the_shape_is_kept() -> None:
+    """Every call would wait for it to be made."""
+    many: list[dict[str, Any]] = [{} for _ in range(10_001)]
+    for body in ({"a": many}, {"a": [[], many]}, {f"k{n}": "x" for n in range(10_001)}):
+        kept = reduce_body(body, "redacted", invented=True)
+        assert kept is not None
+        assert b"[redacted: 10001 values]" in kept
+        assert len(kept) < 100
