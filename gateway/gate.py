@@ -88,6 +88,8 @@ class StreamGate:
             raise AttemptFailed("malformed", "the choices of the stream are not a list", retryable=False)
         self._head = {name: value for name, value in event.body.items()
                       if name not in ("choices", "usage") and (name in _HEAD or not self._redactions)}
+        if misplaced(self._head, ""):
+            raise AttemptFailed("malformed", "the stream holds what may be a tool call in a place where none belongs", retryable=False)
         passed = [each for choice in choices for each in await self._passed(choice)]
         if not passed and choices and event.usage is None:
             return []

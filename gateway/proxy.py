@@ -123,7 +123,7 @@ class Proxy:
         body = await arrival.body()
         case.call = call = await _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
         route = _entitled(snapshot, call.principal, call.route, call.operation)  # before the rules: what a key may not use is not there
-        async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=route.deadlines.total_s):
+        async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s):
             call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
             async with asyncio.timeout(route.deadlines.total_s):
                 await self.settler.begin(case, call, route.targets[0].target)  # on disk before anything leaves

@@ -47,6 +47,7 @@ from gateway.wire.tool_calls import (
 
 Done = TypeVar("Done")
 
+_STRAY_CALL: Final = "The answer holds what may be a tool call in a place where none belongs."
 _MOST_LATELY: Final = 10_000
 _MOST_PROPOSED: Final = 1024  # tool calls in one answer, all its choices together
 _MOST_RESULTS: Final = 2048  # results of tools in one request
@@ -95,6 +96,8 @@ class Rulings:
         if not isinstance(choices, list):
             return reply
         if _judges_tools(snapshot):
+            if misplaced({name: value for name, value in reply.body.items() if name != "choices"}, ""):
+                raise UpstreamFailed(_STRAY_CALL)
             choices = [await self._choice(case, snapshot, call, choice) for choice in choices]
             reply = replace(reply, body={**reply.body, "choices": choices}, finish_reasons=finish_reasons(choices))
         if snapshot.bundle.phases["response"].empty:
@@ -210,7 +213,7 @@ class Rulings:
     async def _choice(self, case: Progress, snapshot: Snapshot, call: Call, choice: Json) -> Json:
         """One choice of a plain answer with its tool calls judged."""
         if not isinstance(choice, dict) or misplaced(choice, "message"):
-            raise UpstreamFailed("The answer holds what may be a tool call in a place where none belongs.")
+            raise UpstreamFailed(_STRAY_CALL)
         message = choice.get("message")
         if not isinstance(message, dict) or not (message.get("tool_calls") or message.get(LEGACY)):
             return choice

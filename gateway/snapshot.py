@@ -59,7 +59,8 @@ class Provider:
 class Snapshot:
     """Everything that the handling of a call reads. `secrets` is every secret known, for scrubbing; `folder` that of config.toml.
 
-    `tools` are the HTTP tools by name; each is a route and has a provider as well.
+    `tools` are the HTTP tools by name; each is a route and has a provider as well. `longest_s` is the longest `total` of all routes: a
+    rule may send a call over any of them.
     """
 
     config: Config
@@ -72,7 +73,8 @@ class Snapshot:
     admin_token: Secret | None
     otlp_headers: Mapping[str, str] = field(repr=False)
     secrets: tuple[Secret, ...]
-    tools: Mapping[str, Tool] = field(default_factory=dict)
+    tools: Mapping[str, Tool]
+    longest_s: float
 
 
 def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: Clock | None = None) -> Snapshot:
@@ -96,7 +98,8 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     if work.problems or bundle is None:
         raise ConfigError(list(dict.fromkeys(work.problems)))
     return Snapshot(config, deployment.folder, MappingProxyType(providers), MappingProxyType(routes), bundle, dialects,
-                    pepper, admin_token, otlp_headers, tuple(work.secrets), MappingProxyType(tools))
+                    pepper, admin_token, otlp_headers, tuple(work.secrets), MappingProxyType(tools),
+                    max((route.deadlines.total_s for route in routes.values()), default=0.0))
 
 
 def needing_restart(old: Config, new: Config) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pytest
 from gateway import rulings as module
 from gateway.call import Attempt, AttemptEnd, Call, Origin, Principal, Reply, Target
 from gateway.core.decision import Denied
+from gateway.core.detectors import DetectionError
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 from gateway.core.rate import Rates
 from gateway.core.rules import compile_bundle
@@ -23,6 +24,7 @@ from gateway.store.memory import MemoryStore
 from gateway.tool_config import ToolConfig
 from gateway.tools import Tool, compile_tool
 from gateway.turns import Turns
+from gateway.wire.protocol import Event
 from gateway.wire.tool_calls import Proposed
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -432,3 +434,49 @@ async def test_other_calls_are_not_kept_waiting_by_one_with_many_results():
     await world.request(world.call(messages=[result(f"c{n}", "x") for n in range(100)]))
     task.cancel()
     assert turns >= 100
+
+
+async def test_an_answer_that_could_not_be_searched_is_withheld(monkeypatch):
+    def too_much(*_given: Any) -> Any:
+        raise DetectionError("too much")
+
+    monkeypatch.setattr(module, "redacted", too_much)
+    world = World({**RESPONSE, **REDACT})
+    with pytest.raises(Forbidden, match="withheld") as caught:
+        await world.reply({"message": {"content": MAIL}})
+    assert caught.value.rule == "r0"
+    assert world.case.withheld
+
+
+async def test_what_a_log_rule_says_of_a_stream_is_known_at_its_end():
+    world = World({**RESPONSE, "effect": "log", "label": "seen", "when": 'response.text == "ab"'})
+    world.case.answered = True
+    listening = await world.rulings.gate(world.case, world.snapshot, world.call(), contiguous=False)
+    assert listening is not None
+    for text in "ab":
+        await listening.take(Event({"choices": [{"index": 0, "delta": {"content": text}}]}))
+    assert world.case.labels == {}
+    await listening.end()
+    assert list(world.case.labels) == ["seen"]
+
+
+async def test_a_stream_that_is_needed_whole_is_judged_as_a_plain_answer_is():
+    world = World({**RESPONSE, "effect": "deny", "when": 'response.text == "ab"'}, DENY_PAY)
+    held = await world.rulings.gate(world.case, world.snapshot, world.call(), contiguous=False)
+    assert held is not None
+    await held.take(Event({"choices": [{"index": 0, "delta": {"content": "a"}}]}))
+    await held.take(Event({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, **function("pay", '{"who": "evil"}')}]}}]}))
+    (event,) = await held.end()
+    assert event.body is not None
+    assert event.body["choices"][0]["delta"] == {"content": "a\n\nThe call of the tool pay was refused (rule r1): Not so."}
+
+
+@pytest.mark.parametrize(("effect", "allowed"), [("log", True), ("deny", False)])
+async def test_the_arguments_of_a_tool_are_those_of_the_request_where_no_rule_writes_them(effect, allowed):
+    world = World({"phase": "tool_call", "effect": effect}, tools=("lookup",), defaults={"tools": "allow"})
+    call = world.call(operation="tool", name="lookup", who="ada")
+    if allowed:
+        assert (await world.request(call))[0] is call
+    else:
+        with pytest.raises(Forbidden):
+            await world.request(call)

@@ -17,9 +17,9 @@ _Shape: TypeAlias = Mapping[str, "_Shape"]
 _LEAF: Final[_Shape] = {}
 _FUNCTION: Final[_Shape] = dict.fromkeys(("name", "description", "parameters", "arguments", "strict"), _LEAF)
 _TOOL: Final[_Shape] = {**dict.fromkeys(("id", "type", "name"), _LEAF), "function": _FUNCTION, "custom": _FUNCTION}
-_PART: Final[_Shape] = dict.fromkeys(("type", "text", "image_url", "input_audio", "file", "refusal"), _LEAF)
+_PART: Final[_Shape] = dict.fromkeys(("type", "text", "image_url", "input_audio", "file", "refusal", "content", "thinking"), _LEAF)
 _MESSAGE: Final[_Shape] = {
-    **dict.fromkeys(("role", "name", "tool_call_id", "refusal", "audio"), _LEAF),
+    **dict.fromkeys(("role", "name", "tool_call_id", "refusal", "reasoning_content", "reasoning", "audio"), _LEAF),
     "content": _PART,
     "tool_calls": _TOOL,
     "function_call": _FUNCTION,

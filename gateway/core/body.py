@@ -15,7 +15,8 @@ Held = TypeVar("Held", bound=Mapping[str, Json] | list[Json])
 _BULK: Final = frozenset({"messages", "input", "prompt", "tools", "functions"})
 _NAMED_WITHIN: Final = frozenset({"function", "custom"})  # kinds of tool whose name stands one level down
 _NESTED_TOOLS: Final = ("tools", "functions", "function_declarations")  # where a tool may hold more tools
-_MORE_TEXTS: Final = frozenset({"tool_calls", "function_call", "refusal"})  # where a message holds text beside its content
+SAID: Final = ("refusal", "reasoning_content", "reasoning")  # texts of a message beside its content
+_MORE_TEXTS: Final = frozenset({"tool_calls", "function_call", *SAID})
 _ARGUMENTS: Final = (("function", "arguments"), ("custom", "input"))
 
 
@@ -89,7 +90,8 @@ def texts(call: Call) -> list[str]:
             continue
         found += _content_texts(content)
         found += _argument_texts(holder)
-        found += _one_text(holder.get("refusal"), "a `refusal`")
+        for key in SAID:
+            found += _one_text(holder.get(key), f"a `{key}`")
     for key in ("prompt", "suffix", "input"):
         written = call.body.get(key)
         for text in written if isinstance(written, list) else (written,):
@@ -98,7 +100,7 @@ def texts(call: Call) -> list[str]:
 
 
 def _content_texts(content: Json) -> Iterator[str]:
-    """The texts of a content: a string, or parts, of which a lax upstream may take one with a content of its own."""
+    """The texts of a content: a string, or parts, of which one may hold more of them."""
     contents = [content]
     for each in contents:  # grows on the way, by the contents within parts
         if not isinstance(each, list):
@@ -109,7 +111,7 @@ def _content_texts(content: Json) -> Iterator[str]:
             if "text" in part:
                 yield _string(part["text"], "the `text` of a part")
             yield from _one_text(part.get("refusal"), "a `refusal`")
-            contents.append(part.get("content"))
+            contents += (part.get("content"), part.get("thinking"))
 
 
 def _argument_texts(message: dict[str, Json]) -> Iterator[str]:

@@ -180,8 +180,8 @@ FACTS: Final[tuple[Fact, ...]] = (
          "The body's `messages`, empty if there are none. Its cost grows with their size.",
          'messages.exists(m, m.role == "system")', lambda asked: _bulk(asked, messages(asked.call))),
     Fact("texts", "list(string)", PHASES,
-         "Every text of the call, whatever its operation: contents of messages and of their parts, tool results, arguments of "
-         "tool calls, `prompt`, `suffix`, `input`. Tokens in place of a text are unreadable. In the other phases the texts of what is "
+         "Every text of the call, whatever its operation: contents of messages and of their parts, reasoning, tool results, arguments "
+         "of tool calls, `prompt`, `suffix`, `input`. Tokens in place of a text are unreadable. In the other phases the texts of what is "
          "judged: the arguments, the result, the answer.",
          'texts.exists(t, t.contains("payroll"))', _texts),
     Fact("tools_offered", "list(string)", PHASES, "The names of the tools that the body offers.",

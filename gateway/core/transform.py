@@ -116,7 +116,7 @@ class _Cleaner:
 
     def message(self, value: Json) -> Json:
         message = _object(value, "an entry of `messages`")
-        changes = {"content": self.content(message.get("content")), "refusal": self.text(message.get("refusal"), "a `refusal`")}
+        changes = {"content": self.content(message.get("content")), **{key: self.text(message.get(key), f"a `{key}`") for key in SAID}}
         if message.get("tool_calls") is not None:
             changes["tool_calls"] = [self.call(each) for each in _list(message["tool_calls"], "a `tool_calls`")]
         if message.get("function_call") is not None:
@@ -134,7 +134,7 @@ class _Cleaner:
             raise _NotSoError("the `text` of a part is not text")
         return _with(part, {"text": self.text(part.get("text"), "the `text` of a part"),
                             "refusal": self.text(part.get("refusal"), "a `refusal`"),
-                            "content": self.content(part.get("content"))})
+                            "content": self.content(part.get("content")), "thinking": self.content(part.get("thinking"))})
 
     def call(self, value: Json) -> Json:
         call = _object(value, "an entry of `tool_calls`")

@@ -25,6 +25,7 @@ Handler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
 QUERY_METHODS: Final = ("GET", "DELETE")  # a tool's arguments stand in the query
 BODY_METHODS: Final = ("POST", "PUT", "PATCH")  # or in the body
 _MOST_PARAMETERS: Final = 1000
+_OURS: Final = ("X-Lockgate-Session", "X-Lockgate-Run", "X-Lockgate-Step", "X-Lockgate-Tags")
 _OWN_SITES: Final = frozenset({"none", "same-origin"})  # typed in by hand, or asked for by what the gateway itself has answered
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -58,7 +59,7 @@ def tools_handler(proxy: Proxy) -> Handler:
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
         client.error_type = PROBLEM_TYPE
         arrival = _arrival(request, client, proxy, ToolDialect(proxy.snapshot.tools), "models")
-        _check_origin(request, proxy)
+        _check_headers(request, proxy)
         await client.answer(200, {"X-Request-Id": client.call_id}, proxy.models(replace(arrival, tool="")))
 
     return handle
@@ -69,7 +70,7 @@ def models_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handle
 
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
         arrival = _arrival(request, client, proxy, dialect, endpoint.operation)
-        _check_origin(request, proxy)
+        _check_headers(request, proxy)
         await client.answer(200, {"X-Request-Id": client.call_id}, proxy.models(arrival))
 
     return handle
@@ -77,7 +78,7 @@ def models_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handle
 
 def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect: Dialect, operation: str) -> Arrival:
     async def body() -> bytes:
-        _check_origin(request, proxy)
+        _check_headers(request, proxy)
         if operation == OPERATION and request.rel_url.raw_query_string:
             raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the body; the URL has a query as well.")
         server = proxy.snapshot.config.server
@@ -88,7 +89,7 @@ def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect
 
 async def _read_query(request: web.BaseRequest, proxy: Proxy, tool: Tool | None) -> bytes:
     """The arguments of a tool that stand in the query, as JSON."""
-    _check_origin(request, proxy)
+    _check_headers(request, proxy)
     if request.body_exists:
         raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the query; the request has a body as well.")
     pairs = list(_pairs(request.rel_url.raw_query_string))
@@ -119,8 +120,13 @@ def presented_key(request: web.BaseRequest) -> str | None:
     return credential.strip() if scheme.lower() == "bearer" else None
 
 
-def _check_origin(request: web.BaseRequest, proxy: Proxy) -> None:
-    """Without authentication, a web page in a browser on this machine must not reach the gateway (DNS rebinding, CVE-2025-64443)."""
+def _check_headers(request: web.BaseRequest, proxy: Proxy) -> None:
+    """Refuse what two readers would read in two ways, and without authentication a web page in a browser on this machine (DNS rebinding,
+    CVE-2025-64443).
+    """
+    twice = next((name for name in _OURS if len(request.headers.getall(name, ())) > 1), None)
+    if twice is not None:
+        raise InvalidRequest(f"The header {twice} is there twice: a proxy in between may have put its own beside the caller's.")
     if proxy.snapshot.config.auth.required:
         return
     host = request.headers.get("Host", "")
