@@ -84,11 +84,11 @@ class StreamGate:
         if event.body is None:
             return [event]
         choices = event.body.get("choices") or []
-        if not isinstance(choices, list):
-            raise AttemptFailed("malformed", "the choices of the stream are not a list", retryable=False)
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise AttemptFailed("malformed", "the choices of the stream are not a list of objects", retryable=False)
         self._head = {name: value for name, value in event.body.items()
                       if name not in ("choices", "usage") and (name in _HEAD or not self._redactions)}
-        if misplaced(self._head, ""):
+        if self._judge is not None and any(misplaced(*each) for each in ((self._head, ""), *((choice, "delta") for choice in choices))):
             raise AttemptFailed("malformed", "the stream holds what may be a tool call in a place where none belongs", retryable=False)
         passed = [each for choice in choices for each in await self._passed(choice)]
         if not passed and choices and event.usage is None:
@@ -103,7 +103,7 @@ class StreamGate:
         left = [each for index, state in self._choices.items() for each in await self._rest(index, state)]
         return [Event({**self._head, "choices": [choice]}) for choice in left]
 
-    async def _passed(self, choice: Json) -> list[dict[str, Any]]:
+    async def _passed(self, choice: JsonObject) -> list[dict[str, Any]]:
         """What of one choice of a chunk may go out, as choices of chunks of their own."""
         _check_choice(choice)
         index = choice.get("index") or 0
@@ -276,9 +276,9 @@ class Listening:
         return rest
 
 
-def _check_choice(choice: Json) -> None:
-    """Raise for what would pass by all that looks at a chunk: a whole message, a call in another place, two texts of one name."""
-    if not isinstance(choice, dict) or "message" in choice or type(choice.get("index") or 0) is not int or misplaced(choice, "delta"):
+def _check_choice(choice: JsonObject) -> None:
+    """Raise for what would pass by all that looks at a chunk: a whole message, two texts of one name, a choice that is counted oddly."""
+    if "message" in choice or type(choice.get("index") or 0) is not int:
         raise AttemptFailed("malformed", "a choice of the stream is not one of a chunk", retryable=False)
     if "text" in choice and isinstance(choice.get("delta"), dict) and "text" in choice["delta"]:
         raise AttemptFailed("malformed", "a choice of the stream has two texts", retryable=False)

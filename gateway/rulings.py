@@ -30,7 +30,7 @@ from gateway.schemas import SchemaCache
 from gateway.snapshot import Snapshot
 from gateway.spoken import finish_reasons, flows, redacted, said
 from gateway.store.protocol import Sessions
-from gateway.tool_offers import called, described, read, refused, say, unfit, without_tools
+from gateway.tool_offers import called, definitions, described, read, refused, say, unfit, without_tools
 from gateway.turns import Turns
 from gateway.wire.strict_json import dumps
 from gateway.wire.tool_calls import (
@@ -313,10 +313,12 @@ class Rulings:
             names = tools_offered(call.body)
         except UnreadableFactError as error:  # a tool that the provider itself runs is judged nowhere else
             raise InvalidRequest(f"The tools that are offered cannot be read: {error}.") from error
+        defined = definitions(call)
         removed: dict[str, Denied] = {}
         for name in names:
             known = snapshot.tools.get(name)
-            asked = self._question(snapshot, "tool_call", call, tool=described(name, call, known), known_tool=known is not None)
+            tool = described(name, defined.get(name, ()), known)
+            asked = self._question(snapshot, "tool_call", call, tool=tool, known_tool=known is not None)
             decision = at_best(snapshot.bundle, gather(snapshot.bundle, asked, without=LATER))
             if isinstance(decision, Denied):
                 removed[name] = decision

@@ -1,6 +1,6 @@
 """The tools that a request offers to a model, and what is made of a call of one: its schema, its declaration, its refusal. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,7 @@ def unfitting(name: str, arguments: Json, call: Call, known: list[str], schemas:
     """Why the arguments do not fit the tool's own schema; empty where they do, or it has none. `known` is what its declaration says."""
     if known:
         return known[0]
-    for tool in _offered(call, name):
+    for tool in definitions(call).get(name, ()):
         parameters = tool.get("parameters")
         if parameters is None:
             continue
@@ -59,32 +59,28 @@ def unfitting(name: str, arguments: Json, call: Call, known: list[str], schemas:
     return ""
 
 
-def _offered(call: Call, name: str) -> list[dict[str, Any]]:
-    """The definitions of a tool in the request."""
-    found = []
+def definitions(call: Call) -> dict[str, list[dict[str, Any]]]:
+    """What the request says of each tool that it offers: a name may stand there more than once."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for key in ("tools", "functions"):
         entries = call.body.get(key)
         for entry in entries if isinstance(entries, list) else ():
             inner = entry.get("function", entry) if isinstance(entry, dict) else None
-            if isinstance(inner, dict) and inner.get("name") == name:
-                found.append(inner)
+            if isinstance(inner, dict) and isinstance(inner.get("name"), str):
+                found.setdefault(inner["name"], []).append(inner)
     return found
 
 
-def annotations(call: Call, name: str) -> Mapping[str, Any]:
-    """What the request's definition of a tool says beside its schema."""
-    definitions = _offered(call, name)
-    return {"strict": definitions[0]["strict"]} if definitions and "strict" in definitions[0] else {}
-
-
-def described(name: str, call: Call, known: Tool | None) -> ToolCall:
-    """A call of a tool by a model, as far as its definition tells of it. `known` is its declaration, where the gateway calls it."""
-    return ToolCall("", name, {}, "model", "http" if known else "", known.annotations if known else annotations(call, name))
+def described(name: str, offered: Sequence[Mapping[str, Any]], known: Tool | None) -> ToolCall:
+    """A call of a tool by a model, as far as its definitions tell of it. `known` is its declaration, where the gateway calls it."""
+    if known is not None:
+        return ToolCall("", name, {}, "model", "http", known.annotations)
+    return ToolCall("", name, {}, "model", "", {"strict": offered[0]["strict"]} if offered and "strict" in offered[0] else {})
 
 
 def read(asked: Proposed, call: Call, known: Tool | None, schemas: SchemaCache) -> tuple[ToolCall, str]:
     """The tool call that a model proposes, and why nobody can judge it; that is empty where it can be judged."""
-    tool = replace(described(asked.name, call, known), id=asked.id)
+    tool = replace(described(asked.name, definitions(call).get(asked.name, ()), known), id=asked.id)
     # What no rule can be written for is none that an application should look up: it may be less exact than a glob.
     if not asked.name.strip() or asked.name != asked.name.strip() or not asked.name.isprintable() or len(asked.name) > MAX_TOOL_NAME:
         return tool, "the tool's name cannot be read"

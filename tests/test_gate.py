@@ -255,7 +255,7 @@ async def test_what_a_reader_could_put_together_in_another_way_ends_the_stream(c
         await gate(redact=True).take(Event({**HEAD, "choices": [choice]}))
 
 
-@pytest.mark.parametrize("choices", ["x", {"0": {"delta": {"content": "a"}}}, 5])
+@pytest.mark.parametrize("choices", ["x", ["x"], {"0": {"delta": {"content": "a"}}}, 5])
 async def test_choices_that_are_no_list_end_the_stream(choices):
     """A reader that looks for the first of them may find one all the same."""
     with pytest.raises(AttemptFailed):

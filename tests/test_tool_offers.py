@@ -9,7 +9,7 @@ from gateway.core.decision import Denied
 from gateway.errors import Forbidden
 from gateway.schemas import SchemaCache
 from gateway.tool_config import ToolConfig
-from gateway.tool_offers import annotations, called, described, read, refused, say, unfit, unfitting, without_tools
+from gateway.tool_offers import called, definitions, described, read, refused, say, unfit, unfitting, without_tools
 from gateway.tools import Tool, compile_tool
 from gateway.wire.tool_calls import LEGACY, Proposed
 
@@ -81,15 +81,21 @@ def test_a_call_that_is_required_cannot_be_made_of_no_tool():
 # What a model proposes.
 
 def test_a_call_is_described_by_its_declaration_or_by_what_the_request_says():
-    given = call(tools=[function("pay", strict=True), function("see")])
-    assert described("pay", given, None) == ToolCall("", "pay", {}, "model", "", {"strict": True})
-    assert described("see", given, None).annotations == {}
-    assert described("pay", given, declared()) == ToolCall("", "pay", {}, "model", "http", {"effect": "at_most_once"})
+    offered = definitions(call(tools=[function("pay", strict=True), function("see")]))
+    assert described("pay", offered["pay"], None) == ToolCall("", "pay", {}, "model", "", {"strict": True})
+    assert described("see", offered["see"], None).annotations == {}
+    assert described("other", (), None).annotations == {}
+    assert described("pay", offered["pay"], declared()) == ToolCall("", "pay", {}, "model", "http", {"effect": "at_most_once"})
 
 
-@pytest.mark.parametrize("body", [{}, {"tools": "x"}, {"tools": ["x", {}, {"function": 5}, function("other", strict=True)]}])
-def test_where_the_request_says_nothing_of_a_tool_nothing_is_known(body):
-    assert annotations(call(**body), "pay") == {}
+@pytest.mark.parametrize("body", [{}, {"tools": "x"}, {"tools": ["x", {}, {"function": 5}, {"name": 5}, {"function": {"name": ["pay"]}}]}])
+def test_what_is_no_definition_says_nothing(body):
+    assert definitions(call(**body)) == {}
+
+
+def test_a_name_may_be_defined_more_than_once():
+    given = call(tools=[function("pay", strict=True), {"type": "custom", "name": "see"}], functions=[{"name": "pay"}])
+    assert definitions(given) == {"pay": [{"name": "pay", "strict": True}, {"name": "pay"}], "see": [{"type": "custom", "name": "see"}]}
 
 
 def proposed(arguments: str = "{}", name: str = "pay", kind: str = "function") -> Proposed:

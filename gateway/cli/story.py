@@ -54,7 +54,8 @@ def _rule(rule: Mapping[str, Any]) -> Iterator[str]:
     shadow = " in shadow mode, without effect" if rule["shadow"] else "" if rule["offered"] else " for a tool that was not offered"
     verdict = "could not be evaluated" if rule["verdict"] == "error" else "matched"
     about = f" on {rule['subject']}" if rule["subject"] else ""
-    yield f"  {rule['effect']} {rule['rule']} ({rule['source']}) {verdict}{about}{shadow}"
+    place = f" ({rule['source']})" if rule["source"] else ""  # what the gateway itself refuses stands in no file
+    yield f"  {rule['effect']} {rule['rule']}{place} {verdict}{about}{shadow}"
     if rule["verdict"] == "error":
         yield f"    {rule['message']}"
     if rule["match"]:

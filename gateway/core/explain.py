@@ -225,7 +225,7 @@ def _changes(decided: Mapping[str, Any], told: Sequence[Mapping[str, Any]], rule
     """What would have to change for another decision, a sentence for each thing."""
     if decided["decision"] not in ("deny", "held"):
         return
-    yield from (_change(rule) for rule in told if rule["decisive"])
+    yield from (_change(rule) for rule in told if rule["decisive"] and rule["rule"] != BAD_ARGUMENTS)
     if decided["rule"] == BAD_ARGUMENTS:
         yield "The arguments of the tool call would have to be JSON that fits the tool's own schema."
     elif decided["rule"] == BY_DEFAULT:

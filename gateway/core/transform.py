@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Final
 
 from gateway.call import Call, Json, JsonObject, ToolResult
+from gateway.core.body import SAID
 from gateway.core.decision import Clamp, Redaction, Setting, Transform
 from gateway.core.detectors import DetectionError
 from gateway.core.question import Question

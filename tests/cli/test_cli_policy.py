@@ -279,7 +279,8 @@ class TestRecorded:
                   "phase": "tool_call", "subject": "bank.pay"}
         verdict = {"phase": "tool_call", "subject": "bank.pay", "decision": "deny", "rule": "late", "message": "Not now.",
                    "bundle": "sha256:abc", "reasons": [failed]}
-        reasons = ({**failed, "rule": "dark", "verdict": "matched", "shadow": True}, {**failed, "rule": "hidden", "offered": False})
+        reasons = ({**failed, "rule": "dark", "verdict": "matched", "shadow": True}, {**failed, "rule": "hidden", "offered": False},
+                   {**failed, "rule": "arguments", "verdict": "matched", "source": ""})
         await store.journal.begin(samples.intent(5))
         await store.journal.finish(samples.completed(5, verdicts=(verdict,), answer_labels=("checked", "late")), response=None)
         await store.journal.refuse(samples.refused(6, reasons=reasons, rule="default"), request=None)
@@ -295,6 +296,7 @@ class TestRecorded:
         assert "rules: none were asked" in run("explain", samples.call_id(7)).stdout.splitlines()
         lines = run("explain", samples.call_id(6)).stdout.splitlines()
         assert "  deny dark (a.toml:2) matched on bank.pay in shadow mode, without effect" in lines
+        assert "  deny arguments matched on bank.pay" in lines
         assert "  deny hidden (a.toml:2) could not be evaluated on bank.pay for a tool that was not offered" in lines
 
     async def test_recorded_traffic_is_decided_again_under_other_rules(self, folder: Path, history: str) -> None:

@@ -138,6 +138,8 @@ def said(*messages: Any) -> dict[str, Any]:
     ({"messages": None, "prompt": None, "input": None}, []),
     (said({"role": "user", "content": "a"}, {"role": "tool", "content": "b"}), ["a", "b"]),
     (said({"content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}, {"text": "c"}]}), ["a", "b", "c"]),
+    (said({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}, {"type": "thinking", "thinking": "b"}]}), ["a", "b"]),
+    (said({"content": "a", "reasoning_content": "b", "reasoning": "c", "refusal": None}), ["a", "b", "c"]),
     (said({"content": None, "refusal": None, "tool_calls": None, "function_call": None}, {}), []),
     (said({"content": [{"type": "image_url", "image_url": {"url": "data:"}}, {"type": "input_audio", "input_audio": {}}, {}]}), []),
     (said({"content": [{"type": "tool_result", "content": [{"type": "text", "text": "a"}]}, {"content": "b"}]}), ["a", "b"]),
@@ -160,7 +162,7 @@ def test_texts_are_what_the_caller_wrote_whatever_the_operation(body: Any, found
     {"messages": "a"}, said("a"), said(None), said({"content": 5}), said({"content": {"type": "text", "text": "a"}}),
     said({"content": ["a"]}), said({"content": [None]}), said({"content": [["a"]]}), said({"content": [{"type": "text", "text": 5}]}),
     said({"content": [{"type": "text", "text": None}]}), said({"content": [{"text": {"value": "a"}}]}), said({"content": [{"content": 5}]}),
-    said({"content": [{"refusal": ["a"]}]}), said({"refusal": {}}), said({"tool_calls": {"function": {}}}), said({"tool_calls": ["a"]}),
+    said({"content": [{"refusal": ["a"]}]}), said({"content": [{"thinking": {}}]}), said({"refusal": {}}), said({"reasoning": ["a"]}), said({"tool_calls": {"function": {}}}), said({"tool_calls": ["a"]}),
     said({"tool_calls": [{"function": "a"}]}), said({"tool_calls": [{"function": {"arguments": {"a": "b"}}}]}), said({"tool_calls": 0}),
     said({"function_call": "auto"}), {"prompt": 5}, {"prompt": [1, 2]}, {"prompt": [[1, 2]]}, {"prompt": ["a", 1]}, {"prompt": {"a": "b"}},
     {"suffix": 5}, {"input": [1, 2]}, {"input": [[1]]}, {"input": [{"text": "a"}]}, {"input": True}])

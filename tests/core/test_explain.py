@@ -179,7 +179,7 @@ def test_arguments_that_do_not_fit_are_the_models_to_change() -> None:
     assert told["change"] == []
     later = told["later"][0]
     assert (later["phase"], later["subject"], later["decision"]) == ("tool_call", "pay", "deny")
-    assert later["change"][-1] == "The arguments of the tool call would have to be JSON that fits the tool's own schema."
+    assert later["change"] == ["The arguments of the tool call would have to be JSON that fits the tool's own schema."]
 
 
 @pytest.mark.parametrize(("given", "expected"), [

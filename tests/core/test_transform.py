@@ -89,10 +89,10 @@ def test_texts_of_other_operations_are_redacted(asked, operation, body, expected
 
 
 PART = st.one_of(st.none(), st.text(max_size=4), st.sampled_from(["a@b.co", "x a@b.co."]))
-CONTENTS = st.recursive(PART, lambda inner: st.lists(st.fixed_dictionaries({"type": st.just("text")}, optional={"text": PART, "refusal": PART, "content": inner, "x": st.just(1)}), max_size=2), max_leaves=4)
+CONTENTS = st.recursive(PART, lambda inner: st.lists(st.fixed_dictionaries({"type": st.just("text")}, optional={"text": PART, "refusal": PART, "content": inner, "thinking": inner, "x": st.just(1)}), max_size=2), max_leaves=4)
 ARGUMENTS = st.one_of(PART, st.sampled_from(['{"a":"a@b.co"}', "[1]"]))
 CALLS = st.one_of(st.none(), st.lists(st.fixed_dictionaries({}, optional={"function": st.fixed_dictionaries({}, optional={"arguments": ARGUMENTS}), "custom": st.one_of(st.none(), st.fixed_dictionaries({}, optional={"input": ARGUMENTS})), "id": st.just("1")}), max_size=2))
-MESSAGES = st.fixed_dictionaries({}, optional={"role": st.just("user"), "content": CONTENTS, "refusal": PART, "tool_calls": CALLS, "function_call": st.one_of(st.none(), st.fixed_dictionaries({}, optional={"arguments": ARGUMENTS})), "n": st.just(1)})
+MESSAGES = st.fixed_dictionaries({}, optional={"role": st.just("user"), "content": CONTENTS, "refusal": PART, "reasoning_content": PART, "reasoning": PART, "tool_calls": CALLS, "function_call": st.one_of(st.none(), st.fixed_dictionaries({}, optional={"arguments": ARGUMENTS})), "n": st.just(1)})
 ODD = st.sampled_from([5, "x", [], {}, [5], {"a": 1}, None, True])
 BODIES = st.fixed_dictionaries({}, optional={"messages": st.one_of(st.lists(st.one_of(MESSAGES, MESSAGES, ODD), max_size=3), ODD), "prompt": st.one_of(PART, st.lists(PART, max_size=2), ODD), "input": st.one_of(PART, ODD), "suffix": PART, "model": st.just("m")})
 

@@ -54,6 +54,7 @@ class Provider:
     url: str = ""
     body: Any = None
     chunks: Any = None
+    breaks: bool = False  # before the end of the stream
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -63,7 +64,7 @@ class Provider:
         await answer.prepare(request)
         for chunk in self.chunks:
             await answer.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        await answer.write(b"data: [DONE]\n\n")
+        await answer.write(b"" if self.breaks else b"data: [DONE]\n\n")
         await answer.write_eof()
         return answer
 
@@ -285,6 +286,22 @@ async def test_an_address_is_found_wherever_the_stream_is_cut(house, provider, r
     answer = await ask(house, provider, TEXT_RULES[rule], stream=True, n=len(text))
     assert "ada@" not in joined(answer)
     assert rule == "deny" or joined(answer).count("a [redacted:email], b") == len(text)
+
+
+@pytest.mark.parametrize("rule", TEXT_RULES)
+async def test_a_stream_that_breaks_gives_no_half_of_what_it_must_not_say(house, provider, rule):
+    provider.breaks = True
+    provider.chunks = [chunk({"content": "write to "}), chunk({"content": "ada@examp"}), chunk({"reasoning": "ada@examp"})]
+    answer = await ask(house, provider, TEXT_RULES[rule], stream=True)
+    assert "ada@" not in answer
+    assert '"code":"upstream_failed"' in answer
+    assert joined(answer).startswith("write to" if rule == "redact" else "")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_call_beside_the_choices_is_in_a_place_where_none_belongs(house, provider, stream):
+    provider.says([message(content="a")], stream=stream, message={"role": "assistant", "tool_calls": [PAY]})
+    assert EVIL not in await ask(house, provider, NO_PAYMENTS, stream=stream)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

@@ -223,6 +223,44 @@ effect = "deny"
     assert (status, json.loads(text)["error"]["rule"]) == (403, "broken-tool_result")
 
 
+TEXTS: dict[str, Any] = {
+    "a content": {"role": "user", "content": SECRET},
+    "a part": {"role": "user", "content": [{"type": "text", "text": SECRET}, {"type": "image_url", "image_url": {"url": "data:,"}}]},
+    "a part of another kind": {"role": "assistant", "content": [{"type": "thinking", "thinking": [{"type": "text", "text": SECRET}]}]},
+    "a part within a part": {"role": "user", "content": [{"type": "x", "content": [{"type": "text", "text": SECRET}]}]},
+    "a refusal": {"role": "assistant", "content": None, "refusal": SECRET},
+    "a refusal in a part": {"role": "assistant", "content": [{"type": "refusal", "refusal": SECRET}]},
+    "reasoning": {"role": "assistant", "content": "a", "reasoning_content": SECRET},
+    "reasoning elsewhere": {"role": "assistant", "content": "a", "reasoning": SECRET},
+    "arguments": {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "see", "arguments": json.dumps({"a": SECRET})}}]},
+    "arguments with escapes": {"role": "assistant", "tool_calls": [
+        {"id": "c1", "type": "function", "function": {"name": "see", "arguments": '{"a": "ada\\u0040example.org"}'}}]},
+    "the input of a custom tool": {"role": "assistant", "tool_calls": [{"id": "c1", "type": "custom", "custom": {"name": "see", "input": SECRET}}]},
+    "arguments in the older form": {"role": "assistant", "function_call": {"name": "see", "arguments": json.dumps({"a": SECRET})}},
+    "a result": {"role": "tool", "tool_call_id": "c1", "content": SECRET},
+    "an instruction": {"role": "developer", "content": SECRET},
+}
+
+
+@pytest.mark.parametrize("message", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_text_of_a_request_is_redacted_wherever_a_conversation_holds_texts(house, message, stream):
+    await house.open(policies='[[rule]]\nid = "no-mail"\neffect = "redact"\nredact = { detectors = ["email"] }')
+    await chat(house, [{"role": "user", "content": "x"}, message], stream=stream)
+    (sent,) = house.one.requests
+    assert SECRET.encode() not in sent.raw
+    assert b"u0040" not in sent.raw
+    assert sent.raw.count(b"[redacted:email]") == 1
+
+
+@pytest.mark.parametrize("message", [message for name, message in TEXTS.items() if "escapes" not in name],
+                         ids=[name for name in TEXTS if "escapes" not in name])
+async def test_a_text_of_a_request_is_seen_wherever_a_conversation_holds_texts(house, message):
+    await house.open(policies="""[[rule]]\nid = "no-ada"\neffect = "deny"\nwhen = 'texts.exists(t, t.contains("ada@"))'""")
+    assert (await chat(house, [{"role": "user", "content": "x"}, message]))[0] == 403
+    assert house.one.requests == []
+
+
 async def test_no_text_of_a_caller_or_a_rule_makes_a_header_of_its_own(house):
     await house.open(policies="""
 [[rule]]

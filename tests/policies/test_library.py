@@ -64,7 +64,7 @@ def test_all_files_can_stand_together(try_out: Try, shipped: Shipped) -> None:
 def test_the_cases_of_most_files_hold_beside_each_other(try_out: Try, shipped: Shipped) -> None:
     """What is copied together need not be mended; the README names the files after which that is not so."""
     readme = (LIBRARY / "README.md").read_text(encoding="utf-8")
-    changing = {"tools-by-role", "limits", "secrets"}
+    changing = {"tools-by-role", "limits"}
     assert all(f"`{name}.toml`" in readme.partition("Several files")[2] for name in changing)
     files = {name: text for stem in ("baseline", *(f"library/{name}" for name in NAMES if name not in changing))
              for name, text in shipped(stem).items()}
