@@ -61,6 +61,7 @@ class Progress:
     principal: Principal = NOBODY
     origin: Origin = field(default_factory=Origin)
     call: Call | None = None
+    tool: str = ""  # the HTTP tool that the address names; known before its arguments are
     decisions: list[Decision] = field(default_factory=list)  # before anything left
     verdicts: list[Decision] = field(default_factory=list)  # on what came back
     offers: list[Decision] = field(default_factory=list)  # why a tool was not offered to the model
@@ -145,7 +146,7 @@ class Progress:
         call = self.call
         return CallRecord(
             id=self.id, principal=self.principal, dialect=self.dialect, operation=self.operation,
-            route=call.route if call else "", stream=call.stream if call else False, origin=self.origin,
+            route=call.route if call else self.tool, stream=call.stream if call else False, origin=self.origin,
             received_ns=self.received_ns, ended_ns=ended_ns, outcome=outcome, status=status, code=code, message=message,
             decision=decision.name if decision else "", rule=(decision.rule or "") if decision else "",
             labels=tuple(self.labels), bundle=decision.bundle if decision else "", reasons=self._reasons(),

@@ -120,6 +120,7 @@ class Proxy:
         self._admit(snapshot)  # first of all: a full house does no work
         case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing
         case.origin = self._origin(arrival)
+        case.tool = arrival.tool if arrival.tool and arrival.tool in snapshot.tools else ""
         body = await arrival.body()
         case.call = call = await _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
         route = _entitled(snapshot, call.principal, call.route, call.operation)  # before the rules: what a key may not use is not there

@@ -361,3 +361,10 @@ async def test_what_a_tool_says_in_a_refusal_is_judged_as_its_result(house):
     answer = await ask(house, "POST", "/tools/bank.pay", {"account": "a"})
     assert (answer.status, answer.code, answer.json["rule"]) == (403, "forbidden", "no-results")
     assert (await house.calls())[0]["outcome"] == "withheld"
+
+
+async def test_a_call_with_wrong_arguments_is_on_record_with_its_tool(house):
+    await house.open(routes=tool(house.one.root), policies=ALLOW)
+    assert (await ask(house, "POST", "/tools/bank.pay", {"account": 7})).status == 400
+    row = (await house.calls())[0]
+    assert (row["route"], row["outcome"], row["code"]) == ("bank.pay", "refused", "invalid_request")
