@@ -49,6 +49,7 @@ Done = TypeVar("Done")
 
 _STRAY_CALL: Final = "The answer holds what may be a tool call in a place where none belongs."
 _MOST_LATELY: Final = 10_000
+_LONGEST_ID: Final = 256
 _MOST_PROPOSED: Final = 1024  # tool calls in one answer, all its choices together
 _MOST_RESULTS: Final = 2048  # results of tools in one request
 
@@ -269,6 +270,8 @@ class Rulings:
 
     def _remember(self, principal: str, tool_call_id: str, *, released: bool) -> None:
         """A client that reads a stream may bring the result before the answer's end is on record."""
+        if len(tool_call_id) > _LONGEST_ID:  # a provider's; the record has it
+            return
         self.lately[principal, tool_call_id] = released
         if len(self.lately) > _MOST_LATELY:
             self.lately.popitem(last=False)

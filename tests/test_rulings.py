@@ -173,6 +173,8 @@ async def test_what_is_remembered_of_calls_is_bounded():
         world.rulings._remember("key_1", f"c{n}", released=True)
     assert len(world.rulings.lately) == 10_000
     assert ("key_1", "c9") not in world.rulings.lately
+    world.rulings._remember("key_1", "c" * 300, released=True)
+    assert ("key_1", "c" * 300) not in world.rulings.lately
 
 
 async def test_rules_are_told_whether_a_result_is_of_a_call_that_was_let_through():
