@@ -178,11 +178,11 @@ class Rulings:
         given = judged.question.tool or made
         case.uses.append(ToolUse(call.id, call.id, call.route, "http", given.args, allowed, self.clock.now_ns()))
         enact(judged.decision)
-        if given.args is made.args:
-            return judged
-        problems = tool.schema.problems(given.args)
+        problems = tool.schema.problems(given.args)  # again: a rule of this phase or of `request` may have changed them
         if problems:
             raise Forbidden(f"What a rule makes of the arguments does not fit the tool: {problems[0]}.", rule=BAD_ARGUMENTS)
+        if given.args is made.args:
+            return judged
         return replace(judged, question=replace(judged.question, call=replace(call, body=given.args)))
 
     async def _tool_result(self, case: Progress, snapshot: Snapshot, call: Call, reply: Reply) -> Reply:
