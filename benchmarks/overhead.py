@@ -1,13 +1,15 @@
 """What one governed call costs, next to nginx's `proxy_pass` in the same run: CPU of the gateway's process per request, and latency.
 
-Everything is on: a key is checked, 100 rules are loaded of which 10 apply, the journal is durable before the answer (bodies
-included), metrics and the log are written. Upstream of both is one nginx that answers a fixed chat completion. Needs nginx and
-wrk from the system's packages; says so and ends with code 0 where they are absent.
+Everything is on: a key is checked, 100 rules are loaded of which 10 apply, money is set aside and settled on three accounts (all,
+team, key), the journal is durable before the answer (bodies included), metrics and the log are written. Upstream of both is one nginx
+that answers a fixed chat completion. Needs nginx and wrk from the system's packages; says so and ends with code 0 where they are absent.
+
+With --no-budgets a gateway without budgets is measured in the same rounds, and what budgets add is printed as a ratio.
 
 The two are measured in turn, round by round, and a round's ratio is its own: on a machine whose speed drifts the ratio holds
 where the times do not. The table shows medians, and the smallest and largest ratio.
 
-    python benchmarks/overhead.py [--rounds 5] [--seconds 3] [--json] [--profile FILE]
+    python benchmarks/overhead.py [--rounds 5] [--seconds 3] [--no-budgets] [--json] [--profile FILE]
 """
 
 import argparse
@@ -29,6 +31,8 @@ from pathlib import Path
 
 LOCKGATE = [sys.executable, "-m", "gateway.cli"]
 CONNECTIONS = (64, 4)
+NGINX, GOVERNED, PLAIN = "nginx proxy_pass", "lockgate", "lockgate, no budgets"
+BUDGETS = "".join(f'[budgets.each-{scope}]\nscope = "{scope}"\nlimit = "1000000"\nwindow = "month"\n' for scope in ("all", "team", "key"))
 ANSWER = json.dumps({
     "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "static",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello to the whole world, and be well. " * 4}, "finish_reason": "stop"}],
@@ -58,6 +62,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5, help="runs of each")
     options.add_argument("--seconds", type=int, default=3, help="length of each run")
+    options.add_argument("--no-budgets", action="store_true", help="measure a gateway without budgets as well")
     options.add_argument("--json", action="store_true", help="print the figures as JSON")
     options.add_argument("--profile", metavar="FILE", help="profile the gateway at 64 connections with py-spy, if installed, into FILE (speedscope)")
     chosen = options.parse_args()
@@ -66,39 +71,46 @@ def main() -> None:
         print(f"not measured: {' and '.join(absent)} not installed (the system's packages have them: apt-get install nginx wrk)")
         return
     with tempfile.TemporaryDirectory(prefix="lockgate-bench-") as folder, ExitStack() as stack:
-        figures = measure(Path(folder), stack, chosen.rounds, chosen.seconds, chosen.profile)
+        figures = measure(Path(folder), stack, chosen)
     if chosen.json:
         print(json.dumps([asdict(figure) for figure in figures], indent=2))
     else:
         table(figures)
 
 
-def measure(folder: Path, stack: ExitStack, rounds: int, seconds: int, profile: str | None) -> list[Figure]:
+def measure(folder: Path, stack: ExitStack, chosen: argparse.Namespace) -> list[Figure]:
     upstream = stack.enter_context(nginx(folder / "upstream", f"return 200 '{ANSWER}';", "default_type application/json;"))
     proxied = stack.enter_context(nginx(
         folder / "proxy", "proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection '';",
         f"upstream up {{ server 127.0.0.1:{upstream.port}; keepalive 128; }}"))
-    gateway, key = stack.enter_context(lockgate(folder / "gateway", upstream.port))
-    script = folder / "call.lua"
-    script.write_text(f"wrk.method='POST'; wrk.headers['Content-Type']='application/json'; wrk.headers['Authorization']='Bearer {key}'\nwrk.body=[[{BODY}]]\n")
+    gateways = {GOVERNED: stack.enter_context(lockgate(folder / "gateway", upstream.port, BUDGETS))}
+    if chosen.no_budgets:
+        gateways[PLAIN] = stack.enter_context(lockgate(folder / "plain", upstream.port, ""))
+    proxied.write_script(folder / "proxied.lua", "none")
     figures = []
     for connections in CONNECTIONS:
-        for server in (proxied, gateway):
-            load(server.port, script, connections, 1)  # warm
-        for _ in range(rounds):
-            yardstick = load_and_count("nginx proxy_pass", proxied, script, connections, seconds)
-            ours = load_and_count("lockgate", gateway, script, connections, seconds)
-            figures += [yardstick, replace(ours, ratio=ours.cpu_us / yardstick.cpu_us)]
-    if profile:
-        with profiled(gateway.pids[0], profile, seconds):
-            load(gateway.port, script, CONNECTIONS[0], seconds + 1)
+        for server in (proxied, *gateways.values()):
+            load(server, connections, 1)  # warm
+        for _ in range(chosen.rounds):
+            yardstick = load_and_count(NGINX, proxied, connections, chosen.seconds)
+            ours = [load_and_count(what, gateway, connections, chosen.seconds) for what, gateway in gateways.items()]
+            figures += [yardstick, *(replace(each, ratio=each.cpu_us / yardstick.cpu_us) for each in ours)]
+    if chosen.profile:
+        gateway = gateways[GOVERNED]
+        with profiled(gateway.pids[0], chosen.profile, chosen.seconds):
+            load(gateway, CONNECTIONS[0], chosen.seconds + 1)
     return figures
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
     port: int
     pids: list[int]
+    script: Path = Path()  # what wrk sends
+
+    def write_script(self, script: Path, key: str) -> None:
+        self.script = script
+        script.write_text(f"wrk.method='POST'; wrk.headers['Content-Type']='application/json'; wrk.headers['Authorization']='Bearer {key}'\nwrk.body=[[{BODY}]]\n")
 
     def cpu_s(self) -> float:
         ticks = 0
@@ -108,9 +120,9 @@ class Server:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def load_and_count(what: str, server: Server, script: Path, connections: int, seconds: int) -> Figure:
+def load_and_count(what: str, server: Server, connections: int, seconds: int) -> Figure:
     before = server.cpu_s()
-    said = load(server.port, script, connections, seconds)
+    said = load(server, connections, seconds)
     used = server.cpu_s() - before
     requests = int(number(r"(\d+) requests in", said))
     if re.search(r"Non-2xx or 3xx responses|Socket errors", said):
@@ -119,9 +131,9 @@ def load_and_count(what: str, server: Server, script: Path, connections: int, se
                   latency(said, "50%"), latency(said, "99%"))
 
 
-def load(port: int, script: Path, connections: int, seconds: int) -> str:
+def load(server: Server, connections: int, seconds: int) -> str:
     return subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), f"http://127.0.0.1:{port}/v1/chat/completions"],
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(server.script), f"http://127.0.0.1:{server.port}/v1/chat/completions"],
         check=True, capture_output=True, text=True, timeout=seconds + 30).stdout
 
 
@@ -159,7 +171,7 @@ http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folde
 
 
 @contextmanager
-def lockgate(folder: Path, upstream: int) -> Iterator[tuple[Server, str]]:
+def lockgate(folder: Path, upstream: int, budgets: str) -> Iterator[Server]:
     subprocess.run([*LOCKGATE, "init", str(folder)], check=True, capture_output=True)
     for shipped in (*folder.glob("policies/*.toml"), *folder.glob("routes/*.toml")):
         shipped.unlink()
@@ -172,7 +184,7 @@ base_url = "http://127.0.0.1:{upstream}/v1"
 [prices."up/static"]
 input = "1.00"
 output = "2.00"
-""")
+{budgets}""")
     (folder / "routes/static.toml").write_text('[[route]]\nname = "static"\n[[route.targets]]\nprovider = "up"\nmodel = "static"\n')
     (folder / "policies/rules.toml").write_text("".join(rule(n) for n in range(100)))
     made = subprocess.run([*LOCKGATE, "keys", "create", "--name", "bench", "--team", "team-0", "--json"], cwd=folder, check=True, capture_output=True)
@@ -185,7 +197,9 @@ output = "2.00"
             line = process.stdout.readline().decode() if selector.select(30) else ""
         if "ready on" not in line:
             raise SystemExit(f"lockgate did not start: {(folder / 'log').read_text()}")
-        yield Server(int(line.rsplit(":", 1)[1]), [process.pid]), json.loads(made.stdout)["key"]
+        server = Server(int(line.rsplit(":", 1)[1]), [process.pid])
+        server.write_script(folder / "call.lua", json.loads(made.stdout)["key"])
+        yield server
     finally:
         process.terminate()
         process.wait(40)
@@ -226,12 +240,19 @@ def wait_for(port: int) -> None:
 def table(figures: list[Figure]) -> None:
     print(f"{'median of the rounds':<22}{'conns':>6}{'requests':>10}{'CPU µs/req':>12}{'× nginx':>9}{'(min–max)':>13}{'req/s':>8}{'p50 ms':>8}{'p99 ms':>8}")
     for connections in CONNECTIONS:
-        for what in ("nginx proxy_pass", "lockgate"):
-            runs = [figure for figure in figures if (figure.what, figure.connections) == (what, connections)]
+        for what in dict.fromkeys(figure.what for figure in figures):
+            runs = runs_of(figures, what, connections)
             ratios = [run.ratio for run in runs]
             print(f"{what:<22}{connections:>6}{sum(run.requests for run in runs):>10}{median(runs, 'cpu_us'):>12.1f}{statistics.median(ratios):>9.1f}"
                   f"{f'({min(ratios):.1f}–{max(ratios):.1f})':>13}{median(runs, 'rate'):>8.0f}{median(runs, 'p50_ms'):>8.2f}{median(runs, 'p99_ms'):>8.2f}")
+        if plain := runs_of(figures, PLAIN, connections):
+            added = [run.cpu_us / without.cpu_us for run, without in zip(runs_of(figures, GOVERNED, connections), plain, strict=True)]
+            print(f"  what budgets add: × {statistics.median(added):.2f} ({min(added):.2f}–{max(added):.2f})")
     print(f"\nPython {sys.version.split()[0]}, {os.cpu_count()} processors shared by load, upstream and the process under test; CPU is of that process alone.")
+
+
+def runs_of(figures: list[Figure], what: str, connections: int) -> list[Figure]:
+    return [figure for figure in figures if (figure.what, figure.connections) == (what, connections)]
 
 
 def median(runs: list[Figure], field: str) -> float:

@@ -38,7 +38,8 @@ are skipped, and `lockgate check` warns about everything else.
 
 A price that is not in `[prices]` is taken from the published ones that ship with Lockgate (`genai-prices`), by the provider's
 `price_provider` and the model's name. Where a provider charges by the hour of the day, it is the price outside those hours. A price
-that nobody knows is reported as unknown, never as 0.
+that nobody knows is reported as unknown, never as 0; where a budget binds the call, `[pricing]` says what happens.
+[Budgets](budgets.md#prices) has more on both.
 """
 
 
@@ -48,6 +49,7 @@ def reference() -> str:
     for name, field in Config.model_fields.items():
         model = _model(field)
         parts.append(_section(f"`[{name}]`" if not _keyed(field) else _title(model), model))
+        parts.extend(_section(_title(below), below) for below in _models(model))
     for folder, file in (("routes/*.toml", RoutesFile), ("policies/*.toml", PolicyFile)):
         parts.append(f"## {folder}\n")
         parts.extend(_section(_title(model), model) for model in _models(file))
@@ -97,7 +99,7 @@ def _kind(field: FieldInfo) -> str:
     written = _written(field)
     inner = _inner(field)
     if written:
-        return written.kind
+        return f"table of {written.kind}" if _keyed(field) else written.kind
     if _keyed(field):
         return "table" if inner is Any else "table of strings"
     if get_origin(field.annotation) is tuple:
@@ -111,7 +113,7 @@ def _choices(kind: Any) -> str:
 
 def _written(field: FieldInfo) -> Written | None:
     metadata = list(field.metadata)
-    for part in get_args(field.annotation):
+    for part in get_args(field.annotation):  # what is optional, or the values of a table
         metadata += getattr(part, "__metadata__", ())
     return next((each for each in metadata if isinstance(each, Written)), None)
 

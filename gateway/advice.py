@@ -1,16 +1,20 @@
 """What works and is most likely not what was meant. Tells people; decides nothing, and runs only where somebody looks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.config import Deployment
+from gateway.core.accounts import UNDER_KEY
 from gateway.core.lint import Reach, beside
 from gateway.core.rules import Rule, match_of
 from gateway.errors import Problem
 from gateway.rule_config import RuleConfig
 from gateway.snapshot import Snapshot
 from gateway.validation import nearest
+
+_SUBJECTS: Final[Mapping[str, str]] = {"all": "subject (it is `all`)", "route": "route", "tool": "tool"}
 
 
 def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
@@ -30,6 +34,8 @@ def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
                 given.source, ("route", "to"), f'no route is named {other!r}, so what it matches is refused (rule "{given.id}")',
                 nearest(other, snapshot.routes)))
     found += _of_neighbours(deployment, deployment.rules)
+    found += _of_budgets(deployment, snapshot)
+    found += _of_lengths(deployment, snapshot)
     for name, provider in deployment.config.providers.items():
         if not urlsplit(provider.base_url).path:
             found.append(deployment.problem(("providers", name, "base_url"), "has no path", "most providers need /v1"))
@@ -72,3 +78,33 @@ def _of_neighbours(deployment: Deployment, rules: Sequence[RuleConfig]) -> Itera
     reaches = [Reach(rule.id, rule.phase, rule.effect, rule.mode, match_of(rule), rule.when) for rule in rules]
     for number, message, hint in beside(reaches):
         yield deployment.problem_in(rules[number].source, ("effect",), f'{message} (rule "{rules[number].id}")', hint)
+
+
+def _of_budgets(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
+    """Budgets that bind nobody, and settings of theirs that say nothing."""
+    names: Mapping[str, Collection[str]] = {
+        "all": ("all",), "route": snapshot.routes.keys() - snapshot.tools.keys(), "tool": snapshot.tools.keys()}
+    for name, given in deployment.config.budgets.items():
+        known = names.get(given.scope)
+        if known is not None and not any(fnmatchcase(each, glob) for each in known for glob in given.of):
+            yield deployment.problem(("budgets", name, "of"), f"there is no such {_SUBJECTS[given.scope]}, so the budget binds nothing",
+                                     nearest(given.of[0], known))
+        for subject in given.limits:
+            shown = (subject, subject.partition("/")[2]) if given.scope in UNDER_KEY else (subject,)
+            if not any(fnmatchcase(each, glob) for each in shown for glob in given.of):
+                yield deployment.problem(("budgets", name, "limits", subject), "`of` leaves it out, so this limit is never used")
+        if given.timezone != "UTC" and snapshot.budgets.budgets[name].window.kind in {"none", "rolling"}:
+            yield deployment.problem(("budgets", name, "timezone"), f'a window of "{given.window}" is the same in every time zone',
+                                     "take it out, or take a calendar window")
+
+
+def _of_lengths(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
+    """Where budgets bind, a model that takes no limit holds back money for the longest answer that there is."""
+    if not snapshot.budgets.budgets:
+        return
+    for target in {to.target: None for route in snapshot.routes.values() for to in route.targets
+                   if to.bounds.max_output is None and not to.bounds.output_limit}:
+        path = ("models", str(target), "output_limit") if str(target) in deployment.config.models else (
+            "providers", target.provider, "output_limit")
+        yield deployment.problem(path, f"nobody knows how long an answer of {target} may be, so that much is set aside for each call",
+                                 f'give `max_output` in [models."{target}"]')

@@ -62,7 +62,7 @@ class App:
         )
         self.keyring = KeyRing(snapshot.pepper, self.clock) if snapshot.pepper is not None and config.auth.required else None
         self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, sessions=self.store.sessions,
-                           transport=self.transport, telemetry=self.telemetry, clock=self.clock, ids=self.ids)
+                           budgets=self.store.budgets, transport=self.transport, telemetry=self.telemetry, clock=self.clock, ids=self.ids)
         self.reloader = Reloader(loaded, self._swap, bundles=self.store.bundles, telemetry=self.telemetry, clock=self.clock)
         self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight, self.reloader)
         self.surface = Surface(self.proxy, self.control, self.telemetry, self.ids)

@@ -29,13 +29,14 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the caller says about where the call belongs (`X-Lockgate-Session`, `-Run`, `-Step`, `-Tags`, `traceparent`)."""
+    """What the caller says about where the call belongs (`X-Lockgate-Session`, `-Run`, `-Step`, `-Tags`, `-User`, `traceparent`)."""
 
     session: str | None = None
     run: str | None = None
     step: str | None = None
     tags: Mapping[str, str] = field(default_factory=lambda: NO_TAGS)
     traceparent: str | None = None
+    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Call:
     """One governed operation, as it was parsed once from the wire. `body` is what is judged and what is sent.
 
     `operation` is `chat`, `completions` or `embeddings`; `route` is the public name the caller asked for (`model`);
-    `size` is the body's length in bytes as received; `received_ns` is wall time.
+    `size` is the body's length in bytes as received; `received_ns` is wall time. `user` is the caller's own name for who asks, from
+    `X-Lockgate-User` or the body; empty where neither says.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Call:
     size: int
     received_ns: int
     origin: Origin = field(default_factory=Origin)
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Target:
 class Usage:
     """Tokens of one attempt. `input_tokens` counts cached and audio tokens too, `output_tokens` reasoning and audio tokens.
 
-    `estimated` is true where the provider did not say and the numbers are ours.
+    `estimated` is true where the provider did not say and the numbers are ours. `images` are the pictures that the request held.
     """
 
     input_tokens: int = 0
@@ -84,6 +87,7 @@ class Usage:
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
     estimated: bool = False
+    images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ class AttemptEnd(StrEnum):
 class Attempt:
     """One try of one target, after it ended. `cause` is `AttemptFailed.cause`, empty on success; times are wall nanoseconds.
 
-    `waited_s` is the backoff before it. `cost_nusd` is None where the price or the usage is unknown.
+    `waited_s` is the backoff before it. `cost_nusd` is None where the price is unknown; `prices` says where the price comes from.
     """
 
     n: int
@@ -175,6 +179,7 @@ class Attempt:
     waited_s: float = 0.0
     usage: Usage | None = None
     cost_nusd: int | None = None
+    prices: str = ""
 
 
 class Outcome(StrEnum):
@@ -199,7 +204,8 @@ class CallRecord:
     was none. `cost_nusd` is None where it is unknown, never 0 for that. `decision`, `rule`, `labels` and `reasons` are what was decided
     before anything left; `verdicts` and `answer_labels` are of what came back (JSON-ready, one for each decision that did more than
     let it pass); `tool_uses` are the tool calls that the call made or proposed, `tool_results` the results that it brought, by the id of
-    their tool call.
+    their tool call. `account` is the one whose budget refused the call or ended its answer, empty where none did; `reserved_nusd` what was
+    set aside for the call, None where no budget bound it.
     """
 
     id: str
@@ -229,3 +235,10 @@ class CallRecord:
     answer_labels: tuple[str, ...] = ()
     tool_uses: tuple[ToolUse, ...] = ()
     tool_results: tuple[tuple[str, str], ...] = ()
+    account: str = ""
+    reserved_nusd: int | None = None
+
+    @property
+    def estimated_nusd(self) -> int:
+        """What of the cost is an upper bound of ours, because a provider did not say what it used."""
+        return sum(attempt.cost_nusd or 0 for attempt in self.attempts if attempt.usage is not None and attempt.usage.estimated)

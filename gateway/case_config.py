@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gateway.units import Duration, parse_usd
+from gateway.units import Duration, parse_money
 from gateway.validation import Strict
 
 Item = TypeVar("Item")
@@ -48,13 +47,6 @@ def _moment_ns(value: object) -> int:
     return (value - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
-def _nusd(value: object) -> int:
-    exact: Fraction = parse_usd(value) * 10**9
-    if exact.denominator != 1:
-        raise ValueError("an amount of money is counted to a billionth of a USD")
-    return exact.numerator
-
-
 def _printable(value: str) -> str:
     if not value.isprintable():
         raise ValueError("holds what cannot be printed: it stands in reports")
@@ -65,7 +57,9 @@ Word: TypeAlias = Annotated[str, Field(min_length=1, max_length=200), AfterValid
 Json: TypeAlias = Annotated[Any, AfterValidator(_json)]
 JsonTable: TypeAlias = Annotated[dict[str, Any], AfterValidator(_json)]
 Moment: TypeAlias = Annotated[int, BeforeValidator(_moment_ns)]
-Nusd: TypeAlias = Annotated[int, BeforeValidator(_nusd)]
+Nusd: TypeAlias = Annotated[int, BeforeValidator(parse_money)]
+Level: TypeAlias = Literal["all", "org", "team", "key", "user", "session", "run", "route", "tool", "tag", "any"]
+ByLevel: TypeAlias = Mapping[Level, Nusd]
 Int64: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -100,6 +94,14 @@ class SessionFactsConfig(Strict):
     labels: Many[str] = ()
     calls: Count = 0
     spend: Nusd = 0
+
+
+class BudgetFactsConfig(Strict):
+    """`facts.budget`: how the accounts stand that bind the call, in USD by scope. `any` is that of the scope with the least left."""
+
+    remaining: ByLevel = Field(default_factory=dict)
+    limit: ByLevel = Field(default_factory=dict)
+    spent: ByLevel = Field(default_factory=dict)
 
 
 class ToolFacts(Strict):
@@ -141,6 +143,8 @@ class FactsConfig(Strict):
     texts: Many[str] | None = None
     tools_offered: Many[str] | None = None
     session: SessionFactsConfig = SessionFactsConfig()
+    budget: BudgetFactsConfig = BudgetFactsConfig()
+    user: str | None = None
     run: str = ""
     step: str = ""
     tags: Mapping[str, str] = Field(default_factory=dict)

@@ -17,8 +17,10 @@ from gateway.toml_source import KeyPath, Source
 from gateway.tool_config import Headers, ToolConfig
 from gateway.units import (
     Duration,
+    Globs,
     Label,
     ModelName,
+    Money,
     Name,
     Names,
     PositiveDuration,
@@ -143,6 +145,26 @@ class ProviderConfig(Strict):
     price_provider: str | None = Field(default=None, min_length=1, max_length=64, description=(
         "Which provider's published prices apply (genai-prices' id: openai, anthropic, google, groq, …)."))
     max_answer: Size = Field(default=32 * MIB, description="The largest answer that is read; a larger one is a failure of the provider.")
+    output_limit: Literal["max_tokens", "max_completion_tokens", ""] = Field(default="max_tokens", description=(
+        'The field that the longest answer is given in where a budget binds; OpenAI wants "max_completion_tokens". "" where the provider '
+        "takes no such field."))
+    bills_unanswered: bool = Field(default=True, description=(
+        "Whether an attempt that was sent and brought no answer (a timeout, a lost connection) may have cost as much as a whole one. False "
+        "books its input alone."))
+
+
+_FORCE: Final = "If it is right, set `force = true` beside it"
+_DEAREST_IMAGE: Final = 10**12  # pico-USD
+
+
+class TierConfig(Strict):
+    """`[[prices."PROVIDER/MODEL".tiers]]`: what changes for calls with long contexts."""
+
+    above: int = Field(ge=1, le=100_000_000, description="Input tokens; a call with more of them is charged by this tier.")
+    input: TokenPrice = Field(description="Input.")
+    output: TokenPrice = Field(description="Output.")
+    cached_input: TokenPrice | None = Field(default=None, description="Input read from the provider's cache; without it, as `input`.")
+    cache_write: TokenPrice | None = Field(default=None, description="Input written to the provider's cache; without it, as `input`.")
 
 
 class PriceConfig(Strict):
@@ -156,15 +178,87 @@ class PriceConfig(Strict):
     cache_write: TokenPrice | None = Field(default=None, description="Input written to the provider's cache; without it, as `input`.")
     input_audio: TokenPrice | None = Field(default=None, description="Audio input; without it, as `input`.")
     output_audio: TokenPrice | None = Field(default=None, description="Audio output; without it, as `output`.")
+    reasoning: TokenPrice | None = Field(default=None, description="Hidden reasoning; without it, as `output`.")
+    image: RequestPrice = Field(default=0, description="USD per picture of a request, on top of its tokens.")
     request: RequestPrice = Field(default=0, description="USD per call, on top.")
+    tiers: Annotated[tuple[TierConfig, ...], Field(strict=False)] = Field(default=(), max_length=16, description=(
+        "Other prices for long contexts: each holds for all tokens of a call with more than `above` input tokens."))
 
-    @field_validator("input", "output", "cached_input", "cache_write", "input_audio", "output_audio")
+    @field_validator("input", "output", "cached_input", "cache_write", "input_audio", "output_audio", "reasoning")
     @classmethod
     def _plausible(cls, pico: int | None, info: ValidationInfo) -> int | None:
-        if pico is not None and not plausible(pico) and not info.data.get("force"):
-            raise ValueError(f"${show_pico(10**6)(pico)} per million tokens is outside $0.001 to $1000: a slip of the unit? "
-                             "If it is right, set `force = true` beside it")
+        _expect_plausible(pico, info)
         return pico
+
+    @field_validator("image")
+    @classmethod
+    def _plausible_picture(cls, pico: int, info: ValidationInfo) -> int:
+        if pico > _DEAREST_IMAGE and not info.data.get("force"):
+            raise ValueError(f"${show_pico(10**12)(pico)} per picture is more than $1: a slip of the unit? {_FORCE}")
+        return pico
+
+    @field_validator("tiers")
+    @classmethod
+    def _plausible_tiers(cls, tiers: tuple[TierConfig, ...], info: ValidationInfo) -> tuple[TierConfig, ...]:
+        for number, tier in enumerate(tiers):
+            for name in ("input", "output", "cached_input", "cache_write"):
+                _expect_plausible(getattr(tier, name), info, f"[{number}].{name}: ")
+        if len({tier.above for tier in tiers}) < len(tiers):
+            raise ValueError("two tiers begin at the same number of tokens")
+        return tiers
+
+
+def _expect_plausible(pico: int | None, info: ValidationInfo, where: str = "") -> None:
+    if pico is not None and not plausible(pico) and not info.data.get("force"):
+        raise ValueError(f"{where}${show_pico(10**6)(pico)} per million tokens is outside $0.001 to $1000: a slip of the unit? {_FORCE}")
+
+
+class ModelConfig(Strict):
+    """`[models."PROVIDER/MODEL"]`: what bounds the cost of a call of this target before it is sent."""
+
+    context: int | None = Field(default=None, ge=1, le=100_000_000, description=(
+        "The most input tokens that the model takes; without it, what genai-prices knows."))
+    max_output: int | None = Field(default=None, ge=1, le=10_000_000, description=(
+        "The longest answer that the model gives, in tokens: a client that asks for more is taken to ask for this."))
+    default_output: int = Field(default=4096, ge=1, le=10_000_000, description=(
+        "The longest answer, in tokens, where a budget binds and the client gives no limit: the gateway then asks for this one."))
+    image_tokens: int = Field(default=50_000, ge=0, le=10_000_000, description="The most tokens that one picture counts.")
+    hidden_reasoning: bool | None = Field(default=None, description=(
+        "Whether the model thinks unseen, so that an answer whose provider does not say what it used counts as all that was granted. "
+        "Without it, as far as the request asks for reasoning."))
+    bytes_per_token: int = Field(default=1, ge=1, le=16, description=(
+        "The fewest bytes of text that a token has, which bounds the tokens of an input. 1 is always right."))
+    output_limit: Literal["max_tokens", "max_completion_tokens", ""] | None = Field(default=None, description=(
+        'The field that the longest answer is given in where a budget binds; "" where the model takes no such field: then give '
+        "`max_output`. Without it, the provider's."))
+
+
+class PricingConfig(Strict):
+    """What holds where nobody knows a price."""
+
+    unknown: Literal["deny", "assume"] = Field(default="deny", description=(
+        'A target without a price where a budget binds: "deny" the call, or "assume" the two prices below. Without a budget the cost is '
+        "reported as unknown."))
+    assumed_input: TokenPrice | None = Field(default=None, description="USD per million tokens of input that are assumed.")
+    assumed_output: TokenPrice | None = Field(default=None, description="USD per million tokens of output that are assumed.")
+
+
+class BudgetConfig(Strict):
+    """`[budgets.NAME]`: how much money each subject of a scope may spend in a window."""
+
+    scope: Literal["all", "org", "team", "key", "user", "session", "run", "route", "tool", "tag"] = Field(description=(
+        "What has an account of its own: everything together, each organisation, team, key, user of a key, session or run of a key, "
+        "route, HTTP tool, or tag (`name=value`)."))
+    of: Globs = Field(default=("*",), min_length=1, description="Globs of the subjects that it binds.")
+    limit: Money | None = Field(default=None, description="What may be spent in a window, in USD. Without it only `soft` warns.")
+    soft: Money | None = Field(default=None, description="What may be spent before answers, the log and a metric warn, in USD.")
+    limits: Mapping[str, Money] = Field(default_factory=dict, description="Limits of single subjects in place of `limit`, in USD.")
+    window: str = Field(default="none", description=(
+        'When money comes back: "hour", "day", "week" (from Monday), "month", a duration ("24h") for one that moves along, or "none".'))
+    timezone: str = Field(default="UTC", description='The time zone of days, weeks and months: "Europe/Berlin".')
+    on_short: Literal["clamp", "deny"] = Field(default="clamp", description=(
+        'When what is left pays for a shorter answer than was asked: "clamp" asks for that one, "deny" refuses the call.'))
+    least_output: int = Field(default=16, ge=1, le=1_000_000, description="The shortest answer that is worth it, in tokens, with `clamp`.")
 
 
 class TargetConfig(Strict):
@@ -228,7 +322,10 @@ class Config(Strict):
     log: LogConfig = LogConfig()
     otlp: OtlpConfig = OtlpConfig()
     providers: Mapping[Label, ProviderConfig] = Field(default_factory=dict)
+    pricing: PricingConfig = PricingConfig()
     prices: Mapping[str, PriceConfig] = Field(default_factory=dict)
+    models: Mapping[str, ModelConfig] = Field(default_factory=dict)
+    budgets: Mapping[Label, BudgetConfig] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

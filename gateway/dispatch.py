@@ -1,19 +1,22 @@
 """Sending a call: one target after another until one answers. Nothing has reached the client while this runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.call import Attempt, AttemptEnd, Call, Reply, Target
 from gateway.clock import Clock, Ids
+from gateway.core.budget import Short
 from gateway.core.plan import Deadlines, Retry, Route, Try, backoff_s, plan
-from gateway.errors import AttemptFailed, CallError, StoreUnavailable, UpstreamFailed, UpstreamRejected, UpstreamTimeout
+from gateway.errors import AttemptFailed, CallError, UpstreamFailed, UpstreamRejected, UpstreamTimeout
 from gateway.progress import Progress
 from gateway.relay import OpenStream, first_event
 from gateway.snapshot import Provider, Snapshot
+from gateway.spending import refusal
 from gateway.store.protocol import DispatchIntent, Journal
 from gateway.tools import ToolAdapter
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
 from gateway.wire.protocol import Adapter
+from gateway.wire.text_size import text_size
 
 _ERROR_BODY_LIMIT = 64 * 1024
 _ERROR_BODY_WAIT_S = 5.0
@@ -37,6 +40,7 @@ class Dispatcher:
             UpstreamFailed, UpstreamTimeout: no target answered; lists every attempt.
         """
         failure: AttemptFailed | None = None
+        short: CallError | None = None
         hopeless: Target | None = None  # this target will not answer better if it is asked again
         for tried in plan(route):
             target = tried.to.target
@@ -48,32 +52,42 @@ class Dispatcher:
                 continue
             if waited_s:
                 await self.clock.sleep(waited_s)
-            case.start_attempt(tried, started_ns=self.clock.now_ns(), waited_s=waited_s)
             if failure is not None:  # the first attempt's intent is part of the call's own
-                try:
-                    await self._record_intent(case, target, waited_s)
-                except StoreUnavailable:
-                    case.trying = None  # what has no intent is not sent, and so was not an attempt
-                    raise
+                short = await self._record_intent(case, tried, waited_s)
+                if short is not None:
+                    hopeless = target  # another one may be cheaper
+                    continue
+            case.start_attempt(tried, started_ns=self.clock.now_ns(), waited_s=waited_s, sent=False)
             try:
                 return await self._try(case, call, route.deadlines, snapshot.providers[target.provider], target)
             except AttemptFailed as error:
                 failure = error
                 hopeless = None if error.retryable else target
-        raise sum_up(case.attempts) from failure
+        raise short or sum_up(case.attempts) from failure
 
     def _wait_s(self, retry: Retry, tried: Try, failure: AttemptFailed | None) -> float | None:
         if tried.earlier == 0 or failure is None:
             return 0.0  # a fresh target owes nobody a wait
         return backoff_s(retry, tried.earlier, self.ids.jitter(), failure.retry_after_s)
 
-    async def _record_intent(self, case: Progress, target: Target, waited_s: float) -> None:
-        await self.journal.dispatch(DispatchIntent(
-            call_id=case.id, n=len(case.attempts) + 1, target=target, started_ns=self.clock.now_ns(), waited_s=waited_s))
+    async def _record_intent(self, case: Progress, tried: Try, waited_s: float) -> CallError | None:
+        """Put a further attempt's intent on disk and its money aside; the error where that does not reach."""
+        target = tried.to.target
+        spending = case.spending
+        answer = await self.journal.dispatch(DispatchIntent(
+            call_id=case.id, n=len(case.attempts) + 1, target=target, started_ns=self.clock.now_ns(), waited_s=waited_s,
+            need=spending.need(tried.to) if spending else None, spent_nusd=sum(attempt.cost_nusd or 0 for attempt in case.attempts)))
+        if isinstance(answer, Short):
+            case.account = answer.holding.account.name
+            return refusal(answer, str(target))
+        if spending is not None:
+            spending.granted = answer
+        return None
 
     async def _try(self, case: Progress, call: Call, deadlines: Deadlines, provider: Provider, target: Target) -> Reply | OpenStream:
         """One try of one target. Its end goes on record here, unless it is an open stream: then whoever relays that records it."""
-        request = _request(case, call, provider, target)
+        sent = call if case.spending is None or case.trying is None else replace(call, body=case.spending.body(call, case.trying.tried.to))
+        request = _request(case, sent, provider, target)
         answer: HttpAnswer | None = None
         try:
             answer = await self.transport.send(request, connect_s=deadlines.connect_s, headers_s=deadlines.headers_s)
@@ -87,7 +101,10 @@ class Dispatcher:
                 answer = None  # the stream's from here on
                 return stream
             first_byte_ns = self.clock.now_ns()
-            reply = _decoded(adapter, call, answer, await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s))
+            body = await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s)
+            reply = _decoded(adapter, call, answer, body)
+            if case.trying is not None:  # of one that cannot be read nobody knows how much was made for it
+                case.trying.received = text_size(reply.body)
         except AttemptFailed as failure:
             failure.scrub(self.scrub)
             case.end_attempt(AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
@@ -110,7 +127,7 @@ def _request(case: Progress, call: Call, provider: Provider, target: Target) -> 
     headers = {**provider.headers, **made.headers, "x-client-request-id": f"{case.id}.{len(case.attempts) + 1}"}
     if call.origin.traceparent is not None:
         headers["traceparent"] = call.origin.traceparent
-    return HttpRequest(made.method, provider.base_url + made.path, headers, made.body, provider.private)
+    return HttpRequest(made.method, provider.base_url + made.path, headers, made.body, provider.private, case.sending)
 
 
 def _decoded(adapter: Adapter | ToolAdapter, call: Call, answer: HttpAnswer, body: bytes) -> Reply:

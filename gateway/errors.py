@@ -30,6 +30,9 @@ CODES: Final[Mapping[str, CodeRule]] = {
     "body_timeout": CodeRule(408, should_retry=False),
     "body_too_large": CodeRule(413, should_retry=False),
     "rate_limited": CodeRule(429, should_retry=True),
+    "budget_exceeded": CodeRule(429, should_retry=False),
+    "budget_busy": CodeRule(429, should_retry=True),
+    "price_unknown": CodeRule(403, should_retry=False),
     "headers_too_large": CodeRule(431, should_retry=False),
     "internal_error": CodeRule(500, should_retry=False),
     "upstream_rejected": CodeRule(400, should_retry=False),
@@ -109,6 +112,29 @@ class RateLimited(CallError):
     def __init__(self, message: str, *, rule: str, retry_after_s: int) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.rule = rule
+
+
+class BudgetExceeded(CallError):
+    """An account's money is used up. The error names the `account`, its limit, what is used and reserved, and when it resets."""
+
+    code = "budget_exceeded"
+
+    def __init__(self, message: str, *, account: str, figures: Mapping[str, str | None], retry_after_s: int | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.account = account
+        self.figures = figures  # limit_usd, used_usd, reserved_usd, resets_at: texts; None where there is none
+
+
+class BudgetBusy(BudgetExceeded):
+    """What is left of an account is only held by calls in flight. Try again in a moment."""
+
+    code = "budget_busy"
+
+
+class PriceUnknown(CallError):
+    """A budget binds the call, and nobody knows the target's price. Set `[prices."PROVIDER/MODEL"]`, or an assumed price in `[pricing]`."""
+
+    code = "price_unknown"
 
 
 class UnknownRoute(CallError):

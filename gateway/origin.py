@@ -16,20 +16,20 @@ _NOWHERE: Final = Origin()
 
 
 def read_origin(headers: Mapping[str, str]) -> Origin:
-    """Read `X-Lockgate-Session`, `-Run`, `-Step`, `-Tags` and `traceparent`; `headers` must look names up without regard to case.
+    """Read `X-Lockgate-Session`, `-Run`, `-Step`, `-User`, `-Tags` and `traceparent`; `headers` must look names up without regard to case.
 
     Raises:
         InvalidRequest: a name that is empty, over 200 characters or not printable ASCII; tags that are not `k=v,k=v`. A wrong
             `traceparent` is ignored, as W3C Trace Context asks.
     """
-    session, run, step = (_name(headers, header) for header in ("X-Lockgate-Session", "X-Lockgate-Run", "X-Lockgate-Step"))
+    session, run, step, user = (_name(headers, f"X-Lockgate-{header}") for header in ("Session", "Run", "Step", "User"))
     tags = _tags(headers.get("X-Lockgate-Tags"))
     traceparent = headers.get("traceparent")
     if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = None
-    if session is run is step is traceparent is None and not tags:
+    if session is run is step is user is traceparent is None and not tags:
         return _NOWHERE
-    return Origin(session=session, run=run, step=step, tags=tags, traceparent=traceparent)
+    return Origin(session=session, run=run, step=step, tags=tags, traceparent=traceparent, user=user)
 
 
 def _name(headers: Mapping[str, str], header: str) -> str | None:

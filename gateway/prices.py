@@ -6,48 +6,100 @@ the hours is taken; where one has announced a change of price for a day, the pri
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
+from importlib.metadata import version
 from typing import Final
 
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, StartDateConstraint, TieredPrices
 
 from gateway.call import Target
-from gateway.config import PriceConfig
+from gateway.config import Config, ModelConfig, PriceConfig
+from gateway.core.estimate import Bounds
 from gateway.core.money import Price, Tier
+from gateway.core.plan import RouteTarget
 from gateway.units import plausible
 
 # genai-prices' name of each class of token, and ours.
 _CLASSES: Final[Mapping[str, str]] = {
     "input_mtok": "input", "output_mtok": "output", "cache_read_mtok": "cache_read", "cache_write_mtok": "cache_write",
-    "input_audio_mtok": "input_audio", "output_audio_mtok": "output_audio",
+    "input_audio_mtok": "input_audio", "output_audio_mtok": "output_audio", "output_reasoning_mtok": "reasoning",
 }
+# Output that no usage tells from text: all of it is charged as the dearest that there is.
+_PICTURES: Final = ("output_image_mtok", "output_video_mtok")
 _REQUEST: Final = "requests_kcount"
+# Where a price comes from, as the ledger keeps it with every line.
+CONFIGURED: Final = "configuration"
+ASSUMED: Final = "assumed"
+PUBLISHED: Final = f"genai-prices {version('genai-prices')}"
 
 
 def configured_price(price: PriceConfig) -> Price:
     """A `[prices]` entry as a price."""
-    return Price(price.input, price.output, price.cached_input, price.cache_write, price.input_audio, price.output_audio, price.request)
+    plain = Price(price.input, price.output, price.cached_input, price.cache_write, price.input_audio, price.output_audio, price.reasoning,
+                  price.image, price.request)
+    tiers = tuple(Tier(tier.above, replace(plain, input=tier.input, output=tier.output, cache_read=tier.cached_input,
+                                           cache_write=tier.cache_write)) for tier in sorted(price.tiers, key=lambda each: each.above))
+    return replace(plain, tiers=tiers)
 
 
-def published_price(provider: str, model: str, now_ns: int) -> Price | None:
-    """What genai-prices knows of a provider's model at a wall time; None where it does not know it, or not by the token."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What genai-prices knows of a model: its name there, its price, None where it is not charged by the token, and its context."""
+
+    model: str
+    price: Price | None
+    context: int | None
+
+
+def published(provider: str, model: str, now_ns: int) -> Published | None:
+    """What genai-prices knows of a provider's model at a wall time; None where it does not know it."""
     try:
         found = get_snapshot().find_provider_model(model, None, provider, None)[1]
     except LookupError:
         return None
-    return _price(_standing(found, datetime.fromtimestamp(now_ns / 1e9, UTC)))
+    price = _price(_standing(found, datetime.fromtimestamp(now_ns / 1e9, UTC)))
+    context = found.context_window
+    # Some models are listed with the price of longer contexts than they are said to have: then nobody knows how long these are.
+    longer = context is not None and price is not None and any(tier.above >= context for tier in price.tiers)
+    return Published(found.id, price, None if longer else context)
 
 
-def price_of(target: Target, prices: Mapping[str, PriceConfig], price_provider: str | None, now_ns: int) -> Price | None:
-    """The price of a target; None where nobody knows it, which is reported as unknown and never as 0."""
-    own = prices.get(str(target))
+def published_models(provider: str) -> list[str]:
+    """The names of a provider's models in genai-prices, for who has mistyped one."""
+    return sorted(model.id for each in get_snapshot().providers if each.id == provider for model in each.models)
+
+
+def priced_target(target: Target, config: Config, now_ns: int) -> RouteTarget:
+    """A target with its price and what bounds its calls' cost. The price is the operator's own, else the published one, else the
+    assumed one; None where there is none of them, which is reported as unknown and never as 0.
+    """
+    provider = config.providers[target.provider]
+    model = config.models.get(str(target), ModelConfig())
+    known = published(provider.price_provider, target.model, now_ns) if provider.price_provider else None
+    price, prices = _price_of(target, config, known)
+    bounds = Bounds(
+        context=model.context or (known.context if known is not None else None), max_output=model.max_output,
+        default_output=model.default_output, image_tokens=model.image_tokens, bytes_per_token=model.bytes_per_token,
+        output_limit=provider.output_limit if model.output_limit is None else model.output_limit,
+        bills_unanswered=provider.bills_unanswered, any_tier=prices != PUBLISHED, hidden_reasoning=model.hidden_reasoning)
+    return RouteTarget(target, price, bounds, prices)
+
+
+def _price_of(target: Target, config: Config, known: Published | None) -> tuple[Price | None, str]:
+    """A target's price and whose it is."""
+    own = config.prices.get(str(target))
     if own is not None:
-        return configured_price(own)
-    return published_price(price_provider, target.model, now_ns) if price_provider else None
+        return configured_price(own), CONFIGURED
+    if known is not None and known.price is not None:
+        return known.price, PUBLISHED
+    pricing = config.pricing
+    if pricing.unknown == "assume" and pricing.assumed_input is not None and pricing.assumed_output is not None:
+        return Price(pricing.assumed_input, pricing.assumed_output), ASSUMED
+    return None, ""
 
 
 def knows_provider(provider: str) -> bool:
@@ -77,6 +129,9 @@ def _price(known: ModelPrice) -> Price | None:
     listed = {ours: getattr(known, theirs) for theirs, ours in _CLASSES.items() if getattr(known, theirs) is not None}
     if "input" not in listed:
         return None  # charged by the minute, the picture, the page: not by what we count
+    outputs = [value for name in ("output_mtok", *_PICTURES) if (value := getattr(known, name)) is not None]
+    if outputs:
+        listed["output"] = max(outputs, key=lambda value: _at(value, 0))
     if not all(plausible(_pico(each, 10**6)) for value in listed.values() for each in _every(value)):
         return None  # a mistake in the data is not billed to anybody
     starts = sorted({tier.start for value in listed.values() if isinstance(value, TieredPrices) for tier in value.tiers})
@@ -91,7 +146,7 @@ def _flat(listed: Mapping[str, Decimal | TieredPrices], input_tokens: int, reque
     rates = {name: _pico(_at(value, input_tokens), 10**6) for name, value in listed.items()}
     # Embeddings list no output and have none. Nothing is ever free by omission.
     return Price(rates["input"], rates.get("output", rates["input"]), rates.get("cache_read"), rates.get("cache_write"),
-                 rates.get("input_audio"), rates.get("output_audio"), request)
+                 rates.get("input_audio"), rates.get("output_audio"), rates.get("reasoning"), request=request)
 
 
 def _every(value: Decimal | TieredPrices) -> list[Decimal]:

@@ -1,31 +1,39 @@
 """What is known of one call so far. Owned by the one task that handles the call; becomes a frozen `CallRecord` at the end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.call import Attempt, AttemptEnd, Call, CallRecord, JsonObject, Origin, Outcome, Principal, ToolUse, Usage
-from gateway.core.decision import Decision, Denied, reasons_json, strictest, verdict_json
+from gateway.core.decision import Decision, Denied, Limit, reasons_json, strictest, verdict_json
+from gateway.core.estimate import BYTES_OF_A_TOKEN, estimated_usage
 from gateway.core.money import cost_nusd
 from gateway.core.plan import Try
 from gateway.errors import AttemptFailed
+from gateway.spending import Spending
+from gateway.store.protocol import NOTHING_BOOKED, Booked
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event, StreamEncoder
+from gateway.wire.text_size import text_size
 
 NOBODY = Principal(id="", routes=())
 
-# The provider answered with an error status or was never reached: it has not worked, so it has not billed.
 _MOST_REASONS: Final = 128  # the API that is the canonical form gives at most as many choices
+_UNSEEN: Final = 256  # tokens: what a fast provider makes in the time that it takes to tell it to stop
+# The provider answered with an error status or was never reached: it has not worked, so it has not billed.
 _UNBILLED: Final = ("connect", "tls", "timeout:connect")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Trying:
     """The attempt under way."""
 
     tried: Try
     started_ns: int
     waited_s: float
+    units: int | None = None  # what was granted for each choice of its answer
+    sent: bool = True  # a first byte may have left
+    received: int | None = None  # bytes of text of a whole answer, None where none came
 
 
 @dataclass(slots=True)
@@ -35,11 +43,17 @@ class Tally:
     assembler: Assembler | None
     usage: Usage | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    pieces: int = 0  # chunks that brought text
+    text_bytes: int = 0  # of what the provider wrote, whether the client got it or not
+    usage_bytes: int = 0  # of that, what had come when it last said what it used
 
     def meter(self, event: Event) -> None:
-        """Note what the provider says it used: that is owed whatever becomes of the answer."""
-        if event.usage is not None:
-            self.usage = event.usage
+        """Note what the provider sent, and what it says it used: that is owed whatever becomes of the answer."""
+        if event.body is not None and (size := text_size(event.body)):
+            self.pieces += 1
+            self.text_bytes += size
+        if event.usage is not None and (self.usage is None or _total(event.usage) >= _total(self.usage)):
+            self.usage, self.usage_bytes = event.usage, self.text_bytes
 
     def add(self, event: Event) -> None:
         """Note one event that goes to the client."""
@@ -72,6 +86,11 @@ class Progress:
     withheld: bool = False  # a rule keeps the answer from the client
     trying: Trying | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    limits: list[tuple[Limit, str]] = field(default_factory=list)  # rates that the call takes, each with the tool it is about, if any
+    spending: Spending | None = None
+    booked: Booked = NOTHING_BOOKED
+    account: str = ""  # the one whose budget refused the call or ended its answer
+    cut_short: bool = False  # the answer was ended because its money was used up
     finish_reasons: tuple[str, ...] = ()
     first_byte_ns: int | None = None
     tally: Tally | None = None  # set once a stream is open to the client: from then on an error is an event in it
@@ -95,9 +114,15 @@ class Progress:
         (self.verdicts if self.answered else self.decisions).append(decision)
         self.labels.update(dict.fromkeys(decision.labels))
 
-    def start_attempt(self, tried: Try, *, started_ns: int, waited_s: float) -> None:
-        """An attempt is about to be sent."""
-        self.trying = Trying(tried, started_ns, waited_s)
+    def sending(self) -> None:
+        """The attempt under way leaves: from here on its provider may have worked."""
+        if self.trying is not None:
+            self.trying.sent = True
+
+    def start_attempt(self, tried: Try, *, started_ns: int, waited_s: float, sent: bool = True) -> None:
+        """An attempt is about to be sent; `sent`: nobody will say when it leaves."""
+        granted = self.spending.granted if self.spending else None
+        self.trying = Trying(tried, started_ns, waited_s, granted.units if granted else None, sent)
 
     def end_attempt(
         self, end: AttemptEnd, *, ended_ns: int, failure: AttemptFailed | None = None, status: int | None = None,
@@ -107,24 +132,57 @@ class Progress:
         if self.trying is None:
             return
         trying, self.trying = self.trying, None
-        usage = self.tally.usage if usage is None and self.tally else usage
+        if usage is None and self.tally is not None and self.tally.text_bytes <= self.tally.usage_bytes:
+            usage = self.tally.usage  # a report that words came after is none of the whole
         cause = failure.cause if failure else ""
         price = trying.tried.to.price
-        if usage is not None:
-            cost = cost_nusd(price, usage) if price else None
-        else:
-            unbilled = end is AttemptEnd.REJECTED or cause in _UNBILLED or cause.startswith("status:")
-            cost = 0 if unbilled else None
+        if usage is not None and self._came(trying) > 0 and not (usage.input_tokens and usage.output_tokens):
+            usage = None  # words came, and it says that there were none
+        refused = end is AttemptEnd.REJECTED or cause in _UNBILLED or cause.startswith("status:")
+        unbilled = usage is None and (refused or not trying.sent)
+        if usage is None and not unbilled:
+            usage = self._estimated(trying, broken=end is not AttemptEnd.SUCCEEDED)
+        elif usage is not None and self.spending is not None and self.spending.measured.images:
+            usage = replace(usage, images=self.spending.measured.images)
+        cost = 0 if unbilled else cost_nusd(price, usage) if price and usage else None
         self.attempts.append(Attempt(
             n=len(self.attempts) + 1, target=trying.tried.to.target, started_ns=trying.started_ns, ended_ns=ended_ns, end=end,
             cause=cause, message=failure.message if failure else message, status=failure.status if failure else status,
-            first_byte_ns=self.first_byte_ns, waited_s=trying.waited_s, usage=usage, cost_nusd=cost,
+            first_byte_ns=self.first_byte_ns, waited_s=trying.waited_s, usage=usage, cost_nusd=cost, prices=trying.tried.to.prices,
         ))
+
+    def estimated_so_far(self) -> Usage | None:
+        """What the attempt under way has used at the most, as far as anybody knows."""
+        return None if self.trying is None else self._estimated(self.trying, broken=False)
+
+    def _came(self, trying: Trying) -> int:
+        """The bytes of text that the attempt has brought."""
+        return self.tally.text_bytes if self.tally is not None else trying.received or 0
+
+    def _estimated(self, trying: Trying, *, broken: bool) -> Usage | None:
+        """What an attempt used whose provider did not say: an upper bound of what came, never nothing.
+
+        Nobody sees a model think: where it may have, or where nothing came, it may have used all that was granted. Of a stream that is
+        broken off, a provider may have made more than came by the time that it hears of it.
+        """
+        if self.spending is None:
+            return None
+        bounds, measured = trying.tried.to.bounds, self.spending.measured
+        came: int | None = self._came(trying)
+        answered = self.tally is not None or trying.received is not None
+        thinks = measured.thinks if bounds.hidden_reasoning is None else bounds.hidden_reasoning
+        if bounds.bills_unanswered and (thinks or (not came and (broken or not answered))):
+            came = None
+        elif came is not None and broken and bounds.bills_unanswered:
+            came += _UNSEEN
+        pieces = self.tally.pieces if self.tally is not None else 0
+        least = 0 if self.cut_short else max(pieces, self._came(trying) // BYTES_OF_A_TOKEN)  # what was not paid for, the client did not get
+        return estimated_usage(measured, bounds, came, trying.units, least)
 
     def cost_nusd(self) -> int | None:
         """What the call cost, in nano-USD: the known costs together, None where the attempt that delivered has no known cost.
 
-        An attempt that failed after it was sent may have been billed by its provider; its own row says `unknown`.
+        An attempt that failed after it was sent may have been billed by its provider; its own row says at most how much.
         """
         delivered = [attempt for attempt in self.attempts if attempt.end is not AttemptEnd.FAILED]
         if any(attempt.cost_nusd is None for attempt in delivered or self.attempts):
@@ -154,8 +212,13 @@ class Progress:
             first_byte_ns=self.first_byte_ns, finish_reasons=self.finish_reasons,
             verdicts=tuple([verdict_json(each, self.bodies) for each in self.verdicts if _says_something(each)]),
             answer_labels=tuple(dict.fromkeys(label for each in self.verdicts for label in each.labels)),
-            tool_uses=tuple(self.uses), tool_results=tuple(self.results.items()),
+            tool_uses=tuple(self.uses), tool_results=tuple(self.results.items()), account=self.account,
+            reserved_nusd=self._reserved_nusd(),
         )
+
+    def _reserved_nusd(self) -> int | None:
+        spending = self.spending
+        return spending.granted.amount_nusd if spending and spending.granted and spending.standings else None
 
     def _reasons(self) -> tuple[JsonObject, ...]:
         told = [reason for decision in self.decisions for reason in reasons_json(decision, self.bodies)]
@@ -166,6 +229,10 @@ class Progress:
 
 def _says_something(decision: Decision) -> bool:
     return isinstance(decision, Denied) or any(reason.verdict != "not_matched" for reason in decision.reasons)
+
+
+def _total(usage: Usage) -> int:
+    return usage.input_tokens + usage.output_tokens
 
 
 def _last_usage(attempts: Sequence[Attempt]) -> Usage | None:

@@ -3,16 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from gateway.answer import answer_headers, closing_figures
 from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply, Target
 from gateway.clock import Clock, Ids
+from gateway.core.budget import Short
 from gateway.core.plan import Route
 from gateway.core.question import LARGE
-from gateway.core.rate import Rates
 from gateway.dispatch import Dispatcher
 from gateway.errors import (
     AttemptFailed,
@@ -28,13 +28,15 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.keyring import ANONYMOUS, KeyRing
+from gateway.meter import Meter
 from gateway.origin import read_origin
 from gateway.progress import Progress, Tally
 from gateway.relay import Limits, OpenStream, Outlet, read_to_end, relay
 from gateway.rulings import Rulings
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
-from gateway.store.protocol import Journal, Sessions
+from gateway.spending import spending_of
+from gateway.store.protocol import Budgets, Journal, Sessions
 from gateway.store.scrub import Scrubber
 from gateway.telemetry import Telemetry
 from gateway.tools import OPERATION, head_of
@@ -98,7 +100,7 @@ class Proxy:
     """Takes calls from their arrival to a settled record. One per gateway; `snapshot` is what new calls are handled under."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part it puts in
-        self, snapshot: Snapshot, *, keyring: KeyRing | None, journal: Journal, sessions: Sessions, transport: Transport,
+        self, snapshot: Snapshot, *, keyring: KeyRing | None, journal: Journal, sessions: Sessions, budgets: Budgets, transport: Transport,
         telemetry: Telemetry, clock: Clock, ids: Ids,
     ) -> None:
         self.snapshot = snapshot
@@ -108,7 +110,8 @@ class Proxy:
         self._scrubber = Scrubber(snapshot.secrets)
         self._dispatcher = Dispatcher(transport, journal, clock, ids, self._scrubber.text)
         self._turns = Turns(sessions, clock)
-        self._rulings = Rulings(sessions, self._turns, Rates(), clock)
+        self._budgets = budgets
+        self._rulings = Rulings(sessions, self._turns, budgets, clock, self._scrubber.text)
         self.settler = Settler(journal, telemetry, clock, self._scrubber)
         self._running: set[asyncio.Task[Any] | None] = set()
         self._idle = asyncio.Event()
@@ -125,9 +128,11 @@ class Proxy:
         case.call = call = await _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
         route = _entitled(snapshot, call.principal, call.route, call.operation)  # before the rules: what a key may not use is not there
         async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s):
+            received = call.body
             call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
+            spending = spending_of(call, route, received, self._scrubber.text)
             async with asyncio.timeout(route.deadlines.total_s):
-                await self.settler.begin(case, call, route.targets[0].target)  # on disk before anything leaves
+                await self.settler.begin(case, call, route.targets[0], snapshot.budgets, spending)  # on disk before anything leaves
                 try:
                     got = await self._dispatcher.send(case, call, route, snapshot)
                 except (UpstreamRejected, UpstreamFailed) as refusal:
@@ -246,13 +251,22 @@ class Proxy:
             gate = await self._rulings.gate(case, snapshot, call, contiguous=stream.contiguous)
             case.encoder = encoder
             await stream.client.open(200, answer_headers(case), stream.dialect.stream_content_type)
-            outlet = Outlet(gate, tally, lambda event: self._scrubber.bytes(encoder.event(event)))
+            meter = self._meter(case)
+            outlet = Outlet(gate, tally, lambda event: self._scrubber.bytes(encoder.event(event)), meter)
             rest = await relay(stream.opened, outlet, stream.client, Limits(stream.idle_s, most_bytes))
+            if meter is not None and outlet.cut_short:
+                case.cut_short = True
+                case.account = case.account or ((case.spending and case.spending.tightest) or ("",))[0]
+                stream.opened.answer.abort()
+                rest += await outlet.end(meter.last(tally.usage or case.estimated_so_far()))
             ended = True
         except AttemptFailed as failure:
             failure.scrub(self._scrubber.text)
             case.end_attempt(AttemptEnd.CUT, ended_ns=self._clock.now_ns(), failure=failure)
             raise UpstreamFailed(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
+        except StoreUnavailable:  # more money could not be asked for
+            case.end_attempt(AttemptEnd.CUT, ended_ns=self._clock.now_ns(), status=stream.opened.answer.status)
+            raise
         except CallError:  # a rule's: the provider has done its work
             case.withheld = True
             case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.opened.answer.status)
@@ -263,6 +277,24 @@ class Proxy:
                 stream.opened.answer.abort()  # the provider stops working, and billing, at once
         return rest
 
+    def _meter(self, case: Progress) -> Meter | None:
+        """What watches that a stream does not run over its money; None where no account limits it."""
+        spending, trying, tally = case.spending, case.trying, case.tally
+        if spending is None or trying is None or tally is None or trying.units is None:
+            return None
+
+        async def extend(units: int) -> int:
+            spent = sum(attempt.cost_nusd or 0 for attempt in case.attempts)
+            answer = await self._budgets.extend(case.id, replace(spending.need(trying.tried.to), most=units), spent_nusd=spent)
+            if isinstance(answer, Short):
+                case.account = answer.holding.account.name
+                return 0
+            spending.granted = answer
+            trying.units = answer.units
+            return units if answer.units is None else answer.units
+
+        return Meter(tally, trying.units, spending.measured.choices, extend)
+
     async def _end_stream(self, case: Progress, client: Client, stream: OpenStream, rest: bytes) -> None:
         case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.answer.status)
         try:
@@ -270,7 +302,8 @@ class Proxy:
             if case.encoder is not None:
                 await client.end(rest + case.encoder.comment(closing_figures(case)) + case.encoder.end())
         finally:
-            self.settler.own(read_to_end(stream.answer))
+            if not case.cut_short:
+                self.settler.own(read_to_end(stream.answer))
 
     async def _tell(self, case: Progress, error: CallError, dialect: Dialect, client: Client) -> None:
         """Settle a call that ended with an error, then give the client that error in its own dialect."""
@@ -315,6 +348,7 @@ def _parsed(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -
     return Call(
         id=case.id, principal=case.principal, dialect=arrival.dialect.name, operation=arrival.operation, route=ask.route,
         body=parsed, stream=ask.stream, size=len(body), received_ns=case.received_ns, origin=case.origin,
+        user=case.origin.user or ask.user,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from gateway.call import Call, Json, JsonObject, Reply, ToolCall, ToolResult, Usage
 from gateway.core.body import UnreadableFactError, messages
 from gateway.core.decision import BAD_ARGUMENTS, BY_DEFAULT, Decision, Denied, Effect, Phase, Redaction, Setting
-from gateway.core.facts import SESSION_FACTS
+from gateway.core.facts import BUDGET_FACTS, SESSION_FACTS
 from gateway.core.question import Question
 from gateway.core.rules import Bundle, Rule
 from gateway.gather import selected
@@ -26,6 +26,7 @@ _SCRUBBED: Final = "a secret was taken out of it"
 _CHANGED: Final = "a rule changed it before it was kept"
 _WITHHELD: Final = "a rule kept it back, and the journal does not have it either"
 _SESSION: Final = "what the session had done by then is not on record"
+_BUDGETS: Final = "how the budgets stood by then is not on record"
 _BODY: Final = ("request.body", "request.max_tokens", "request.params", "messages", "texts", "tools_offered")
 _WHOLE: Final[Mapping[Phase, str]] = {  # what a transform of a phase works on
     "request": "request.body", "tool_call": "tool.args", "tool_result": "result", "response": "response.text"}
@@ -68,7 +69,7 @@ def judgements(call: DecidedCall, detail: JsonObject, world: World) -> Iterator[
     before = [reason for reason in call.reasons if reason.get("offered", True)]
     made, unknown = _call(call)
     session = dict.fromkeys((*SESSION_FACTS, "session"), _SESSION) if made.origin.session else {}
-    unknown = {**unknown, **session}
+    unknown = {**unknown, **session, **dict.fromkeys(BUDGET_FACTS, _BUDGETS), "user": _NOT_KEPT}
     effect, rule = _done(call.decision, call.rule, before)
     yield Judgement("request", "", tuple(_before(made, unknown, before, world)), effect, rule)
     yield from _proposed(made, unknown, detail, world)

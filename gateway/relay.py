@@ -1,12 +1,13 @@
 """A streamed answer on its way to the client: back-pressure from the client's socket, the end held back until the books are closed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gateway.errors import AttemptFailed
 from gateway.gate import Gate
+from gateway.meter import Meter
 from gateway.progress import Tally
 from gateway.upstream.protocol import HttpAnswer
 from gateway.wire.protocol import Event, StreamDecoder
@@ -51,17 +52,29 @@ async def first_event(answer: HttpAnswer, decoder: StreamDecoder, first_token_s:
     return event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outlet:
-    """What a relayed event goes through: the gate that judges it, where there is one, the record of it, its bytes."""
+    """What a relayed event goes through: the meter of its money, the gate that judges it, where there are any, the record, its bytes."""
 
     gate: Gate | None
     tally: Tally
     encode: Callable[[Event], bytes]
+    meter: Meter | None = None
+    cut_short: bool = False  # the money is used up: nothing more of the provider's is passed on
 
     async def pass_on(self, event: Event) -> list[bytes]:
         """The bytes that may go out after this event."""
         self.tally.meter(event)
+        if self.meter is not None and not await self.meter.covers(event):
+            self.cut_short = True
+            return []
+        return await self._passed(event)
+
+    async def end(self, events: Sequence[Event]) -> bytes:
+        """The bytes of events of our own, and of what was held until the stream's end, in place of the provider's."""
+        return b"".join([data for event in events for data in await self._passed(event)] + await self.rest())
+
+    async def _passed(self, event: Event) -> list[bytes]:
         passed = [event] if self.gate is None else await self.gate.take(event)
         return [self._out(each) for each in passed]
 
@@ -93,6 +106,8 @@ async def relay(stream: OpenStream, outlet: Outlet, writer: Writer, limits: Limi
                     outlet.tally.meter(event)
                     return b"".join(ready + await outlet.rest())
                 ready += await outlet.pass_on(event)
+                if outlet.cut_short:
+                    return b"".join(ready)
                 event = decoder.next_event()
         except AttemptFailed:  # what came whole before it broke is the client's
             if data := b"".join(ready):

@@ -101,12 +101,26 @@ class RerouteConfig(Strict):
 
 
 class LimitConfig(Strict):
-    """`limit` of a rule: how often."""
+    """`limit` of a rule: how often, how much, how many at a time."""
 
-    requests: int = Field(ge=1, le=1_000_000_000, description="How many calls; as many may come at once.")
-    per: PositiveDuration = Field(description="In which time.")
-    by: Many[Literal["key", "team", "org", "session", "route", "tool"]] = Field(default=("key",), min_length=1, description=(
-        "What has a count of its own: each combination of these."))
+    requests: int | None = Field(default=None, ge=1, le=1_000_000_000, description="How many calls; as many may come at once.")
+    tokens: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description=(
+        "How many tokens, input and output together: reserved as an estimate, corrected when a call has ended."))
+    concurrent: int | None = Field(default=None, ge=1, le=1_000_000, description="How many calls at a time.")
+    per: PositiveDuration | None = Field(default=None, description="In which time; belongs to `requests` and `tokens`.")
+    by: Many[Literal["all", "org", "team", "key", "user", "session", "run", "route", "tool", "tag"]] = Field(
+        default=("key",), min_length=1, description="What has a count of its own: each combination of these.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.requests is None and self.tokens is None and self.concurrent is None:
+            raise ValueError("nothing to limit: give `requests`, `tokens` or `concurrent`")
+        timed = self.requests is not None or self.tokens is not None
+        if timed and self.per is None:
+            raise ValueError("`requests` and `tokens` need `per`: in which time")
+        if self.per is not None and not timed:
+            raise ValueError("`per` belongs to `requests` and `tokens`; `concurrent` has no time")
+        return self
 
 
 class RuleConfig(Strict):
@@ -149,6 +163,10 @@ class RuleConfig(Strict):
                 raise ValueError(f"`{table}` belongs to the effect `{table}`, and this rule's is `{self.effect}`")
             if not given and TABLE_OF.get(self.effect) == table:
                 raise ValueError(f"the effect `{table}` needs a table `{table}` that says what to do")
+        limit = self.limit
+        if limit is not None and self.phase == "tool_call" and (limit.tokens is not None or limit.concurrent is not None):
+            raise ValueError("only `requests` of a tool call can be limited: one that a model proposes has no tokens, and no end that the "
+                             "gateway sees. For HTTP tools write `concurrent` in the phase `request`")
         return self
 
 

@@ -9,27 +9,28 @@ from typing import Any, Final, TypeVar
 
 from gateway.call import Call, Json, Reply, Said, ToolCall, ToolResult, ToolUse
 from gateway.clock import Clock
+from gateway.core.accounts import Subjects
 from gateway.core.body import UnreadableFactError, messages, tools_offered
 from gateway.core.decide import LATER, at_best
-from gateway.core.decision import BAD_ARGUMENTS, BYPASS, Decision, Denied, Phase, Reason, Redaction
+from gateway.core.decision import BAD_ARGUMENTS, BYPASS, Decision, Denied, Limit, Phase, Reason, Redaction
 from gateway.core.detectors import DetectionError
 from gateway.core.facts import match_keys
 from gateway.core.plan import Route
 from gateway.core.question import Question
-from gateway.core.rate import Rates
 from gateway.core.redaction_stream import StreamRedactor
 from gateway.core.rules import Bundle
 from gateway.core.session_uses import with_uses
-from gateway.enact import count, enact, rerouted
+from gateway.enact import enact, rate_spent, rerouted, takes_of
 from gateway.errors import CallError, Forbidden, InvalidRequest, RateLimited, UpstreamFailed, UpstreamRejected
 from gateway.gate import Gate, Judge, Listening, Ruling, StreamGate, WholeGate, unsearched
-from gateway.gather import gather
+from gateway.gather import gather, selected
 from gateway.judge import Judged, judge
 from gateway.progress import Progress
 from gateway.schemas import SchemaCache
 from gateway.snapshot import Snapshot
+from gateway.spending import budget_facts, subjects_of
 from gateway.spoken import finish_reasons, flows, redacted, said
-from gateway.store.protocol import Sessions
+from gateway.store.protocol import Budgets, Sessions
 from gateway.tool_offers import called, definitions, described, read, refused, say, unfit, without_tools
 from gateway.turns import Turns
 from gateway.wire.strict_json import dumps
@@ -60,8 +61,9 @@ class Rulings:
 
     sessions: Sessions
     turns: Turns
-    rates: Rates
+    budgets: Budgets
     clock: Clock
+    scrub: Callable[[str], str]
     schemas: SchemaCache = field(default_factory=SchemaCache)
     lately: OrderedDict[tuple[str, str], bool] = field(default_factory=OrderedDict)  # proposed tool calls: whether they were let through
 
@@ -70,7 +72,6 @@ class Rulings:
 
         Raises:
             Forbidden, ApprovalUnavailable: a rule ends it.
-            RateLimited: a `limit` is used up.
         """
         judged = await self._ask(case, snapshot, self._question(snapshot, "request", call))
         enact(judged.decision)
@@ -85,8 +86,7 @@ class Rulings:
                 call = case.call = await self._results(case, snapshot, call)
             if _judges_tools(snapshot):
                 call = case.call = await self._offers(case, snapshot, call)
-        for decision in counted:
-            count(self.rates, call, decision, self.clock.now_ns())
+        case.limits += [(limit, decision.subject) for decision in counted for limit in _limits(decision)]  # taken with the intent
         return call, rerouted(route, call, judged.decision, snapshot.routes)
 
     async def reply(self, case: Progress, snapshot: Snapshot, call: Call, reply: Reply) -> Reply:
@@ -146,7 +146,10 @@ class Rulings:
         return judged
 
     async def _informed(self, case: Progress, snapshot: Snapshot, question: Question) -> Question:
-        """The question with what is known of the session, this call's part included."""
+        """The question with how the accounts stand and what is known of the session, this call's part included."""
+        if snapshot.bundle.phases[question.phase].reads_budgets and selected(snapshot.bundle, question).reads_budgets:
+            standings = await self.budgets.standing(snapshot.budgets, self._subjects(case, question.call), now_ns=question.now_ns)
+            question = replace(question, budgets=budget_facts(standings))
         session = await self.turns.facts(snapshot.bundle, question, wait_s=snapshot.config.policy.wait)
         if session is None:
             return question
@@ -255,7 +258,7 @@ class Rulings:
             enact(judged.decision)
             if tool.args is not made.args:
                 _check_made(tool, asked, unfit(tool, call, known, self.schemas))
-            count(self.rates, call, judged.decision, now_ns)
+            await self._take(case, call, judged.decision, now_ns)
         except (Forbidden, RateLimited) as error:
             if judged is None or judged.decision.name == "allow":  # the gateway's own refusal: no decision of the rules says it
                 case.decided(_denied(snapshot, asked.name, error.rule, error.message))
@@ -267,6 +270,23 @@ class Rulings:
         case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", tool.args, released, now_ns))
         self._remember(call.principal.id, asked.id, released=released)
         return ruling
+
+    async def _take(self, case: Progress, call: Call, decision: Decision, now_ns: int) -> None:
+        """Take the rates of a tool call that a model proposes: of requests, others are refused in its phase.
+
+        Raises:
+            RateLimited: one is used up; none is taken.
+        """
+        limits = [(limit, self.scrub(decision.subject)) for limit in _limits(decision)]
+        if not limits:
+            return
+        spent = await self.budgets.take(takes_of(limits, self._subjects(case, call), 0), now_ns=now_ns)
+        if spent is not None:
+            raise rate_spent(spent)
+
+    def _subjects(self, case: Progress, call: Call) -> Subjects:
+        """Whose accounts a call is on: before it is known where it goes, those of the route that was asked for."""
+        return case.spending.subjects if case.spending is not None else subjects_of(call, call.route, self.scrub)
 
     def _remember(self, principal: str, tool_call_id: str, *, released: bool) -> None:
         """A client that reads a stream may bring the result before the answer's end is on record."""
@@ -346,6 +366,10 @@ def _check_made(tool: ToolCall, asked: Proposed, problem: str) -> None:
 async def _apart(question: Question, work: Callable[..., Done], *given: Any) -> Done:
     """Do work on what is judged: on a large text in a thread, so that other calls do not wait for it."""
     return await asyncio.to_thread(work, *given) if question.large else work(*given)
+
+
+def _limits(decision: Decision) -> tuple[Limit, ...]:
+    return () if isinstance(decision, Denied) else decision.limits
 
 
 def _redactions(decision: Decision) -> list[Redaction]:

@@ -8,11 +8,26 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.call import AttemptEnd, Call, CallRecord, JsonObject, Outcome, Target
+from gateway.call import AttemptEnd, Call, CallRecord, JsonObject, Outcome
 from gateway.clock import Clock
-from gateway.errors import CallError, InvalidRequest, LockgateError, StoreError, StoreUnavailable, UpstreamFailed, UpstreamRejected
+from gateway.core.accounts import BudgetBook
+from gateway.core.budget import Short
+from gateway.core.plan import RouteTarget
+from gateway.core.rate import Spent
+from gateway.enact import rate_spent, takes_of
+from gateway.errors import (
+    CallError,
+    InvalidRequest,
+    LockgateError,
+    RateLimited,
+    StoreError,
+    StoreUnavailable,
+    UpstreamFailed,
+    UpstreamRejected,
+)
 from gateway.progress import NOBODY, Progress
-from gateway.store.protocol import Intent, Journal
+from gateway.spending import Spending, likely_tokens, refusal
+from gateway.store.protocol import Admitted, Booked, Demand, Intent, Journal
 from gateway.store.scrub import Scrubber, reduce_body
 from gateway.telemetry import Telemetry
 from gateway.tools import OPERATION
@@ -34,15 +49,33 @@ class Settler:
         self._scrubber = scrubber
         self._settling: set[asyncio.Task[None]] = set()
 
-    async def begin(self, case: Progress, call: Call, first: Target) -> None:
-        """Write the intent of a call and of its first attempt; returns when it is on disk. Raises `StoreUnavailable`."""
+    async def begin(self, case: Progress, call: Call, first: RouteTarget, book: BudgetBook, spending: Spending) -> None:
+        """Write the intent of a call and of its first attempt, with its money and its rates; returns when it is on disk.
+
+        Raises:
+            BudgetExceeded, BudgetBusy, PriceUnknown, RateLimited: an account or a rate does not reach; nothing is written.
+            StoreUnavailable: nobody can say whether it is.
+        """
+        case.spending = spending
+        takes = takes_of(case.limits, spending.subjects, likely_tokens(spending.measured))
+        demand = Demand(book, spending.subjects, spending.need(first), takes)
         case.begun = True  # even if the wait below is cut short, the intent may be written: an outcome must follow it
         record = self._scrubber.record(self._kept(case, case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0)))
         try:
-            await self._journal.begin(Intent(record, first, self._stored(case, call.body)))
-        except StoreUnavailable:
+            answer = await self._journal.begin(Intent(record, first.target, self._stored(case, call.body), demand))
+        except (StoreUnavailable, asyncio.CancelledError):
             case.doubtful = True
             raise
+        match answer:
+            case Admitted():
+                spending.granted, spending.standings = answer.granted, answer.standings
+            case Short():
+                case.begun = False
+                case.account = answer.holding.account.name
+                raise refusal(answer, str(first.target))
+            case Spent():
+                case.begun = False
+                raise rate_spent(answer)
 
     async def settle(
         self, case: Progress, outcome: Outcome, status: int, *, error: CallError | None = None, response: JsonObject | None = None,
@@ -52,11 +85,15 @@ class Settler:
         record, write = self._closing(case, outcome, status, error, response)
         written = True
         try:
-            await write()
+            self._note(case, await write())
         except StoreUnavailable:
             case.settled = written = False
             raise
-        finally:  # a caller who is cancelled here leaves a write that is queued and will be done
+        except asyncio.CancelledError:  # a write is queued, but may fail: then nobody else would try again
+            case.doubtful = True
+            self.own(self._write_until_written(case, write))
+            raise
+        finally:
             if written:
                 self._telemetry.publish(record)
 
@@ -71,10 +108,12 @@ class Settler:
 
     def _closing(
         self, case: Progress, outcome: Outcome, status: int, error: LockgateError | None, response: JsonObject | None,
-    ) -> tuple[CallRecord, Callable[[], Awaitable[None]]]:
+    ) -> tuple[CallRecord, Callable[[], Awaitable[Booked | None]]]:
         """The record of a call that ends now, and what writes it. A stranger leaves no row, and so cannot fill the disk."""
         record = case.record(outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
                              message=self._scrubber.text(_told(case, error)) if error else "")
+        if isinstance(error, RateLimited):  # no decision says it: the rules let the call go on, but not so often
+            record = replace(record, rule=error.rule)
         record = self._kept(case, record)
         if case.begun:  # scrubbed when its intent was written, but for what came back
             if record.verdicts or record.tool_uses:
@@ -87,18 +126,32 @@ class Settler:
             return record, _write_nothing
         return record, partial(self._journal.refuse, record, request=self._stored(case, case.call.body if case.call else None))
 
-    async def _write_until_written(self, case: Progress, write: Callable[[], Awaitable[None]]) -> None:
+    def _note(self, case: Progress, booked: Booked | None) -> None:
+        """What the books say once a call is in them: what is left, and what somebody should hear of."""
+        if booked is None:
+            return
+        case.booked = booked
+        if case.spending is not None and booked.standings:
+            case.spending.standings, case.spending.open = booked.standings, False
+        for account in booked.crossed:
+            self._telemetry.soft_limit(account.name, account.soft_nusd or 0, call=case.id)
+        if booked.overrun_nusd:
+            self._telemetry.overrun([each.account.name for each in booked.standings], booked.overrun_nusd, call=case.id)
+
+    async def _write_until_written(self, case: Progress, write: Callable[[], Awaitable[Booked | None]]) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await write()
+                self._note(case, await write())
             except StoreUnavailable:
                 if self.stopping or len(self._settling) > _MOST_SETTLING:
                     raise
             except StoreError as error:  # it has its outcome; or it never began, which is what was in doubt
                 if not case.doubtful:
                     self._telemetry.event("error", "outcome_not_written", call=case.id, error=error.message)
-                return None
+                return
+            else:
+                return
             await self._clock.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

@@ -12,16 +12,18 @@ from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from gateway.budgets import BudgetError, budget_of
 from gateway.call import Target
 from gateway.clock import Clock, SystemClock
 from gateway.config import Config, Deployment, ProviderConfig, RouteConfig
+from gateway.core.accounts import Budget, BudgetBook
 from gateway.core.detectors import Detector, Detectors
 from gateway.core.money import Price
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 from gateway.core.rules import Bundle, compile_bundle
 from gateway.errors import ConfigError, Problem, SetupError
 from gateway.plugins import load_adapter, load_detectors, load_dialect, shipped
-from gateway.prices import knows_provider, price_of, price_providers
+from gateway.prices import CONFIGURED, knows_provider, price_providers, priced_target
 from gateway.secret import Secret, resolve
 from gateway.toml_source import KeyPath
 from gateway.tool_config import ToolConfig, split_template
@@ -75,6 +77,7 @@ class Snapshot:
     secrets: tuple[Secret, ...]
     tools: Mapping[str, Tool]
     longest_s: float
+    budgets: BudgetBook
 
 
 def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: Clock | None = None) -> Snapshot:
@@ -93,13 +96,14 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     pepper = work.secret(("auth", "pepper"), config.auth.pepper) if config.auth.required else None
     admin_token = work.secret(("admin", "token"), config.admin.token)
     otlp_headers = work.headers(("otlp", "headers"), config.otlp.headers)
-    work.check_prices()
+    work.check_targets()
+    budgets = work.budgets()
     work.problems += [deployment.problem(path, message, hint) for path, message, hint in _open_doors(config.server.host, config)]
     if work.problems or bundle is None:
         raise ConfigError(list(dict.fromkeys(work.problems)))
     return Snapshot(config, deployment.folder, MappingProxyType(providers), MappingProxyType(routes), bundle, dialects,
                     pepper, admin_token, otlp_headers, tuple(work.secrets), MappingProxyType(tools),
-                    max((route.deadlines.total_s for route in routes.values()), default=0.0))
+                    max((route.deadlines.total_s for route in routes.values()), default=0.0), budgets)
 
 
 def needing_restart(old: Config, new: Config) -> tuple[str, ...]:
@@ -214,8 +218,7 @@ class _Compilation:
                     nearest(each.provider, self._config.providers)))
                 continue
             target = Target(each.provider, each.model)
-            price_provider = self._config.providers[each.provider].price_provider
-            targets.append(RouteTarget(target, price_of(target, self._config.prices, price_provider, self._now_ns)))
+            targets.append(priced_target(target, self._config, self._now_ns))
         adapters = [providers[each.provider].adapter for each in given.targets if each.provider in providers]
         deadlines, retry = given.deadlines, given.retry
         return Route(
@@ -314,14 +317,28 @@ class _Compilation:
             made[lower] = value
         return MappingProxyType(made)
 
-    def check_prices(self) -> None:
-        """Every `[prices."provider/model"]` names a provider that is there."""
-        for key in self._config.prices:
-            provider, slash, model = key.partition("/")
-            if not slash or not model:
-                self._wrong(("prices", key), "a price is for a target", 'write [prices."PROVIDER/MODEL"]')
-            elif provider not in self._config.providers:
-                self._wrong(("prices", key), f"there is no provider {provider!r}", nearest(provider, self._config.providers))
+    def check_targets(self) -> None:
+        """Every `[prices."PROVIDER/MODEL"]` and `[models."PROVIDER/MODEL"]` names a provider that is there."""
+        for section, keys in (("prices", self._config.prices), ("models", self._config.models)):
+            for key in keys:
+                provider, slash, model = key.partition("/")
+                if not slash or not model:
+                    self._wrong((section, key), f"an entry of `{section}` is for a target", f'write [{section}."PROVIDER/MODEL"]')
+                elif provider not in self._config.providers:
+                    self._wrong((section, key), f"there is no provider {provider!r}", nearest(provider, self._config.providers))
+        pricing = self._config.pricing
+        if pricing.unknown == "assume" and (pricing.assumed_input is None or pricing.assumed_output is None):
+            self._wrong(("pricing", "unknown"), "what is to be assumed is not said", "give `assumed_input` and `assumed_output`")
+
+    def budgets(self) -> BudgetBook:
+        """The configured budgets."""
+        made: list[Budget] = []
+        for name, given in self._config.budgets.items():
+            try:
+                made.append(budget_of(name, given))
+            except BudgetError as error:
+                self._wrong(("budgets", name, error.key), str(error))
+        return BudgetBook(made)
 
     def _wrong(self, path: KeyPath, message: str, hint: str | None = None, entry: str = "") -> None:
         given = self._deployment
@@ -337,6 +354,6 @@ def _tool_route(given: ToolConfig, target: Target) -> Route:
     """A tool as a route with one target. A call that must not be made twice is tried once."""
     deadlines, retry = given.deadlines, given.retry
     return Route(
-        given.name, frozenset({OPERATION}), (RouteTarget(target, Price(0, 0, request=given.price)),),
+        given.name, frozenset({OPERATION}), (RouteTarget(target, Price(0, 0, request=given.price), prices=CONFIGURED),),
         Deadlines(deadlines.connect, deadlines.headers, deadlines.headers, deadlines.headers, deadlines.total),
         Retry(1 if given.effect == "at_most_once" else retry.attempts, retry.base, retry.cap))

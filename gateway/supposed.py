@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, assert_never
 
 from gateway.call import NO_TAGS, Call, Json, JsonObject, Origin, Principal, Said, ToolCall, ToolResult, Usage
-from gateway.case_config import CaseConfig, FactsConfig, UseConfig
+from gateway.case_config import BudgetFactsConfig, ByLevel, CaseConfig, FactsConfig, Level, UseConfig
 from gateway.config import Deployment
 from gateway.core.facts import FACTS, facts_of
-from gateway.core.question import Question
+from gateway.core.question import BudgetFacts, Question
 from gateway.session import SessionFacts, SessionQuery
 from gateway.store.answers import last_use, total
 from gateway.store.rows import json_text
@@ -22,7 +22,7 @@ NOON_NS: Final = 1_767_268_800_000_000_000  # Thursday, 2026-01-01T12:00:00Z
 _TEXTS: Final = ("messages", "prompt", "suffix", "input")  # where the texts of a request stand
 _TEXT_KEY: Final[Mapping[str, str]] = {"completions": "prompt", "embeddings": "input"}
 _SETTLED: Final[Mapping[str, str]] = {"tool_call": "tool.args", "response": "response.text", "tool_result": "result"}
-_GROUPS: Final = ("principal", "request", "session", "tool", "response")
+_GROUPS: Final = ("principal", "request", "session", "budget", "tool", "response")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def question_of(case: CaseConfig, queries: Iterable[SessionQuery], world: World)
         case.phase, _call(facts, tool, world, now_ns, in_session=_in_session(case)), now_ns, tool=tool,
         result=_result(facts) if case.phase == "tool_result" else None, said=_said(facts) if case.phase == "response" else None,
         session=_session(case, queries, now_ns) if _in_session(case) else None, env=world.env if facts.env is None else facts.env,
-        known_tool=tool is not None and tool.server == "http",
+        known_tool=tool is not None and tool.server == "http", budgets=_budgets(facts.budget),
     )
 
 
@@ -106,7 +106,14 @@ def _call(facts: FactsConfig, tool: ToolCall | None, world: World, now_ns: int, 
         body=body, stream=body.get("stream") is True if asked.stream is None else asked.stream,
         size=len(dumps(body)) if asked.size is None else asked.size, received_ns=now_ns,
         origin=Origin(facts.session.id if in_session else None, facts.run or None, facts.step or None, facts.tags),
+        user=_user(facts, body, http=http),
     )
+
+
+def _user(facts: FactsConfig, body: Mapping[str, Json], *, http: bool) -> str:
+    """Who asks: as the header says, else the body of a model call."""
+    written = body.get("user")
+    return facts.user if facts.user is not None else written if isinstance(written, str) and not http else ""
 
 
 def _body(facts: FactsConfig) -> dict[str, Json]:
@@ -157,6 +164,17 @@ def _session(case: CaseConfig, queries: Iterable[SessionQuery], now_ns: int) -> 
     given = case.facts.session
     answers = {query: _answer(query, case.session.called, now_ns) for query in queries}
     return SessionFacts(given.age, given.labels, given.calls, given.spend, answers)
+
+
+def _budgets(given: BudgetFactsConfig) -> BudgetFacts:
+    left = given.remaining
+    tightest: Level = min(left, key=lambda scope: left[scope]) if left else next(iter(given.spent), "any")
+
+    def of(amounts: ByLevel) -> dict[str, int]:
+        told = {"any": amounts[tightest]} if tightest in amounts else {}
+        return {**told, **{str(level): nusd for level, nusd in amounts.items()}}
+
+    return BudgetFacts(of(left), of(given.limit), of(given.spent))
 
 
 def _answer(query: SessionQuery, called: Sequence[UseConfig], now_ns: int) -> Any:

@@ -102,6 +102,14 @@ def parse_request_price(value: object) -> int:
     return pico
 
 
+def parse_money(value: object) -> int:
+    """USD as nano-USD, exact or refused with `ValueError`."""
+    nano = parse_usd(value) * 10**9
+    if nano.denominator != 1:
+        raise ValueError("the amount has more digits than are counted (a billionth of a USD)")
+    return nano.numerator
+
+
 def plausible(pico: int) -> bool:
     """Whether a price a token is free or within $0.001 to $1000 per million tokens; outside, it is most likely a slip of the unit."""
     return pico == 0 or 10**3 <= pico <= 10**9
@@ -149,6 +157,7 @@ PositiveDuration: TypeAlias = Annotated[Duration, Field(gt=0)]
 Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(gt=0), Written("size", show_size)]
 TokenPrice: TypeAlias = Annotated[int, BeforeValidator(parse_token_price), Written("USD per million tokens", show_pico(10**6))]
 RequestPrice: TypeAlias = Annotated[int, BeforeValidator(parse_request_price), Written("USD per call", show_pico(10**12))]
+Money: TypeAlias = Annotated[int, BeforeValidator(parse_money), Written("USD", show_pico(10**9))]
 Reference: TypeAlias = Annotated[str, BeforeValidator(parse_reference), Written("reference", str)]
 Url: TypeAlias = Annotated[str, AfterValidator(parse_url), Written("URL", str)]
 

@@ -89,7 +89,8 @@ def _description(model: type[BaseModel], path: KeyPath) -> str | None:
 
 def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
     around = _model_at(model, path)
-    return [name for name, field in around.model_fields.items() if not field.exclude] if around else []  # the loader sets the others
+    # What is excluded the loader sets.
+    return [field.alias or name for name, field in around.model_fields.items() if not field.exclude] if around else []
 
 
 def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:

@@ -99,3 +99,43 @@ def test_an_engine_that_checks_less_is_named_once(said: Said) -> None:
     (found,) = said(CONFIG + '[policy]\nengine = "cel-python"\n', rules)
     assert found == ("config.toml:7:policy.engine: cel-python knows no types, so expressions are checked less than they could be "
                      "(cel-expr-python checks types, optional fields and costs)")
+
+
+BUDGET = CONFIG + '[budgets.b]\nlimit = "1"\n'
+
+
+@pytest.mark.parametrize(("budget", "expected"), [
+    ('scope = "team"\nof = ["nobody-yet"]', None),
+    ('scope = "all"', None),
+    ('scope = "all"\nof = ["a*"]', None),
+    ('scope = "all"\nof = ["everybody"]',
+     "config.toml:9:budgets.b.of: there is no such subject (it is `all`), so the budget binds nothing (there is all)"),
+    ('scope = "route"\nof = ["f*"]', None),
+    ('scope = "route"\nof = ["fats"]', 'config.toml:9:budgets.b.of: there is no such route, so the budget binds nothing (did you mean "fast"?)'),
+    ('scope = "tool"', "config.toml:6:budgets.b.of: there is no such tool, so the budget binds nothing"),
+    ('scope = "team"\nof = ["a"]\nlimits = { a = "2" }', None),
+    ('scope = "team"\nof = ["a"]\nlimits = { b = "2" }', "config.toml:10:budgets.b.limits.b: `of` leaves it out, so this limit is never used"),
+    ('scope = "user"\nof = ["a"]\nlimits = { a = "2", "key_1/a" = "3" }', None),
+    ('scope = "team"\nwindow = "day"\ntimezone = "Europe/Berlin"', None),
+    ('scope = "team"\nwindow = "24h"\ntimezone = "Europe/Berlin"',
+     'config.toml:10:budgets.b.timezone: a window of "24h" is the same in every time zone (take it out, or take a calendar window)'),
+    ('scope = "team"\ntimezone = "Europe/Berlin"',
+     'config.toml:9:budgets.b.timezone: a window of "none" is the same in every time zone (take it out, or take a calendar window)'),
+])
+def test_a_budget_that_says_less_than_it_seems_to_deserves_a_look(said: Said, budget: str, expected: str | None) -> None:
+    assert said(BUDGET + budget + "\n", "") == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(("config", "expected"), [
+    (CONFIG + 'output_limit = ""\n', None),
+    (BUDGET.replace("[budgets", 'output_limit = ""\n[budgets') + 'scope = "all"\n', "config.toml:6:providers.one.output_limit: "),
+    (BUDGET + 'scope = "all"\n[models."one/m"]\noutput_limit = ""\n', 'config.toml:10:models."one/m".output_limit: '),
+    (BUDGET + 'scope = "all"\n[models."one/m"]\noutput_limit = ""\nmax_output = 9\n', None),
+    (BUDGET + 'scope = "all"\n[models."one/m"]\nmax_output = 9\n', None),
+])
+def test_a_model_that_takes_no_limit_and_has_no_longest_answer_deserves_a_look(said: Said, config: str, expected: str | None) -> None:
+    found = said(config, "")
+    assert len(found) == (0 if expected is None else 1)
+    if expected is not None:
+        assert found[0] == expected + ("nobody knows how long an answer of one/m may be, so that much is set aside for each call "
+                                       '(give `max_output` in [models."one/m"])')

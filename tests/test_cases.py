@@ -4,13 +4,14 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from gateway.case_config import CaseConfig, ExpectConfig, UseConfig
+from gateway.case_config import CaseConfig, ExpectConfig, Level, UseConfig
 from gateway.cases import CasesResult, run_cases
 from gateway.config import Deployment
+from gateway.core.accounts import SCOPES
 from gateway.core.facts import FACTS, facts_of
 from gateway.deployment import read_deployment, read_policies
 from gateway.errors import ConfigError
@@ -230,7 +231,11 @@ def test_what_does_not_come_or_cannot_be_is_a_problem_where_it_stands(
     ("facts.request.body = { a = inf }", "case[0].facts.request.body: inf is nothing that JSON can hold"),
     ("facts.messages = [18446744073709551616]", "case[0].facts.messages: a whole number of JSON has 64 bits here"),
     (f"facts.result = {'[' * 130}{']' * 130}", "case[0].facts.result: nested deeper than 128"),
-    ('facts.session.spend = "0.0000000001"', "case[0].facts.session.spend: an amount of money is counted to a billionth of a USD"),
+    ("facts.budget.remaining = { team = 5 }", "case[0].facts.budget.remaining.team: an amount of money is a string"),
+    ('facts.budget.spent = { team = "0.0000000001" }', "case[0].facts.budget.spent.team: the amount has more digits than are counted"),
+    ('facts.budget.limit = { nation = "5" }', "case[0].facts.budget.limit.nation"),
+    ('facts.budget.left = { team = "5" }', "case[0].facts.budget.left: unknown key"),
+    ('facts.session.spend = "0.0000000001"', "case[0].facts.session.spend: the amount has more digits than are counted (a billionth of a USD)"),
     ('session.called = [{ tool = "x", ago = 5 }]', "case[0].session.called[0].ago: a duration is a string"),
     ('session.called = [{ tol = "x" }]', 'case[0].session.called[0].tol: unknown key (did you mean "tool"?)'),
     ('call = "a\\u001b[31m"', "case[0].call: holds what cannot be printed"),
@@ -257,12 +262,14 @@ FACT_VALUES = {
     "route": "r", "model": "m", "request.operation": "embeddings", "request.model": "m", "request.stream": True, "request.size": 7,
     "request.max_tokens": 9, "request.params": {"a": 1}, "request.body": {"b": 2}, "messages": [{"role": "user"}], "texts": ["x", "y"],
     "tools_offered": ["f", "g"], "session.id": "s", "session.age": "2h", "session.labels": ["l"], "session.calls": 3, "session.spend": "0.40",
+    "budget.remaining": {"team": "5.00", "all": "6"}, "budget.limit": {"team": "10", "all": "20"}, "budget.spent": {"user": "0.5"}, "user": "ada",
     "run": "u", "step": "p", "tags": {"k": "v"}, "env": {"k": "v"}, "now": "2026-11-22T03:00:00Z", "tool.name": "f", "tool.args": {"a": 1},
     "tool.via": "http", "tool.server": "http", "tool.annotations": {"effect": "read"}, "result": {"a": 1}, "result_text": "x", "tool.released": False,
     "response.text": "x", "response.tool_calls": ["f"], "response.finish_reason": "stop", "response.usage": {"input_tokens": 4, "output_tokens": 5},
 }
 READ_AS = {"session.age": "2:00:00", "session.spend": 400_000_000, "now": "2026-11-22 03:00:00+00:00", "request.params": {"a": 1},
-           "request.body": {"b": 2}}
+           "request.body": {"b": 2}, "budget.remaining": {"any": 5 * 10**9, "team": 5 * 10**9, "all": 6 * 10**9},
+           "budget.limit": {"team": 10**10, "all": 2 * 10**10}, "budget.spent": {"any": 5 * 10**8, "user": 5 * 10**8}}
 
 
 GIVEN = [(fact.name, phase) for fact in FACTS for phase in fact.phases if fact.name != "texts" or phase == "request"]
@@ -279,6 +286,11 @@ def test_every_fact_can_be_given_by_its_name_in_every_phase_that_has_it(name: st
     question = question_of(deployment.cases[0], (), world_of(deployment))
     read = facts_of(question.phase)[name].extract(question)
     assert read == READ_AS.get(name, value) or str(read) == READ_AS.get(name)
+
+
+def test_budgets_can_be_given_of_every_scope() -> None:
+    """A new one fails here."""
+    assert get_args(Level) == (*SCOPES, "any")
 
 
 def _toml(value: Any) -> str:
@@ -298,6 +310,7 @@ def test_what_is_not_given_is_what_an_empty_call_has(read: Callable[[str], Deplo
     """On a fixed day, so that a case says the same tomorrow."""
     facts = facts_read(read(case("")))
     assert facts["principal.id"] == "anonymous"
+    assert (facts["user"], facts["budget.remaining"], facts["budget.limit"], facts["budget.spent"]) == ("", {}, {}, {})
     assert (facts["route"], facts["texts"], facts["request.body"], facts["tags"], facts["env"]) == ("", [], {"messages": []}, {}, {})
     assert str(facts["now"]) == "2026-01-01 12:00:00+00:00"
     assert facts["now"].strftime("%A") == "Thursday"
@@ -314,6 +327,13 @@ def test_what_is_not_given_is_what_an_empty_call_has(read: Callable[[str], Deplo
     ('facts.texts = ["t"]\nfacts.request.operation = "embeddings"', {"texts": ["t"], "request.body": {"input": ["t"]}}),
     ("facts.request.max_tokens = 3\nfacts.request.body = { max_completion_tokens = 9 }", {"request.max_tokens": 3}),
     ('facts.tools_offered = ["f"]\nfacts.request.body = { functions = [{ name = "g" }] }', {"tools_offered": ["f"]}),
+    ('facts.request.body = { user = "ada" }', {"user": "ada"}), ('facts.request.body = { user = ["ada"] }', {"user": ""}),
+    ('facts.user = "eve"\nfacts.request.body = { user = "ada" }', {"user": "eve"}),
+    ('facts.request.operation = "tool"\nfacts.request.body = { user = "ada" }', {"user": ""}),
+    ('facts.budget.remaining = { team = "5", user = "2" }\nfacts.budget.limit = { team = "9", user = "8" }',
+     {"budget.remaining": {"any": 2 * 10**9, "team": 5 * 10**9, "user": 2 * 10**9}, "budget.limit": {"any": 8 * 10**9, "team": 9 * 10**9, "user": 8 * 10**9},
+      "budget.spent": {}}),
+    ('facts.budget.remaining = { any = "1", team = "5" }', {"budget.remaining": {"any": 10**9, "team": 5 * 10**9}, "budget.limit": {}}),
     ('facts.request.operation = "tool"\nfacts.route = "pay"\nfacts.request.body = { amount = 1 }',
      {"protocol": "tools", "route": "pay", "request.body": {"amount": 1}, "texts": ["amount"]}),
 ])

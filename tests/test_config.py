@@ -293,7 +293,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(folder):
 
 def test_thousands_of_levels_of_dotted_keys_are_one_unknown_key(folder):
     assert config_problems(folder, ".".join("a" * 5000) + " = 1") == [
-        "config.toml:a: unknown key (there is admin, auth, journal, log, otlp, paths, policy, prices, providers, server, store, upstream)"]
+        "config.toml:a: unknown key (there is admin, auth, budgets, journal, log, models, otlp, paths, policy, prices, pricing, providers, …)"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "loop", "pipe", "dangling"])

@@ -10,20 +10,20 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from gateway.config import Config, PriceConfig, ProviderConfig, RouteConfig, RoutesFile
+from gateway.config import BudgetConfig, Config, ModelConfig, PriceConfig, ProviderConfig, RouteConfig, RoutesFile, TierConfig
 from gateway.rule_config import RuleConfig
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = (ROOT / "config.example.toml").read_text()
-SECTIONS = [name for name in Config.model_fields if name not in {"providers", "prices"}]
+SECTIONS = [name for name in Config.model_fields if name not in {"providers", "prices", "models", "budgets"}]
 # What the example sets although it has no default: the folder that `lockgate init` makes has an admin token.
 SET_WITHOUT_DEFAULT = {("admin", "token")}
 
 
 def uncommented(text: str) -> str:
     """The file with the settings that are shown as comments in force, up to where whole tables are comments."""
-    head = re.sub(r"^# ((?:endpoint|headers|api_key|price_provider) = )", r"\1", text, flags=re.MULTILINE)
-    return re.sub(r"^# (?:A real one|Whatever is compatible).*?(?=^# ----)", "", head, flags=re.MULTILINE | re.DOTALL)
+    shown = re.sub(r"^# ([a-z_]+ = |\[budgets\.)", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^# (?:A real one|Whatever is compatible).*?(?=^# ----)", "", shown, flags=re.MULTILINE | re.DOTALL)
 
 
 def models(model: type[BaseModel]) -> list[type[BaseModel]]:
@@ -33,7 +33,7 @@ def models(model: type[BaseModel]) -> list[type[BaseModel]]:
     return [model, *(below for each in inner for below in models(each))]
 
 
-ALL: list[type[BaseModel]] = [*models(Config), *models(RouteConfig), *models(RuleConfig), ProviderConfig, PriceConfig]
+ALL: list[type[BaseModel]] = [*models(Config), *models(RouteConfig), *models(RuleConfig), ProviderConfig, PriceConfig, TierConfig, ModelConfig, BudgetConfig]
 
 
 def test_the_example_loads_as_it_is():
@@ -48,6 +48,9 @@ def test_the_example_has_every_setting_and_no_other():
         assert list(data[name]) == list(type(getattr(Config(), name)).model_fields), name
     assert set(data["providers"]["simulator"]) == set(ProviderConfig.model_fields)
     assert set(data["prices"]["simulator/sim-model"]) == set(PriceConfig.model_fields)
+    assert set(data["prices"]["simulator/sim-model"]["tiers"][0]) == set(TierConfig.model_fields)
+    assert set(data["models"]["simulator/sim-model"]) == set(ModelConfig.model_fields)
+    assert set(data["budgets"]["everything"]) == set(BudgetConfig.model_fields)
 
 
 def test_the_example_shows_the_defaults_that_are_in_force():
@@ -57,8 +60,15 @@ def test_the_example_shows_the_defaults_that_are_in_force():
         for key in type(section).model_fields:
             if (name, key) not in SET_WITHOUT_DEFAULT:
                 assert getattr(section, key) == getattr(getattr(default, name), key), (name, key)
-    assert config.providers["simulator"].max_answer == ProviderConfig.model_fields["max_answer"].default
     assert config.prices["simulator/sim-model"].force is PriceConfig.model_fields["force"].default
+    assert config.models["simulator/sim-model"] == ModelConfig()
+    assert config.budgets == {}
+    shown = Config.model_validate(tomllib.loads(uncommented(EXAMPLE)))
+    tables = ((config.providers["simulator"], ("max_answer", "output_limit", "bills_unanswered")),
+              (shown.budgets["everything"], ("of", "limits", "window", "timezone", "on_short", "least_output")))
+    for table, keys in tables:
+        for key in keys:
+            assert getattr(table, key) == type(table).model_fields[key].get_default(call_default_factory=True), key
 
 
 def test_every_setting_of_the_example_has_a_sentence_above_it():
@@ -66,7 +76,7 @@ def test_every_setting_of_the_example_has_a_sentence_above_it():
     shared = {"cache_write", "output", "output_audio"}
     for before, line in pairwise(lines):
         setting = re.match(r"(?:# )?([a-z_]+) = ", line)
-        if setting and not before.startswith(("# [", "# adapter", "# base_url", "# api_key")) and setting[1] not in shared:
+        if setting and not before.startswith(("# [", "# adapter", "# base_url", "# api_key", "# price_provider")) and setting[1] not in shared:
             assert re.match(r"# .*[.:]$", before), line
 
 

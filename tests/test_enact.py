@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 
 from gateway.call import Call, Origin, Principal, Target
-from gateway.core.decision import Allowed, Approval, Decision, Denied, Held, Limit, Rerouting
+from gateway.core.accounts import SCOPES, Scope, Subjects
+from gateway.core.decision import Allowed, Approval, Denied, Held, Limit, Rerouting
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
-from gateway.core.rate import Rates
-from gateway.enact import count, enact, rerouted
-from gateway.errors import ApprovalUnavailable, Forbidden, RateLimited
+from gateway.core.rate import Spent, Take
+from gateway.enact import enact, rate_spent, rerouted, takes_of
+from gateway.errors import ApprovalUnavailable, Forbidden
 
-SECOND_NS = 1_000_000_000
+MINUTE_NS = 60_000_000_000
 BASE: dict[str, Any] = {"reasons": (), "labels": (), "bundle": "sha256:x"}
 
 
-def call(session: str | None = None, **of_principal: Any) -> Call:
-    who = Principal(**{"id": "key_1", "team": "blue", "org": "acme", **of_principal})
-    return Call("call_1", who, "openai", "chat", "fast", {}, stream=False, size=2, received_ns=0, origin=Origin(session=session))
+def call() -> Call:
+    return Call("call_1", Principal("key_1"), "openai", "chat", "fast", {}, stream=False, size=2, received_ns=0, origin=Origin())
 
 
 def allowed(**obligations: Any) -> Allowed:
@@ -88,69 +88,110 @@ def test_a_call_that_the_rules_leave_nowhere_to_go_is_refused_in_their_name(chan
     assert caught.value.rule == "r"
 
 
-def limited(*limits: Limit, subject: str = "") -> Decision:
-    return Allowed("r", None, None, **BASE, limits=limits, subject=subject)
+WHO: Subjects = {
+    "all": ("all",), "org": ("acme",), "team": ("blue",), "key": ("key_1",), "user": ("key_1/ada",), "session": ("key_1/s1",),
+    "run": ("key_1/r1",), "route": ("fast",), "tag": ("env=prod",)}
+NOBODY: Subjects = {"all": ("all",), "key": ("key_1",)}
 
 
-def test_a_limit_that_is_used_up_says_when_to_come_back():
-    rates, two_a_minute = Rates(), limited(Limit("often", 2, 60.0, ("key",)))
-    for _ in range(2):
-        count(rates, call(), two_a_minute, 0)
-    with pytest.raises(RateLimited) as caught:
-        count(rates, call(), two_a_minute, SECOND_NS)
-    assert (caught.value.status, caught.value.rule, caught.value.retry_after_s) == (429, "often", 29)
-    assert "2 in 60 s" in caught.value.message
-    count(rates, call(), two_a_minute, 30 * SECOND_NS)
+def whose(by: tuple[Scope, ...], subjects: Subjects, tool: str = "") -> list[str]:
+    return [take.whose for take in takes_of([(Limit("r", 60.0, by, requests=1), tool)], subjects, 0)]
 
 
-def test_no_client_is_told_to_wait_for_longer_than_clients_do():
-    rates, once_a_day = Rates(), limited(Limit("daily", 1, 86400.0, ("key",)))
-    count(rates, call(), once_a_day, 0)
-    with pytest.raises(RateLimited) as caught:
-        count(rates, call(), once_a_day, 0)
-    assert caught.value.retry_after_s == 60
-    assert "86400 s" in caught.value.message
+def test_a_limit_takes_of_all_that_it_names_and_each_of_its_own():
+    limit = Limit("r", 60.0, ("key",), requests=5, tokens=1000, concurrent=2)
+    assert takes_of([(limit, ""), (Limit("s", 0.0015, ("all",), requests=1), "")], WHO, 70) == (
+        Take("r", "key=key_1", "requests", 5, MINUTE_NS, 1), Take("r", "key=key_1", "tokens", 1000, MINUTE_NS, 70),
+        Take("r", "key=key_1", "concurrent", 2, MINUTE_NS, 1), Take("s", "all=all", "requests", 1, 1_500_000, 1))
 
 
-def test_a_wait_of_less_than_a_second_is_one():
-    rates, often = Rates(), limited(Limit("often", 10, 1.0, ("key",)))
-    for _ in range(10):
-        count(rates, call(), often, 0)
-    with pytest.raises(RateLimited) as caught:
-        count(rates, call(), often, 0)
-    assert caught.value.retry_after_s == 1
+def test_without_a_limit_nothing_is_taken():
+    assert takes_of([], WHO, 70) == ()
 
 
-@pytest.mark.parametrize(("by", "other"), [
-    ("key", call(id="key_2")), ("team", call(team="red")), ("org", call(org="other")), ("session", call(session="s2")), ("session", call("s1", id="key_2"))])
-def test_each_combination_has_a_count_of_its_own(by, other):
-    rates, once = Rates(), limited(Limit("once", 1, 60.0, (by,)))
-    count(rates, call("s1"), once, 0)
-    count(rates, other, once, 0)
-    for each in (call("s1"), other):
-        with pytest.raises(RateLimited):
-            count(rates, each, once, 0)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_each_scope_has_counts_of_its_own(scope):
+    """Two subjects of it never share one."""
+    names = {**WHO, "tool": ("pay",)}
+    assert whose((scope,), names) != whose((scope,), {**names, scope: ("other",)})
+
+
+def test_each_combination_has_a_count_of_its_own():
+    assert whose(("team", "route"), WHO) == ["team=blue route=fast"]
+
+
+@pytest.mark.parametrize(("scope", "told"), [
+    ("user", "user=key_1/"), ("session", "session=key_1/"), ("run", "run=key_1/"), ("team", "team="), ("org", "org="), ("tag", "tag="), ("tool", "tool=")])
+def test_what_a_call_leaves_out_gets_it_round_no_limit(scope, told):
+    """It counts with the others that leave it out: those of the same key, where each key has names of its own."""
+    assert whose((scope,), NOBODY) == [told]
+    assert (whose((scope,), {**NOBODY, "key": ("key_2",)}) == [told]) is (scope not in ("user", "session", "run"))
+
+
+def test_a_call_with_several_tags_counts_for_each_of_them():
+    """Else one tag more, which nobody has seen yet, would get round the limit of every other."""
+    several: Subjects = {**WHO, "tag": ("env=prod", "nonce=1")}
+    assert whose(("key", "tag"), several) == ["key=key_1 tag=env%3Dprod", "key=key_1 tag=nonce%3D1"]
+    assert whose(("key", "tag"), WHO)[0] in whose(("key", "tag"), several)
 
 
 def test_tools_are_counted_apart_where_a_rule_counts_by_tool():
-    rates, limit = Rates(), Limit("once", 1, 60.0, ("key", "tool"))
-    count(rates, call(), limited(limit, subject="pay"), 0)
-    count(rates, call(), limited(limit, subject="see"), 0)
-    with pytest.raises(RateLimited):
-        count(rates, call(), limited(limit, subject="pay"), 0)
+    """A tool that a model proposes is named by the decision; of a call of an HTTP tool it is the tool that is called."""
+    assert whose(("tool",), WHO, "pay") == ["tool=pay"]
+    assert whose(("tool",), {**NOBODY, "tool": ("see",)}) == ["tool=see"]
+    assert whose(("route",), {**NOBODY, "tool": ("see",)}) == ["route=see"]
 
 
-def test_what_one_limit_refuses_uses_up_no_other():
-    rates = Rates()
-    wide, narrow = Limit("wide", 2, 60.0, ("key",)), Limit("narrow", 1, 60.0, ("key",))
-    count(rates, call(), limited(wide, narrow), 0)
-    with pytest.raises(RateLimited, match="narrow"):
-        count(rates, call(), limited(wide, narrow), 0)
-    count(rates, call(), limited(wide), 0)
+HOSTILE = ["a b", "a", "", "a team=b", "a,b", "a=b", "a%20b", "a\nb", "a\0b", "\udcff", "\N{SNOWMAN}", "a" * 5000, "a" * 5001,
+           "sha256:" + "0" * 64, "key_1/a", "a/"]
 
 
-@pytest.mark.parametrize("decision", [denied(), allowed(), held()])
-def test_what_has_no_limit_is_not_counted(decision):
-    rates = Rates()
-    count(rates, call(), decision, 0)
-    assert repr(rates) == "Rates(counts=0)"
+def test_no_name_runs_into_the_next_one():
+    """Callers choose names of users, sessions and tags: with none may they take from, or fill, the count of another."""
+    scopes: tuple[Scope, ...] = ("user", "tag")
+    seen = {tuple(whose(scopes, {**WHO, "user": (one,), "tag": (other,)})) for one in HOSTILE for other in HOSTILE}
+    assert len(seen) == len(HOSTILE) ** 2
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_kept_of_a_name_is_short_plain_text(name):
+    for kept in whose(("user", "session", "tag"), {**WHO, "user": (name,), "session": (name,), "tag": (name, name)}):
+        assert len(kept) <= 256
+        assert kept.isascii()
+        assert kept.isprintable()
+
+
+def test_a_rate_that_is_used_up_says_which_and_when_to_come_back():
+    error = rate_spent(Spent(Take("often", "key=key_1", "requests", 2, MINUTE_NS), 28_000_000_001))
+    assert (error.status, error.code, error.rule, error.retry_after_s) == (429, "rate_limited", "often", 29)
+    assert error.message == "The rate of 2 requests in 1m is used up for now (rule often). Try again in 29 s."
+
+
+def test_a_rate_of_one_is_told_as_one():
+    assert "The rate of 1 request in 1h is" in rate_spent(Spent(Take("r", "", "requests", 1, 60 * MINUTE_NS), 1)).message
+
+
+def test_a_rate_in_tokens_says_what_the_call_is_taken_for():
+    """A client sees why a shorter one may go through before."""
+    error = rate_spent(Spent(Take("tpm", "", "tokens", 1000, MINUTE_NS, 70), 3_000_000_000))
+    assert error.message == "The rate of 1000 tokens in 1m is used up for now (rule tpm); this call is taken for 70. Try again in 3 s."
+    assert error.retry_after_s == 3
+
+
+def test_calls_under_way_end_nobody_knows_when():
+    error = rate_spent(Spent(Take("few", "", "concurrent", 4, 0), 0))
+    assert (error.rule, error.retry_after_s) == ("few", 1)
+    assert error.message == "At most 4 at a time are let through (rule few), and as many are under way. Try again in a moment."
+
+
+def test_no_client_is_told_to_wait_for_longer_than_clients_do():
+    """It is told the whole time in words."""
+    error = rate_spent(Spent(Take("daily", "", "requests", 1, 24 * 60 * MINUTE_NS), 24 * 60 * MINUTE_NS))
+    assert error.retry_after_s == 60
+    assert error.message == "The rate of 1 request in 1d is used up for now (rule daily). Try again in 86400 s."
+
+
+@pytest.mark.parametrize(("wait_ns", "told"), [(1, 1), (999_999_999, 1), (1_000_000_000, 1), (1_000_000_001, 2), (60_000_000_000, 60)])
+def test_the_wait_is_exact_to_the_second_above_it(wait_ns, told):
+    """Who comes back then gets through: not a second too early."""
+    assert rate_spent(Spent(Take("r", "", "requests", 1, MINUTE_NS), wait_ns)).retry_after_s == told

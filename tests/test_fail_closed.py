@@ -131,7 +131,8 @@ ABOUT: Final[dict[CelType, tuple[Any, str]]] = {
     "bool": (True, "{}"), "int": (7, "{} == 7"), "string": ("evil", '{} == "evil"'),
     "timestamp": (datetime(2030, 1, 1, tzinfo=UTC), '{} > timestamp("2029-01-01T00:00:00Z")'), "duration": (timedelta(2), '{} > duration("1h")'),
     "list(string)": (["evil"], '"evil" in {}'), "list(dyn)": (["evil"], '{}.exists(x, x == "evil")'),
-    "map(string, string)": ({"evil": "1"}, '"evil" in {}'), "map(string, dyn)": ({"evil": 1}, '"evil" in {}'), "dyn": ("evil", '{} == "evil"')}
+    "map(string, string)": ({"evil": "1"}, '"evil" in {}'), "map(string, int)": ({"evil": 1}, '"evil" in {}'),
+    "map(string, dyn)": ({"evil": 1}, '"evil" in {}'), "dyn": ("evil", '{} == "evil"')}
 
 
 def fits(kind: CelType, value: Any) -> bool:
@@ -143,7 +144,7 @@ def fits(kind: CelType, value: Any) -> bool:
             return type(value) is datetime
         case "list(string)" | "list(dyn)":
             return type(value) is list  # of what is in it the tests of facts speak
-        case "map(string, string)" | "map(string, dyn)":
+        case "map(string, string)" | "map(string, int)" | "map(string, dyn)":
             return type(value) is dict
         case "dyn":
             return value is not ... and value != 2**70 and value.__class__ is not object

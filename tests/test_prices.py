@@ -1,5 +1,7 @@
 """Prices come from the operator first and from genai-prices second, and agree with genai-prices' own arithmetic."""
 
+import re
+from dataclasses import replace
 from datetime import UTC, datetime, time
 from decimal import Decimal
 
@@ -18,9 +20,12 @@ from genai_prices.types import Tier as PublishedTier
 from genai_prices.types import Usage as PublishedUsage
 
 from gateway.call import Target, Usage
-from gateway.config import PriceConfig
-from gateway.core.money import Price, Tier, cost_nusd
-from gateway.prices import _price, _standing, configured_price, knows_provider, price_of, price_providers, published_price
+from gateway.config import Config, PriceConfig
+from gateway.core.estimate import Bounds
+from gateway.core.money import LINES, Price, Tier, cost_nusd
+from gateway.core.plan import RouteTarget
+from gateway.prices import PUBLISHED, _price, _standing, configured_price, knows_provider, price_providers, priced_target, published_models
+from gateway.prices import published as known_of
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NOW_NS = int(NOW.timestamp()) * 10**9
@@ -34,43 +39,99 @@ USAGES = [
 ]
 
 
+def target(model: str = "gpt-4o", price_provider: str | None = "openai", **sections) -> RouteTarget:
+    """The target `mine/MODEL` under a configuration with these sections."""
+    provider = {"adapter": "openai", "base_url": "http://127.0.0.1:1/v1", "price_provider": price_provider, **sections.pop("provider", {})}
+    return priced_target(Target("mine", model), Config.model_validate({"providers": {"mine": provider}, **sections}), NOW_NS)
+
+
+OWN = {"mine/gpt-4o": {"input": "1.00", "output": "2.00"}}
+ASSUMED = {"unknown": "assume", "assumed_input": "10", "assumed_output": "20"}
+
+
 def test_the_operators_own_price_goes_before_the_published_one():
-    own = PriceConfig.model_validate({"input": "1.00", "output": "2.00"})
-    target = Target("mine", "gpt-4o")
-    assert price_of(target, {"mine/gpt-4o": own}, "openai", NOW_NS) == Price(1_000_000, 2_000_000)
-    assert price_of(target, {}, "openai", NOW_NS) == published_price("openai", "gpt-4o", NOW_NS)
+    found = target(prices=OWN, pricing=ASSUMED)
+    assert (found.price, found.prices) == (Price(1_000_000, 2_000_000), "configuration")
+
+
+def test_a_published_price_is_on_record_with_the_version_of_its_data():
+    found = target(pricing=ASSUMED)
+    assert (found.price, found.prices) == (Price(2_500_000, 10_000_000, 1_250_000), PUBLISHED)
+    assert re.fullmatch(r"genai-prices \d+\.\d+\.\d+.*", PUBLISHED)
+
+
+def test_a_price_that_nobody_knows_is_assumed_only_where_the_operator_says_so():
+    found = target("no-such-model", pricing=ASSUMED)
+    assert (found.price, found.prices) == (Price(10_000_000, 20_000_000), "assumed")
+    for pricing in ({}, {"unknown": "deny", "assumed_input": "10", "assumed_output": "20"}):
+        assert (target("no-such-model", pricing=pricing).price, target("no-such-model", pricing=pricing).prices) == (None, "")
 
 
 def test_every_class_of_a_configured_price_arrives_where_it_belongs():
-    own = PriceConfig.model_validate({"input": "1", "output": "2", "cached_input": "3", "cache_write": "4", "input_audio": "5",
-                                      "output_audio": "6", "request": "0.000007"})
-    assert configured_price(own) == Price(10**6, 2 * 10**6, 3 * 10**6, 4 * 10**6, 5 * 10**6, 6 * 10**6, 7 * 10**6)
+    own = PriceConfig.model_validate({
+        "input": "1", "output": "2", "cached_input": "3", "cache_write": "4", "input_audio": "5", "output_audio": "6", "reasoning": "8",
+        "image": "0.000009", "request": "0.000007", "tiers": [
+            {"above": 200, "input": "30", "output": "31"}, {"above": 100, "input": "20", "output": "21", "cached_input": "22", "cache_write": "23"}]})
+    plain = Price(10**6, 2 * 10**6, 3 * 10**6, 4 * 10**6, 5 * 10**6, 6 * 10**6, 8 * 10**6, 9 * 10**6, 7 * 10**6)
+    assert configured_price(own) == replace(plain, tiers=(
+        Tier(100, replace(plain, input=20 * 10**6, output=21 * 10**6, cache_read=22 * 10**6, cache_write=23 * 10**6)),
+        Tier(200, replace(plain, input=30 * 10**6, output=31 * 10**6, cache_read=None, cache_write=None))))
 
 
 @pytest.mark.parametrize(("provider", "model"), [
     ("openai", "no-such-model"), ("no-such-provider", "gpt-4o"), ("", "gpt-4o"), ("openai", "")])
-def test_a_price_that_nobody_knows_is_none_and_never_zero(provider, model):
-    assert published_price(provider, model, NOW_NS) is None
+def test_a_model_that_nobody_knows_is_none_and_never_free(provider, model):
+    assert known_of(provider, model, NOW_NS) is None
 
 
 def test_without_a_price_provider_no_published_price_applies():
-    assert price_of(Target("openai", "gpt-4o"), {}, None, NOW_NS) is None
+    found = target(price_provider=None)
+    assert (found.price, found.bounds) == (None, Bounds())
+
+
+def test_what_bounds_a_call_is_the_models_own_then_the_providers_then_the_published():
+    assert target().bounds == Bounds(context=128_000, any_tier=False)
+    given = {"context": 9, "max_output": 8, "default_output": 7, "image_tokens": 6, "bytes_per_token": 5, "output_limit": ""}
+    wants = {"output_limit": "max_completion_tokens", "bills_unanswered": False}
+    assert target(models={"mine/gpt-4o": given}, provider=wants).bounds == Bounds(9, 8, 7, 6, 5, "", bills_unanswered=False, any_tier=False)
+    assert target(provider=wants).bounds == Bounds(128_000, output_limit="max_completion_tokens", bills_unanswered=False, any_tier=False)
+
+
+def test_only_a_price_of_the_operators_own_holds_for_every_service_tier():
+    """A published price is that of the usual tier; others cost up to twice as much."""
+    assert [target(**given).bounds.any_tier for given in ({}, {"prices": OWN})] == [False, True]
+
+
+def test_a_context_that_a_longer_tier_contradicts_bounds_nothing():
+    found = known_of("anthropic", "claude-sonnet-4-5", NOW_NS)
+    assert found is not None
+    assert found.price is not None
+    assert [tier.above for tier in found.price.tiers] == [200_000]
+    assert found.context is None
+
+
+def test_a_model_is_found_by_the_names_that_providers_know_it_by():
+    found = known_of("openai", "gpt-4o-2024-08-06", NOW_NS)
+    assert found is not None
+    assert found.model.startswith("gpt-4o")
+    assert "gpt-4o" in published_models("openai")
+    assert published_models("no-such-provider") == []
 
 
 def test_costs_agree_with_genai_prices_own_for_every_model_that_it_prices_by_the_token():
     """Where genai-prices knows finer classes than an answer tells us (cached audio, pictures), we charge the coarser one."""
     checked = 0
-    finer = ("cache_audio_read_mtok", "cache_write_5m_mtok")
+    finer = ("cache_audio_read_mtok", "output_image_mtok", "output_video_mtok")
     for provider in published.get_snapshot().providers:
         for model in provider.models:
             known = _standing(model, NOW)
             ours = _price(known)
-            if ours is None or getattr(known, "output_mtok", None) is None or any(getattr(known, name) is not None for name in finer):
+            if ours is None or known.output_mtok is None or any(getattr(known, name) is not None for name in finer):
                 continue
             for usage in USAGES:
                 theirs = known.calc_price(_published_usage(usage))["total_price"].scaleb(9)
                 cost = cost_nusd(ours, usage)
-                assert theirs <= cost < theirs + 7 + _rounded_up(usage), (provider.id, model.id, usage)
+                assert theirs <= cost < theirs + LINES + _rounded_up(usage), (provider.id, model.id, usage)
             checked += 1
     assert checked > 1000
 
@@ -96,6 +157,16 @@ def test_a_context_above_a_threshold_has_the_price_of_its_tier():
     call = 10**10
     assert _price(known) == Price(10**6, 5 * 10**6, request=call, tiers=(
         Tier(100, Price(2 * 10**6, 5 * 10**6, request=call)), Tier(200, Price(3 * 10**6, 5 * 10**6, request=call))))
+
+
+def test_reasoning_that_is_charged_apart_has_its_own_price():
+    assert _price(ModelPrice(input_mtok=Decimal(2), output_mtok=Decimal(8), output_reasoning_mtok=Decimal(3))) == Price(
+        2 * 10**6, 8 * 10**6, reasoning=3 * 10**6)
+
+
+def test_pictures_that_a_model_makes_are_charged_for_as_no_answer_tells_them_from_text():
+    assert _price(ModelPrice(input_mtok=Decimal(1), output_mtok=Decimal(2), output_image_mtok=Decimal(30))) == Price(10**6, 30 * 10**6)
+    assert _price(ModelPrice(input_mtok=Decimal(1), output_mtok=Decimal(40), output_image_mtok=Decimal(30))) == Price(10**6, 40 * 10**6)
 
 
 def test_a_model_that_is_not_charged_by_the_token_has_no_price():

@@ -1,15 +1,19 @@
 """What is known of a call so far, and what it cost."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gateway.call import AttemptEnd, Outcome, Target, ToolUse, Usage
+from gateway.core.budget import Granted
 from gateway.core.decision import Allowed, Decision, Denied, Held, Reason, Verdict
+from gateway.core.estimate import Bounds, Measure
 from gateway.core.money import Price
 from gateway.core.plan import RouteTarget, Try
 from gateway.errors import AttemptFailed
 from gateway.progress import Progress, Tally
+from gateway.spending import Spending
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event
 
@@ -37,6 +41,101 @@ SUCCESS = (PRICED, AttemptEnd.SUCCEEDED, "", USAGE)
 ], ids=["refused", "priced", "no price", "no usage", "never connected", "error status, then success", "sent and silent", "rejected", "cut", "client gone"])
 def test_the_cost_is_known_or_said_to_be_unknown_and_never_zero_for_unknown(ends, cost):
     assert progress(*ends).cost_nusd() == cost
+
+
+BOUNDS = Bounds(max_output=1000)
+BOUNDED = Try(RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000), BOUNDS), 0)
+FORGIVING = Try(RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000), replace(BOUNDS, bills_unanswered=False)), 0)
+
+
+@pytest.mark.parametrize(("tried", "cause", "received", "streamed", "usage"), [
+    (BOUNDED, "", 40, None, (51, 40)), (BOUNDED, "", 4000, None, (51, 1000)), (BOUNDED, "timeout:headers", None, None, (51, 1000)),
+    (FORGIVING, "timeout:headers", None, None, (51, 0)), (BOUNDED, "", None, "hello", (51, 5)), (BOUNDED, "cut", None, "hello", (51, 261)),
+    (BOUNDED, "cut", None, "", (51, 1000)), (FORGIVING, "cut", None, "hello", (51, 5)),
+], ids=["answered", "long answer", "silent", "silent and unbilled", "stream", "cut stream", "cut at once", "cut and unbilled"])
+def test_what_a_provider_does_not_say_is_estimated_from_what_came(tried, cause, received, streamed, usage):
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50)))
+    case.start_attempt(tried, started_ns=1, waited_s=0.0)
+    assert case.trying is not None
+    case.trying.received = received
+    if streamed is not None:
+        case.tally = Tally(None)
+        case.tally.meter(Event({"choices": [{"delta": {"content": streamed}}]}))
+    failure = AttemptFailed(cause, "m", retryable=True) if cause else None
+    case.end_attempt(AttemptEnd.FAILED if cause else AttemptEnd.SUCCEEDED, ended_ns=2, failure=failure)
+    told = case.attempts[0].usage
+    assert told is not None
+    assert (told.input_tokens, told.output_tokens, told.estimated) == (*usage, True)
+    assert case.attempts[0].cost_nusd == 1000 * usage[0] + 2000 * usage[1] > 0
+
+
+@pytest.mark.parametrize(("asks", "model", "whole"), [(True, None, True), (False, None, False), (False, True, True), (True, False, False)])
+def test_of_a_model_that_thinks_unseen_all_that_was_granted_counts_where_nobody_says_what_was_used(asks, model, whole):
+    """A client that leaves after the first word must not have the thinking before it for nothing."""
+    tried = Try(RouteTarget(Target("p", "m"), Price(1, 1), replace(BOUNDS, hidden_reasoning=model)), 0)
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50, thinks=asks), Granted(1, 900)))
+    case.start_attempt(tried, started_ns=1, waited_s=0.0)
+    case.tally = Tally(None)
+    case.tally.meter(Event({"choices": [{"delta": {"content": "word"}}]}))
+    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
+    usage = case.attempts[0].usage
+    assert usage is not None
+    assert usage.output_tokens == (900 if whole else 260)
+
+
+def test_what_was_never_sent_costs_nothing_however_it_ended():
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50)))
+    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0, sent=False)
+    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
+    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0, sent=False)
+    case.sending()
+    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
+    assert [attempt.cost_nusd for attempt in case.attempts] == [0, 1000 * 51 + 2000 * 1000]
+
+
+@pytest.mark.parametrize("reports", [[(5, 1), "more words"], [(5, 0)], [(0, 0)], [(5, 9), (0, 0)]], ids=["early", "no output", "nothing", "taken back"])
+def test_a_report_that_does_not_fit_what_came_is_not_believed(reports):
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50)))
+    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0)
+    case.tally = Tally(None)
+    case.tally.meter(Event({"choices": [{"delta": {"content": "four words or more"}}]}))
+    for report in reports:
+        if isinstance(report, str):
+            case.tally.meter(Event({"choices": [{"delta": {"content": report}}]}))
+        else:
+            case.tally.meter(Event({"choices": []}, usage=Usage(*report)))
+    case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=2)
+    usage = case.attempts[0].usage
+    assert usage is not None
+    assert (usage.output_tokens, usage.estimated) == ((9, False) if (5, 9) in reports else (sum(len(each) for each in reports if isinstance(each, str)) + 18, True))
+
+
+def test_an_answer_beyond_what_was_granted_is_booked_as_far_as_it_certainly_came():
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50), Granted(1, 7)))
+    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0)
+    assert case.trying is not None
+    case.trying.received = 8000
+    case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=2)
+    usage = case.attempts[0].usage
+    assert usage is not None
+    assert usage.output_tokens == 1000
+
+
+def test_no_more_is_estimated_than_was_granted():
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50, choices=2), Granted(1, 7)))
+    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0)
+    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
+    usage = case.attempts[0].usage
+    assert usage is not None
+    assert usage.output_tokens == 14
+
+
+def test_pictures_of_the_request_are_charged_beside_the_tokens_that_the_provider_counted():
+    priced = RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000, image=5_000_000))
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50, images=3)))
+    case.start_attempt(Try(priced, 0), started_ns=1, waited_s=0.0)
+    case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=2, usage=USAGE)
+    assert case.cost_nusd() == 7_000 + 3 * 5_000
 
 
 def test_attempts_are_numbered_in_the_order_they_ended():

@@ -9,17 +9,19 @@ import pytest
 
 from gateway import rulings as module
 from gateway.call import Attempt, AttemptEnd, Call, Origin, Principal, Reply, Target
-from gateway.core.decision import Denied
+from gateway.core.accounts import Budget, BudgetBook
+from gateway.core.decision import Denied, Limit
 from gateway.core.detectors import DetectionError
+from gateway.core.estimate import Measure
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
-from gateway.core.rate import Rates
 from gateway.core.rules import compile_bundle
-from gateway.errors import ApprovalUnavailable, Forbidden, InvalidRequest, RateLimited, UpstreamFailed, UpstreamRejected
+from gateway.errors import ApprovalUnavailable, Forbidden, InvalidRequest, StoreUnavailable, UpstreamFailed, UpstreamRejected
 from gateway.gate import Listening, StreamGate, WholeGate
 from gateway.judge import Judged, judge
 from gateway.progress import Progress
 from gateway.rule_config import DefaultsConfig, RuleConfig
 from gateway.rulings import Rulings
+from gateway.spending import Spending
 from gateway.store.memory import MemoryStore
 from gateway.tool_config import ToolConfig
 from gateway.tools import Tool, compile_tool
@@ -29,6 +31,7 @@ from gateway.wire.tool_calls import Proposed
 
 NOW_NS = 1_700_000_000_000_000_000
 MAIL = "ada@example.org"
+SECRET = "sk-of-somebody"
 SCHEMA = {"type": "object", "properties": {"who": {"type": "string"}, "note": {"type": "string"}}}
 
 
@@ -62,11 +65,11 @@ class World:
         given = [RuleConfig.model_validate({"id": f"r{n}", **rule}) for n, rule in enumerate(rules)]
         bundle = compile_bundle(given, "auto", defaults=DefaultsConfig.model_validate(defaults or {}))
         policy = SimpleNamespace(env={}, wait=0.0, withheld=withheld)
-        self.snapshot: Any = SimpleNamespace(bundle=bundle, tools={name: declared(name) for name in tools}, config=SimpleNamespace(policy=policy),
+        self.snapshot: Any = SimpleNamespace(bundle=bundle, budgets=BudgetBook(), tools={name: declared(name) for name in tools}, config=SimpleNamespace(policy=policy),
                                              routes={name: route(name) for name in ("fast", "slow", *tools)})
         clock = StandingClock()
         self.store = MemoryStore("worker-1")
-        self.rulings = Rulings(self.store.sessions, Turns(self.store.sessions, clock), Rates(), clock)
+        self.rulings = Rulings(self.store.sessions, Turns(self.store.sessions, clock), self.store.budgets, clock, lambda text: text.replace(SECRET, "[secret]"))
         self.case = self.new_case()
 
     def new_case(self) -> Progress:
@@ -129,9 +132,9 @@ async def test_a_request_that_the_rules_stop_uses_up_no_limit(effect, error):
     world = World(limit, {"effect": effect, "when": 'has(request.body.user) && request.body.user == "eve"'})
     with pytest.raises(error):
         await world.request(world.call(user="eve"))
+    assert world.case.limits == []
     await world.request(world.call())
-    with pytest.raises(RateLimited):
-        await world.request(world.call())
+    assert world.case.limits == [(Limit("r0", 3600.0, ("key",), requests=1), "")]
 
 
 # Results that a request brings.
@@ -248,7 +251,7 @@ async def test_a_proposal_over_a_rate_is_refused_and_said_to_be():
     world.case.answered = True
     assert (await world.proposes("pay")).arguments == {}
     assert (await world.proposes("see")).arguments == {}
-    assert "rate of 1 in 3600 s" in (await world.proposes("pay")).text
+    assert "rate of 1 request in 1h" in (await world.proposes("pay")).text
     assert [verdict.name for verdict in world.case.verdicts] == ["allow", "allow", "allow", "deny"]
     last = world.case.verdicts[-1]
     assert isinstance(last, Denied)
@@ -482,3 +485,120 @@ async def test_the_arguments_of_a_tool_are_those_of_the_request_where_no_rule_wr
     else:
         with pytest.raises(Forbidden):
             await world.request(call)
+
+
+# Limits.
+
+async def test_what_a_call_takes_of_rates_is_known_once_all_rules_of_its_way_are_asked():
+    """Of an HTTP tool's those of both phases; taken are they with its intent."""
+    world = World({"effect": "limit", "limit": {"concurrent": 2, "by": ["team"]}}, {"effect": "allow", "phase": "tool_call"},
+                  {"phase": "tool_call", "effect": "limit", "limit": {"requests": 1, "per": "1s", "by": ["tool"]}}, tools=("pay",))
+    await world.request(world.call(operation="tool", name="pay"))
+    assert world.case.limits == [(Limit("r0", 0.0, ("team",), concurrent=2), ""), (Limit("r2", 1.0, ("tool",), requests=1), "pay")]
+
+
+@pytest.mark.parametrize(("rule", "taken"), [
+    ({"mode": "shadow"}, False), ({"mode": "shadow", "when": "request.params.nowhere == 1"}, False), ({"mode": "off"}, False),
+    ({"when": "request.params.nowhere == 1"}, True), ({"match": {"teams": ["red"]}}, False)])
+async def test_a_limit_that_only_looks_takes_nothing_and_one_that_cannot_be_evaluated_does(rule, taken):
+    """What might have been over the rate is not let through uncounted."""
+    world = World({"effect": "limit", "limit": {"requests": 1, "per": "1h"}, **rule})
+    await world.request(world.call())
+    assert [limit.rule for limit, _tool in world.case.limits] == ["r0"] * taken
+
+
+async def test_a_proposal_is_counted_with_the_accounts_of_its_call_and_without_secrets():
+    """The name is the model's own, and counts are kept on disk."""
+    world = World({"phase": "tool_call", "effect": "limit", "limit": {"requests": 1, "per": "1h", "by": ["key", "route", "tool"]}})
+    world.rulings.budgets.take = asked = Taking()  # type: ignore[method-assign]
+    world.case.spending = Spending({"key": ("key_1",), "route": ("elsewhere",)}, Measure(1))
+    await world.proposes(f"pay-{SECRET}")
+    (take,) = asked.takes
+    assert (take.rule, take.whose, take.measure) == ("r0", "key=key_1 route=elsewhere tool=pay-%5Bsecret%5D", "requests")
+
+
+async def test_a_store_that_fails_lets_no_proposal_pass_uncounted():
+    world = World({"phase": "tool_call", "effect": "limit", "limit": {"requests": 1, "per": "1h"}})
+    world.rulings.budgets.take = Taking(StoreUnavailable("gone"))  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await world.proposes("pay")
+    assert world.case.uses == []
+
+
+# Money.
+
+class Taking:
+    """In place of the store's verb."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.takes: list[Any] = []
+
+    async def __call__(self, takes: Any, **_: Any) -> None:
+        self.takes += takes
+        if self.error:
+            raise self.error
+
+
+class Standings:
+    """In place of the store's verb: whose accounts are asked for."""
+
+    def __init__(self, inner: Any = None) -> None:
+        self.inner = inner
+        self.asked: list[Any] = []
+
+    async def __call__(self, book: Any, subjects: Any, *, now_ns: int) -> Any:
+        self.asked.append(subjects)
+        if self.inner is None:
+            raise StoreUnavailable("gone")
+        return await self.inner(book, subjects, now_ns=now_ns)
+
+
+def poor(*rules: dict[str, Any], **given: Any) -> tuple[World, Standings]:
+    """A world where the route `fast` has a budget of 5 nano-USD, and what is asked about accounts."""
+    world = World(*rules, **given)
+    world.snapshot.budgets = BudgetBook([Budget("b", "route", 5, of=("fast",))])
+    world.rulings.budgets.standing = asked = Standings(world.store.budgets.standing)  # type: ignore[method-assign]
+    return world, asked
+
+
+LOW = '"route" in budget.remaining && budget.remaining["route"] < 6 && budget.limit["any"] == 5 && budget.spent["route"] == 0'
+
+
+async def test_a_rule_reads_how_the_accounts_of_the_route_that_was_asked_for_stand():
+    """Before it is known where the call goes: this rule may be what sends it elsewhere."""
+    world, asked = poor({"effect": "route", "route": {"to": "slow"}, "when": LOW})
+    assert (await world.request(world.call()))[1].name == "slow"
+    assert (await world.request(world.call(name="slow")))[1].name == "slow"
+    assert [each["route"] for each in asked.asked] == [("fast",), ("slow",)]
+
+
+async def test_nobody_looks_at_accounts_where_no_rule_that_could_apply_reads_them():
+    """It is a question to the store, for every call."""
+    world, asked = poor(*({"effect": "deny", "when": LOW, **more} for more in ({"match": {"teams": ["red"]}}, {"mode": "off"}, {"phase": "response"})))
+    await world.request(world.call())
+    assert asked.asked == []
+
+
+async def test_later_questions_are_about_the_accounts_that_the_call_is_on():
+    world, asked = poor({"phase": "tool_call", "effect": "deny", "when": LOW})
+    assert (await world.proposes("pay")).arguments is None
+    world.case.spending = Spending({"route": ("elsewhere",)}, Measure(1))
+    assert (await world.proposes("pay")).arguments == {}
+    assert [each["route"] for each in asked.asked] == [("fast",), ("elsewhere",)]
+
+
+async def test_a_store_that_cannot_say_how_the_accounts_stand_ends_the_call():
+    world, _ = poor({"effect": "log", "when": LOW})
+    world.rulings.budgets.standing = Standings()  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await world.request(world.call())
+
+
+async def test_a_tool_stays_on_offer_where_its_rule_reads_how_the_accounts_stand():
+    """The rule is asked when the tool is called."""
+    world, asked = poor({"phase": "tool_call", "effect": "deny", "when": LOW})
+    offered = [{"type": "function", "function": {"name": "pay"}}]
+    call, _ = await world.request(world.call(messages=chat(), tools=offered))
+    assert call.body["tools"] == offered
+    assert asked.asked == []

@@ -135,13 +135,58 @@ def test_without_authentication_no_pepper_is_needed(folder):
     (AUTH + ONE, ROUTE + ROUTE, "routes/r.toml:7:route[1].name: the route 'fast' is defined twice (first at routes/r.toml:1)"),
     (AUTH + ONE + '[prices."noe/m"]\ninput="1"\noutput="1"', "",
      """config.toml:6:prices."noe/m": there is no provider 'noe' (did you mean "one"?)"""),
-    (AUTH + ONE + '[prices.one]\ninput="1"\noutput="1"', "", "config.toml:6:prices.one: a price is for a target"),
-    (AUTH + ONE + '[prices."one/"]\ninput="1"\noutput="1"', "", 'config.toml:6:prices."one/": a price is for a target'),
+    (AUTH + ONE + '[prices.one]\ninput="1"\noutput="1"', "", "config.toml:6:prices.one: an entry of `prices` is for a target"),
+    (AUTH + ONE + '[prices."one/"]\ninput="1"\noutput="1"', "", 'config.toml:6:prices."one/": an entry of `prices` is for a target (write [prices."PROVIDER/MODEL"])'),
 ])
 def test_a_dangling_name_or_reference_is_named_with_its_place(folder, config, routes, expected):
     found = folder.problems(config, routes)
     assert len(found) == 1
     assert expected in found[0]
+
+
+PRICED = '[prices."one/m"]\ninput = "1"\noutput = "2"\n'
+
+
+@pytest.mark.parametrize(("config", "expected"), [
+    ('[models."noe/m"]\ncontext = 1', """config.toml:6:models."noe/m": there is no provider 'noe' (did you mean "one"?)"""),
+    ("[models.one]\ncontext = 1", "config.toml:6:models.one: an entry of `models` is for a target"),
+    ('[models."one/m"]\ncontext = 0', 'config.toml:7:models."one/m".context: '),
+    ('[models."one/m"]\nmax_output = 0', 'config.toml:7:models."one/m".max_output: '),
+    ('[models."one/m"]\nbytes_per_token = 0', 'config.toml:7:models."one/m".bytes_per_token: '),
+    ('[models."one/m"]\noutput_limit = "n_predict"', 'config.toml:7:models."one/m".output_limit: is none of the possible values'),
+    ('[models."one/m"]\ncontxt = 1', 'config.toml:7:models."one/m".contxt: unknown key (did you mean "context"?)'),
+    ('[pricing]\nunknown = "assume"', "config.toml:7:pricing.unknown: what is to be assumed is not said (give `assumed_input` and `assumed_output`)"),
+    ('[pricing]\nunknown = "assume"\nassumed_input = "1"', "config.toml:7:pricing.unknown: what is to be assumed is not said"),
+    ('[pricing]\nunknown = "free"', "config.toml:7:pricing.unknown: is none of the possible values"),
+    (PRICED + 'reasoning = "5000"', 'config.toml:9:prices."one/m".reasoning: $5000 per million tokens is outside $0.001 to $1000'),
+    (PRICED + 'image = "40"', 'config.toml:9:prices."one/m".image: $40 per picture is more than $1: a slip of the unit?'),
+    (PRICED + '[[prices."one/m".tiers]]\nabove = 5\ninput = "1"\noutput = "5000"',
+     'config.toml:9:prices."one/m".tiers: [0].output: $5000 per million tokens is outside $0.001 to $1000'),
+    (PRICED + '[[prices."one/m".tiers]]\nabove = 0\ninput = "1"\noutput = "5"', 'config.toml:10:prices."one/m".tiers[0].above: '),
+    ('[budgets.b]\nscope = "team"', "config.toml:6:budgets.b.limit: a budget needs `limit`, `soft` or `limits`"),
+    ('[budgets.b]\nscope = "tem"\nlimit = "1"', 'config.toml:7:budgets.b.scope: is none of the possible values (did you mean "team"?)'),
+    ('[budgets.b]\nscope = "team"\nlimit = "1"\nsoft = "2"', "config.toml:9:budgets.b.soft: the soft limit is above the limit"),
+    ('[budgets.b]\nscope = "team"\nlimit = "1"\nwindow = "30s"', "config.toml:9:budgets.b.window: a rolling window is a minute at the least"),
+    ('[budgets.b]\nscope = "team"\nlimit = "1"\nwindow = "fortnight"', "config.toml:9:budgets.b.window: a window is "),
+    ('[budgets.b]\nscope = "team"\nlimit = "1"\ntimezone = "Mars/Base"', "config.toml:9:budgets.b.timezone: there is no time zone 'Mars/Base'"),
+    ('[budgets.b]\nscope = "team"\nlimit = 1', "config.toml:8:budgets.b.limit: an amount of money is a string"),
+    ('[budgets.b]\nscope = "team"\nlimits = { a = "-1" }', "config.toml:8:budgets.b.limits.a: an amount of money is a string"),
+    ('[budgets."b c"]\nscope = "team"\nlimit = "1"', "the name does not have the form"),
+])
+def test_what_is_wrong_about_money_is_named_with_its_place(folder, config, expected):
+    found = folder.problems(AUTH + ONE + config)
+    assert len(found) == 1, found
+    assert expected in found[0]
+
+
+def test_budgets_and_what_bounds_a_call_are_compiled(folder):
+    config = (AUTH + ONE + 'output_limit = "max_completion_tokens"\nbills_unanswered = false\n' + PRICED
+              + '[models."one/m"]\ncontext = 9\nmax_output = 8\n[budgets.b]\nscope = "team"\nlimit = "1"\nwindow = "day"\n')
+    snapshot = folder.compile(config, ROUTE)
+    (to,) = snapshot.routes["fast"].targets
+    assert (to.bounds.context, to.bounds.max_output, to.bounds.output_limit, to.bounds.bills_unanswered) == (9, 8, "max_completion_tokens", False)
+    assert to.prices == "configuration"
+    assert snapshot.budgets.budgets["b"].limit_nusd == 10**9
 
 
 def test_everything_that_is_wrong_is_said_at_once_and_once(folder):

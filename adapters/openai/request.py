@@ -8,6 +8,7 @@ from gateway.wire import Ask, Call, InvalidRequest, JsonObject, Secret, Target, 
 from .wire import PATHS
 
 _LONGEST_MODEL: Final = 256
+_LONGEST_USER: Final = 200
 
 _Shape: TypeAlias = Mapping[str, "_Shape"]
 
@@ -30,6 +31,8 @@ _BODY: Final[_Shape] = {
         "metadata", "safety_identifier", "service_tier", "store", "response_format", "modalities", "web_search_options",
         "temperature", "top_p", "stop", "seed", "logprobs", "top_logprobs", "reasoning_effort", "parallel_tool_calls",
         "dimensions", "encoding_format",
+        # other servers' words for the longest answer, which money may make shorter
+        "max_output_tokens", "max_new_tokens", "max_length", "n_predict", "num_predict", "min_tokens", "min_length",
     ), _LEAF),
     "stream_options": {"include_usage": _LEAF},
     "messages": _MESSAGE,
@@ -52,7 +55,20 @@ def read(operation: str, body: JsonObject) -> Ask:
         message = f"`model` must be a string of 1 to {_LONGEST_MODEL} characters."
         raise InvalidRequest(message, pointer="/model")
     _check_content(operation, body)
-    return Ask(route=model, stream=_read_stream(operation, body))
+    return Ask(route=model, stream=_read_stream(operation, body), user=_read_user(body))
+
+
+def _read_user(body: JsonObject) -> str:
+    """Who asks, as the client names them: `user`, or what has taken its place. A budget of users counts by it."""
+    for name in ("user", "safety_identifier"):
+        value = body.get(name)
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str) or len(value) > _LONGEST_USER or not value.isprintable():
+            message = f"`{name}` must be a string of at most {_LONGEST_USER} printable characters."
+            raise InvalidRequest(message, pointer=f"/{name}")
+        return value
+    return ""
 
 
 def wants_usage(call: Call) -> bool:

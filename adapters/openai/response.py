@@ -4,7 +4,19 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from gateway.wire import AttemptFailed, Call, CallError, Forbidden, JsonObject, Reply, UpstreamRejected, dumps, loads
+from gateway.wire import (
+    AttemptFailed,
+    BudgetExceeded,
+    Call,
+    CallError,
+    Forbidden,
+    JsonObject,
+    RateLimited,
+    Reply,
+    UpstreamRejected,
+    dumps,
+    loads,
+)
 
 from .wire import ProviderWords, error_in, malformed, text_of, usage_of, words_in
 
@@ -82,7 +94,7 @@ def error_object(error: CallError, call_id: str) -> dict[str, JsonObject]:
     API's manner (`messages[0].role`).
     """
     message, kind, param, code = error.message, _type_of(error.status), _param(error.pointer), error.code
-    extra = {} if error.pointer is None else {"pointer": error.pointer}
+    extra: dict[str, str | None] = {} if error.pointer is None else {"pointer": error.pointer}
     if isinstance(error, UpstreamRejected):
         kind, param = error.upstream_type or kind, error.upstream_param
         code = error.upstream_code or code
@@ -91,6 +103,12 @@ def error_object(error: CallError, call_id: str) -> dict[str, JsonObject]:
         extra["rule"] = error.rule
         if error.remedy:
             extra["remedy"] = error.remedy
+    elif isinstance(error, RateLimited):
+        extra["rule"] = error.rule
+    elif isinstance(error, BudgetExceeded):
+        if not error.should_retry:
+            kind = "insufficient_quota"  # the word of this API for money that is used up
+        extra |= {"account": error.account, **error.figures}
     return {"error": {"message": message, "type": kind, "param": param, "code": code, "call_id": call_id, **extra}}
 
 

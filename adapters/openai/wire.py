@@ -30,7 +30,7 @@ def usage_of(value: Any, operation: str) -> Usage | None:
 
     A count that is negative, not an integer or beyond reason is not believed. If it is one of the two totals, the usage
     is unknown. A part (cached, audio, reasoning) that is not believed, or larger than the total it is part of, counts
-    as 0, so that a wrong discount is never given.
+    as 0, so that a wrong discount is never given. What a `total_tokens` has beyond both totals is output.
     """
     if not isinstance(value, dict):
         return None
@@ -38,6 +38,8 @@ def usage_of(value: Any, operation: str) -> Usage | None:
     completion = 0 if operation == "embeddings" else _count(value.get("completion_tokens"), _MOST_TOKENS)
     if prompt is None or completion is None:
         return None
+    if operation != "embeddings":  # some leave reasoning out of the completion, and count it in the whole alone
+        completion = max(completion, (_count(value.get("total_tokens"), _MOST_TOKENS) or 0) - prompt)
     audio_in = _part(value, "prompt_tokens_details", "audio_tokens", prompt)
     return Usage(
         input_tokens=prompt,

@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "policy": ("gateway.cli.policy", "policy", "Run the rules' cases, explain a call, decide recorded traffic again."),
     "keys": ("gateway.cli.keys", "keys", "Create, list, revoke and rotate virtual keys."),
     "calls": ("gateway.cli.calls", "calls", "See what was called, what was decided and what it cost."),
+    "budgets": ("gateway.cli.budgets", "budgets", "Who may spend what, what is spent, and on what."),
+    "prices": ("gateway.cli.prices", "prices", "See what calls cost and what bounds it before they are sent."),
     "doctor": ("gateway.cli.doctor", "doctor", "Check the invariants on a database."),
 }
 

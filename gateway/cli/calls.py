@@ -12,6 +12,7 @@ import orjson
 from gateway.call import Outcome
 from gateway.cli.deployment import open_deployment
 from gateway.cli.output import config_option, emit_columns, emit_json, emit_json_line, emit_rows, json_option, printable
+from gateway.store.call_money import call_money
 from gateway.store.database import Connection
 from gateway.store.protocol import CallFilter
 from gateway.store.reads import list_calls, one_call
@@ -22,11 +23,12 @@ _WIDTHS: Final = (20, 31, 12, 16, 24, 11, 17, 10, 7)  # of these, where lines ar
 _ATTEMPT_COLUMNS: Final = ("n", "target", "end", "cause", "status", "waited_s", "seconds", "cost_usd", "message")
 _REASON_COLUMNS: Final = ("phase", "subject", "rule", "effect", "verdict", "mode", "source", "message")
 _VERDICT_COLUMNS: Final = ("phase", "subject", "decision", "rule", "message")
+_LINE_COLUMNS: Final = ("n", "target", "cost_usd", "estimated", "images", "prices")
 _USE_COLUMNS: Final = ("id", "name", "via", "released", "args")
 _FACTS: Final = (
     "id", "time", "outcome", "status", "code", "message", "decision", "rule", "withheld", "labels", "bundle", "key", "name", "team", "org",
     "dialect", "operation", "route", "target", "stream", "session", "run", "step", "tags", "traceparent", "seconds", "first_byte_s",
-    "finish_reasons", "usage", "cost_usd",
+    "finish_reasons", "usage", "cost_usd", "reserved", "settled",
 )
 _POLL_S: Final = 0.5
 _PAGE: Final = 500
@@ -92,19 +94,21 @@ def show(*, call_id: str, config_path: str, as_json: bool) -> None:
     _path, opened = open_deployment(config_path)
     with contextlib.closing(opened) as connection:
         call = one_call(connection, call_id)
+        money = call_money(connection, call_id)
     if call is None:
         raise click.ClickException(f"there is no call {call_id!r} on record; `lockgate calls tail` lists the latest")
     if as_json:
-        emit_json(call)
+        emit_json({**call, "money": money})
         return
-    shown = _shown(call)
+    shown = {**_shown(call), **_told(money), "cost_usd": _cost(call, is_open=call["outcome"] == OPEN)}
     for name in _FACTS:
-        if shown[name] not in (None, [], {}):
+        if shown.get(name) not in (None, [], {}):
             click.echo(f"{name:15} {_line(shown[name])}")
     for title, rows, columns in (
         ("verdicts", call["verdicts"], _VERDICT_COLUMNS), ("reasons", _reasons(call), _REASON_COLUMNS),
         ("tool calls", [{**use, "args": _line(use["args"])} for use in call["tool_uses"]], _USE_COLUMNS),
         ("attempts", [_timed(row) for row in call["attempts"]], _ATTEMPT_COLUMNS),
+        ("ledger", money["lines"] if money else [], _LINE_COLUMNS),
     ):
         if rows:
             click.echo(f"\n{title}")
@@ -164,10 +168,32 @@ def _reasons(call: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _timed(attempt: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = "unknown" if attempt["end"] is not None else None
     return {
-        **attempt, "seconds": _seconds(attempt["started_ns"], attempt["ended_ns"]), "cost_usd": attempt["cost_usd"] or unknown,
+        **attempt, "seconds": _seconds(attempt["started_ns"], attempt["ended_ns"]),
+        "cost_usd": _cost(attempt, is_open=attempt["end"] is None),
     }
+
+
+def _cost(row: Mapping[str, Any], *, is_open: bool) -> str | None:
+    """The cost of a call or an attempt, with how far it is to be trusted."""
+    if row["cost_usd"] is None:
+        return None if is_open else "unknown"
+    return f"{row['cost_usd']} (estimated)" if row["usage"] is not None and row["usage"]["estimated"] else str(row["cost_usd"])
+
+
+def _told(money: Mapping[str, Any] | None) -> dict[str, str]:
+    """What was set aside for a call and what became of it, where budgets bind it."""
+    if money is None or not money["accounts"]:  # a reservation without accounts is of rates alone
+        return {}
+    reserved = f"{money['reserved_usd']} on {', '.join(money['accounts'])}"
+    if money["granted_tokens"] is not None:
+        reserved += f", for an answer of up to {money['granted_tokens']} tokens"
+    settled = money["settlement"]
+    if settled is None:
+        return {"reserved": reserved}
+    doubt = ": a suspect, `lockgate budgets resolve` books what it really was" if settled["suspect"] else ""
+    author = f" by {settled['author']}" if settled["author"] else ""
+    return {"reserved": reserved, "settled": f"{settled['cost_usd']} ({settled['how']}{author}){doubt}"}
 
 
 def _seconds(start_ns: int, end_ns: int | None) -> str | None:

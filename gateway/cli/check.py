@@ -4,7 +4,7 @@ import dataclasses
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,7 @@ def check(*, config_path: str, as_json: bool) -> None:
     loaded: dict[str, int | str] = {
         "providers": len(deployment.config.providers), "routes": len(snapshot.routes) - len(snapshot.tools),
         "tools": len(snapshot.tools), "rules": len(snapshot.bundle.rules),
-        "cases": len(deployment.cases), "bundle": snapshot.bundle.digest}
+        "cases": len(deployment.cases), "budgets": len(snapshot.budgets.budgets), "bundle": snapshot.bundle.digest}
     _report([], [placed(warning, folder) for warning in warnings(deployment, snapshot)], loaded, as_json=as_json)
 
 
@@ -123,17 +123,17 @@ def _of_secrets(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]
 
 
 def _of_prices(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
+    limited = any(budget.limit_nusd is not None or budget.limits for budget in snapshot.budgets.budgets.values())
     for given in deployment.routes:
         for number, to in enumerate(snapshot.routes[given.name].targets):
             if to.price is None:
+                refused = ", and a call that a budget binds is refused" if limited else ""
                 yield deployment.problem_in(
-                    given.source, ("targets", number), f"the price of {to.target} is not known, nor will be what a call costs",
+                    given.source, ("targets", number), f"the price of {to.target} is not known, nor will be what a call costs{refused}",
                     f'set [prices."{to.target}"], or `price_provider` of the provider')
-    yield from _unused(deployment, (str(to.target) for route in snapshot.routes.values() for to in route.targets))
-
-
-def _unused(deployment: Deployment, targets: Iterable[str]) -> Iterator[Problem]:
-    used = set(targets)
-    for key in deployment.config.prices:
-        if key not in used:
-            yield deployment.problem(("prices", key), "no route has this target", "a slip in its name leaves the real one without a price")
+    used = {str(to.target) for route in snapshot.routes.values() for to in route.targets}
+    for section, keys in (("prices", deployment.config.prices), ("models", deployment.config.models)):
+        for key in keys:
+            if key not in used:
+                yield deployment.problem(
+                    (section, key), "no route has this target", "a slip in its name leaves the real one without what stands here")

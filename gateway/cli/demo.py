@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import orjson
 from gateway.errors import SetupError
 
 _READY_S: Final = 30.0
+_MOST_CALLS: Final = 15
 _LOCKGATE: Final = (sys.executable, "-m", "gateway.cli")
 
 _CONFIG: Final = """
@@ -39,6 +41,13 @@ output = "10.00"
 [prices."backup/sim-small"]
 input = "0.15"
 output = "0.60"
+
+[budgets.students]
+scope = "team"
+of = ["students"]
+limit = "0.002"
+window = "day"
+least_output = 1
 """
 
 _ROUTES: Final = """
@@ -137,7 +146,9 @@ def _lockgate(cwd: Path, *arguments: str) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def demo() -> None:
-    """Start a gateway and two simulated providers; show calls that are allowed, denied, redacted and routed round a dead provider."""
+    """Start a gateway and two simulated providers; show calls that are allowed, denied, redacted, stopped by a budget and routed round
+    a dead provider.
+    """
     try:
         import openai  # noqa: PLC0415 - only the demo needs it
     except ImportError as error:
@@ -146,17 +157,19 @@ def demo() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-demo-"))) / "deployment"
         processes = Processes()
         stack.callback(processes.stop_all)
-        click.echo("Setting up: a deployment folder, two simulated providers, a gateway, a key for the team `interns`.")
+        click.echo("Setting up: a deployment folder, two simulated providers, a gateway, keys for the teams `interns` and `students`.")
         _lockgate(folder.parent, "init", str(folder))
         primary, primary_url = processes.start("simulate", "--port", "0", cwd=folder)
         _backup, backup_url = processes.start("simulate", "--port", "0", cwd=folder)
         _write_deployment(folder, primary_url, backup_url)
-        key = orjson.loads(_lockgate(folder, "keys", "create", "--name", "demo", "--team", "interns", "--json"))["key"]
+        key, poor = (_key(folder, team) for team in ("interns", "students"))
         _gateway, url = processes.start("serve", cwd=folder)
         click.echo(f"The gateway answers at {url}/v1. Now the official openai client, with only its base URL changed:\n")
         client = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
-        _show(client, openai, kill_primary=lambda: processes.stop(primary))
-        _show_journal(folder)
+        _show(client, openai)
+        answered = _show_budget(client.with_options(api_key=poor), openai, folder)
+        _show_fallback(client, kill_primary=lambda: processes.stop(primary))
+        _show_journal(folder, completed=5 + answered)
     click.echo("\nAll of it happened.")
 
 
@@ -170,13 +183,18 @@ def _write_deployment(folder: Path, primary_url: str, backup_url: str) -> None:
         path.write_text(text)
 
 
-def _show(client: Any, openai: Any, *, kill_primary: Callable[[], None]) -> None:
+def _key(folder: Path, team: str) -> str:
+    made: str = orjson.loads(_lockgate(folder, "keys", "create", "--name", "demo", "--team", team, "--json"))["key"]
+    return made
+
+
+def _ask(client: Any, text: str) -> Any:
+    return client.chat.completions.with_raw_response.create(model="assistant", messages=[{"role": "user", "content": text}])
+
+
+def _show(client: Any, openai: Any) -> None:
     """The calls. `client` is an `openai.OpenAI`, `openai` its module (imported late, hence no types)."""
-
-    def ask(text: str) -> Any:
-        return client.chat.completions.with_raw_response.create(model="assistant", messages=[{"role": "user", "content": text}])
-
-    allowed = ask("Say hello to everyone.")
+    allowed = _ask(client, "Say hello to everyone.")
     _expect(allowed.headers["x-lockgate-target"] == "primary/sim-large", "the allowed call went to the primary provider")
     _say("allowed", f"{allowed.parse().choices[0].message.content!r}", allowed.headers)
 
@@ -186,7 +204,7 @@ def _show(client: Any, openai: Any, *, kill_primary: Callable[[], None]) -> None
     click.echo(f"  streamed   {len(pieces)} chunks: {''.join(pieces)!r}")
 
     try:
-        ask("Summarise the payroll of last month.")
+        _ask(client, "Summarise the payroll of last month.")
     except openai.PermissionDeniedError as error:
         _expect(error.code == "forbidden" and error.response.headers["x-lockgate-rule"] == "no-payroll-data", "the rule denied the call")
         _say("denied", error.body["message"], error.response.headers)
@@ -194,9 +212,39 @@ def _show(client: Any, openai: Any, *, kill_primary: Callable[[], None]) -> None
         raise DemoFailed("The call that a rule forbids was answered.")
 
     _show_rules_on_answers(client)
+
+
+def _show_budget(client: Any, openai: Any, folder: Path) -> int:
+    """Calls of a team with a fifth of a cent a day, until it is spent; how many were answered."""
+    shortened = False
+    for answered in range(_MOST_CALLS):
+        try:
+            answer = _ask(client, "words 40")
+        except openai.RateLimitError as error:
+            _expect(error.code == "budget_exceeded" and error.body["account"] == "students/students", "the team's budget refused the call")
+            _expect(shortened, "the last answer was shortened to what was left")
+            _say("stopped", error.body["message"], error.response.headers)
+            _show_books(folder)
+            return answered
+        shortened = "x-lockgate-max-tokens" in answer.headers
+        words = len(answer.parse().choices[0].message.content.split())
+        cost, left = (answer.headers[f"x-lockgate-{name}-usd"] for name in ("cost", "budget-remaining"))
+        click.echo(f"  paid       {cost} USD for {words} words{' (shortened)' if shortened else ''}; {left} USD are left")
+    raise DemoFailed("The budget was never spent.")
+
+
+def _show_books(folder: Path) -> None:
+    click.echo("\nWhat the books say (`lockgate budgets show`):\n")
+    click.echo(_lockgate(folder, "budgets", "show"))
+    (account,) = orjson.loads(_lockgate(folder, "budgets", "show", "students/students", "--json"))["accounts"]
+    _expect(Decimal(account["used_usd"]) <= Decimal(account["limit_usd"]), "no more was spent than the limit")
+    _expect(Decimal(account["reserved_usd"]) == 0, "nothing is set aside any more")
+
+
+def _show_fallback(client: Any, *, kill_primary: Callable[[], None]) -> None:
     kill_primary()
     click.echo("  (the primary provider is now dead)")
-    survived = ask("Are you still there?")
+    survived = _ask(client, "Are you still there?")
     _expect(survived.headers["x-lockgate-target"] == "backup/sim-small", "the call went round the dead provider")
     _expect(survived.headers["x-lockgate-attempts"] == "2", "both attempts are on record")
     _say("survived", f"{survived.parse().choices[0].message.content!r}", survived.headers)
@@ -217,12 +265,12 @@ def _show_rules_on_answers(client: Any) -> None:
     click.echo(f"  redacted   {said!r}")
 
 
-def _show_journal(folder: Path) -> None:
+def _show_journal(folder: Path, *, completed: int) -> None:
     click.echo("\nWhat the journal says (`lockgate calls tail`):\n")
     click.echo(_lockgate(folder, "calls", "tail"))
     calls = orjson.loads(_lockgate(folder, "calls", "tail", "--json"))
-    _expect([call["outcome"] for call in calls].count("completed") == 5, "five calls were completed")
-    _expect([call["outcome"] for call in calls].count("refused") == 1, "one call was refused")
+    _expect([call["outcome"] for call in calls].count("completed") == completed, f"{completed} calls were completed")
+    _expect([call["outcome"] for call in calls].count("refused") == 2, "two calls were refused")
     _expect(all(call["cost_usd"] is not None for call in calls), "every call has its cost")
     click.echo(_lockgate(folder, "doctor").strip())
 

@@ -1,13 +1,20 @@
 """What commands that work on a deployment's database need of its configuration."""
 
+import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
+from gateway.clock import SystemClock, SystemIds
 from gateway.config import Deployment
 from gateway.deployment import read_settings
 from gateway.errors import SetupError, StoreError
 from gateway.secret import Secret, resolve
 from gateway.store.database import Connection, open_readonly
+from gateway.store.sqlite import SqliteStore
+
+T = TypeVar("T")
 
 _SET_PATH = "set `store.path` to a new file, or to the right one"  # what the store tells a gateway's operator
 
@@ -43,6 +50,25 @@ def open_file(path: Path) -> Connection:
         return open_readonly(path)
     except StoreError as error:
         raise StoreError(error.message.replace(_SET_PATH, "name another file")) from error
+
+
+def on_store(deployment: Deployment, purpose: str, work: Callable[[SqliteStore], Awaitable[T]]) -> T:
+    """Open the deployment's database for writing, beside a gateway or without one, work on it, close it. `purpose` names this process."""
+    settings = deployment.config.store
+    clock = SystemClock()
+    owner = f"{purpose}:{os.getpid()}:{SystemIds(clock).token(8)}"
+    store = SqliteStore(
+        database_of(deployment), owner, synchronous=settings.synchronous, busy_timeout_s=settings.busy_timeout,
+    )
+
+    async def run() -> T:
+        await store.start(now_ns=clock.now_ns())
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
 
 
 def pepper_of(deployment: Deployment) -> Secret:

@@ -1,7 +1,5 @@
 """`lockgate keys`: virtual keys. A key is shown once, when it is made; the database holds its hash."""
 
-import asyncio
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -10,14 +8,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from gateway.cli.deployment import database_of, pepper_of
+from gateway.cli.deployment import on_store, pepper_of
 from gateway.cli.output import config_option, emit_json, emit_rows, json_option
 from gateway.clock import SystemClock, SystemIds
 from gateway.config import Deployment
 from gateway.deployment import read_deployment, read_settings
 from gateway.keyring import new_key, new_secret
 from gateway.store.protocol import Keys, StoredKey
-from gateway.store.sqlite import SqliteStore
 from gateway.units import parse_duration
 
 T = TypeVar("T")
@@ -151,21 +148,7 @@ def _all(deployment: Deployment) -> Sequence[StoredKey]:
 
 def _on_keys(deployment: Deployment, work: Callable[[Keys], Awaitable[T]]) -> T:
     """Open the deployment's database, work on its keys, close it."""
-    settings = deployment.config.store
-    clock = SystemClock()
-    owner = f"keys:{os.getpid()}:{SystemIds(clock).token(8)}"
-    store = SqliteStore(
-        database_of(deployment), owner, synchronous=settings.synchronous, busy_timeout_s=settings.busy_timeout,
-    )
-
-    async def run() -> T:
-        await store.start(now_ns=clock.now_ns())
-        try:
-            return await work(store.keys)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+    return on_store(deployment, "keys", lambda store: work(store.keys))
 
 
 def _id_of(given: str) -> str:

@@ -32,7 +32,8 @@ def action_of(rule: RuleConfig, detectors: Detectors) -> Action | None:
     if rule.route is not None:
         return Rerouting(rule.id, rule.route.to, rule.route.only, rule.route.remove)
     if rule.limit is not None:
-        return Limit(rule.id, rule.limit.requests, rule.limit.per, rule.limit.by)
+        given = rule.limit
+        return Limit(rule.id, given.per or 0.0, given.by, given.requests, given.tokens, given.concurrent)
     return Approval(rule.id, rule.approvers, rule.quorum) if rule.effect == "require_approval" else None
 
 

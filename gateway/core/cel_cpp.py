@@ -168,7 +168,8 @@ def _types(cel: ModuleType) -> dict[str, Any]:
     types = cel.Type
     return {"bool": types.BOOL, "int": types.INT, "double": types.DOUBLE, "string": types.STRING, "timestamp": types.TIMESTAMP,
             "duration": types.DURATION, "dyn": types.DYN, "list(string)": types.List(types.STRING), "list(dyn)": types.List(types.DYN),
-            "map(string, string)": types.Map(types.STRING, types.STRING), "map(string, dyn)": types.Map(types.STRING, types.DYN)}
+            "map(string, string)": types.Map(types.STRING, types.STRING), "map(string, int)": types.Map(types.STRING, types.INT),
+            "map(string, dyn)": types.Map(types.STRING, types.DYN)}
 
 
 def _verdict(evaluate_on: Callable[[Any], Any]) -> Callable[[Any], bool]:

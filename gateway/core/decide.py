@@ -25,11 +25,12 @@ from gateway.core.decision import (
     Setting,
 )
 from gateway.core.expressions import Fault, attempt, evaluate
-from gateway.core.facts import SESSION_FACTS, Facts
+from gateway.core.facts import BUDGET_FACTS, SESSION_FACTS, Facts
 from gateway.core.rules import Bundle, Rule, Selection
 
 # What lets something pass must be certain to: an error of such a rule counts as not matched, of any other as matched.
 _OPEN: Final[frozenset[Effect]] = frozenset({"allow", "log"})
+_GUARD: Final = 'guard it with `in`: "team" in budget.remaining && …'
 
 
 def decide(bundle: Bundle, phase: Phase, facts: Facts) -> Decision:
@@ -42,7 +43,8 @@ def decide(bundle: Bundle, phase: Phase, facts: Facts) -> Decision:
 
 
 # What is looked at when a tool call is made: what is not known before, and what would be read again for each of a thousand offered tools.
-LATER: Final = frozenset({"tool.args", "texts", "now", "request.body", "request.params", "messages", "tools_offered"}) | SESSION_FACTS
+LATER: Final = SESSION_FACTS | BUDGET_FACTS | {
+    "tool.args", "texts", "now", "request.body", "request.params", "messages", "tools_offered"}
 
 
 def at_best(bundle: Bundle, facts: Facts) -> Decision:
@@ -144,5 +146,10 @@ def _ask(rule: Rule, facts: Facts, activation: Any) -> Reason:
     # What a call without a session lacks is missed only where the verdict hangs on it: `session.id != "" && session.calls > 9`.
     verdict = evaluate(rule.program, activation)
     if isinstance(verdict, Fault):
-        return rule.failed(unclear or verdict.text)
+        return rule.failed(unclear or _told(rule, verdict))
     return rule.answered(verdict)
+
+
+def _told(rule: Rule, fault: Fault) -> str:
+    """Why there is no verdict. A scope that no budget binds is the usual reason with rules on money, and easy to guard against."""
+    return f"{fault.text}; {_GUARD}" if fault.lacks_key and rule.reads & BUDGET_FACTS else fault.text

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from gateway.call import Json, JsonObject
+from gateway.core.accounts import Scope
 from gateway.core.detectors import Detector
 
 Phase: TypeAlias = Literal["request", "tool_call", "response", "tool_result"]
@@ -84,12 +85,14 @@ class Rerouting:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most `requests` in `per_s` seconds, counted for each combination of `by`."""
+    """At most `requests`, and at most `tokens`, in `per_s` seconds, and at most `concurrent` at a time, for each combination of `by`."""
 
     rule: str
-    requests: int
     per_s: float
-    by: tuple[str, ...]
+    by: tuple[Scope, ...]
+    requests: int | None = None
+    tokens: int | None = None
+    concurrent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ def reason_json(reason: Reason, decision: Decision, bodies: str) -> JsonObject:
         told["subject"] = decision.subject
     if reason.shadow:
         told["shadow"] = True
-    values = {name: _shown(_spelt(name, decision.values[name], bodies), bodies) for name in reason.reads if name in decision.values}
+    values = {name: _kept(name, decision.values[name], bodies) for name in reason.reads if name in decision.values}
     if values:
         told["values"] = values
     return told
@@ -190,6 +193,11 @@ def verdict_json(decision: Decision, bodies: str) -> JsonObject:
     """A decision on what came back, for the record."""
     return {"phase": decision.phase, "subject": decision.subject, "decision": decision.name, "rule": decision.rule or "",
             "message": decision.message or "", "bundle": decision.bundle, "reasons": reasons_json(decision, bodies)}
+
+
+def _kept(name: str, value: Any, bodies: str) -> Json:
+    """A value that a rule read, as the record has it. Amounts by scope are few and nobody's words."""
+    return dict(value) if name.startswith("budget.") else _shown(_spelt(name, value, bodies), bodies)
 
 
 def _spelt(name: str, value: Any, bodies: str) -> Any:

@@ -14,8 +14,9 @@ from gateway.call import Json, JsonObject
 from gateway.core.decision import BAD_ARGUMENTS, BY_DEFAULT, Phase
 from gateway.core.detectors import Detectors
 from gateway.core.expressions import Engine, ExpressionError, Fault, Library, compile_expression, evaluate, open_engine
-from gateway.core.facts import facts_of
+from gateway.core.facts import BUDGET_FACTS, facts_of
 from gateway.core.matching import MATCH_KEYS
+from gateway.core.money import usd
 
 LONGEST_VALUE: Final = 64
 MOST_PARTS: Final = 64  # of one expression; a longer one is shown as one part
@@ -25,6 +26,12 @@ _TOKEN: Final = re.compile(
     r'(?:[rR][bB]?|[bB][rR])(?:"""[^"]*(?:"{1,2}[^"]+)*"""|\'\'\'[^\']*(?:\'{1,2}[^\']+)*\'\'\'|"[^"\n]*"|\'[^\'\n]*\')'
     r'|[bB]?(?:"""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')'
     r"|//[^\n]*|&&|\|\||[()\[\]{}?]|[\w.]+|.", re.DOTALL)
+_CAUSES: Final[Mapping[str, str]] = {
+    "rate_limited": "not so often: wait, or raise the limit",
+    "budget_exceeded": "the account {account} has not enough money left: wait for its next window, or raise its limit",
+    "budget_busy": "the rest of the account {account} was held by calls in flight: try again",
+    "price_unknown": "a budget binds it, and nobody knows what it costs: set the price of its target"}
+_IN_USD: Final = BUDGET_FACTS | {"session.spend"}  # whole numbers of nano-USD
 _SHORTENED: Final = re.compile(r"(?:… )?\[(?:\d+ characters|list of \d+|object of \d+)\]\Z")
 
 
@@ -107,12 +114,10 @@ def _read(content: bytes | None) -> _Rules:
 
 def _cause(call: JsonObject) -> str:
     """What ended a call that no rule ended."""
-    code = call.get("code") or ""
     if not call.get("decision"):
         return "The call ended before the rules were asked."
-    if code == "rate_limited":
-        return "The rules allow the call, but not so often: wait, or raise the limit."
-    return ""
+    said = _CAUSES.get(call.get("code") or "", "")
+    return f"The rules allow the call, but {said.format(account=call.get('account') or 'that binds it')}." if said else ""
 
 
 def _explained(decided: Mapping[str, Any], rules: _Rules, engine: str, cause: str) -> dict[str, Json]:
@@ -257,5 +262,14 @@ def _false(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _saw(values: Mapping[str, Json]) -> str:
-    told = ", ".join(f"{name} was {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
+    told = ", ".join(f"{name} was {json.dumps(_readable(name, value), ensure_ascii=False)}" for name, value in values.items())
     return f" ({told})" if told else ""
+
+
+def _readable(name: str, value: Json) -> Json:
+    """A value as a person reads it: money in USD."""
+    if name not in _IN_USD:
+        return value
+    if isinstance(value, Mapping):
+        return {scope: _readable(name, amount) for scope, amount in value.items()}
+    return f"{usd(value)} USD" if isinstance(value, int) else value

@@ -24,6 +24,7 @@ Value = TypeVar("Value")
 
 _QUOTED: Final = re.compile(r"""(["'])(.*?)\1""", re.DOTALL)
 _MIXED_NUMBERS: Final = re.compile(r"'_(?:[<>]=?|[!=]=|[-+*/])_' applied to '\((?:int, double|double, int)\)'")
+_NO_KEY: Final = re.compile(r"Key not found in map|no such (?:key|member in mapping)")
 _STRING_LITERAL: Final = re.compile(r"""[rR]?(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
 _FOREIGN: Final = re.compile(r"\b(?:and|or|not|AND|OR|NOT)\b|(?<![=!<>])=(?!=)")  # how other languages write it
 _LITERAL_PATTERN: Final = re.compile(
@@ -35,6 +36,11 @@ class Fault:
     """An evaluation that gave no verdict, and why."""
 
     text: str
+
+    @property
+    def lacks_key(self) -> bool:
+        """Whether a key was read that is not there, in the words of either engine."""
+        return _NO_KEY.search(self.text) is not None
 
 
 def open_engine(choice: str, variables: Mapping[str, str], library: Library) -> Engine:

@@ -13,16 +13,17 @@ from gateway.call import Json, Said, ToolCall, ToolResult
 from gateway.core.body import UnreadableFactError, bounded, max_tokens, messages, params, strings, texts, tools_offered
 from gateway.core.decision import PHASES, Phase
 from gateway.core.matching import MatchKeys
-from gateway.core.question import LARGE, Question
+from gateway.core.question import LARGE, BudgetFacts, Question
 from gateway.session import SessionFacts, SessionQuery
 
 CelType: TypeAlias = Literal[
-    "bool", "int", "string", "timestamp", "duration", "list(string)", "list(dyn)", "map(string, string)", "map(string, dyn)", "dyn"]
+    "bool", "int", "string", "timestamp", "duration", "list(string)", "list(dyn)", "map(string, string)", "map(string, int)",
+    "map(string, dyn)", "dyn"]
 
 Bulk = TypeVar("Bulk", dict[str, Json], list[Json])
 _PYTHON_TYPES: Final[Mapping[CelType, type]] = {  # of `dyn` anything is
     "bool": bool, "int": int, "string": str, "timestamp": datetime, "duration": timedelta, "list(string)": list, "list(dyn)": list,
-    "map(string, string)": dict, "map(string, dyn)": dict}
+    "map(string, string)": dict, "map(string, int)": dict, "map(string, dyn)": dict}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -86,6 +87,12 @@ def _session(question: Question) -> SessionFacts:
     return question.session
 
 
+def _budgets(question: Question) -> BudgetFacts:
+    if question.budgets is None:
+        raise UnreadableFactError("the accounts were not looked at")
+    return question.budgets
+
+
 def _bulk(question: Question, value: Bulk) -> Bulk:
     """What stands in the body, where it is not too much for an engine; a small body never is."""
     return bounded(value) if question.call.size >= LARGE else value
@@ -142,6 +149,7 @@ _RESULT: Final[tuple[Phase, ...]] = ("tool_result",)
 _RESPONSE: Final[tuple[Phase, ...]] = ("response",)
 # What has to be asked of the store; the names are those of facts below.
 SESSION_FACTS: Final = frozenset({"session.age", "session.labels", "session.calls", "session.spend"})
+BUDGET_FACTS: Final = frozenset({"budget.remaining", "budget.limit", "budget.spent"})
 
 FACTS: Final[tuple[Fact, ...]] = (
     Fact("principal.id", "string", PHASES, "The virtual key's public id; `anonymous` where authentication is off.",
@@ -196,6 +204,16 @@ FACTS: Final[tuple[Fact, ...]] = (
          "session.calls > 500", lambda asked: _session(asked).calls),
     Fact("session.spend", "int", PHASES, "What the session has cost so far, as far as it is known; compare it with `usd()`.",
          'session.spend > usd("5.00")', lambda asked: _session(asked).spend_nusd),
+    Fact("budget.remaining", "map(string, int)", PHASES,
+         "What is neither spent nor set aside on the accounts that bind the call: by scope (`team`, `key`, …) that of the tightest one, "
+         "`any` that of the tightest of all. Compare it with `usd()`. Guard with `in`: a scope that no budget binds is not there.",
+         '"team" in budget.remaining && budget.remaining["team"] < usd("5.00")', lambda asked: dict(_budgets(asked).remaining)),
+    Fact("budget.limit", "map(string, int)", PHASES, "The limits of the same accounts, raises included.",
+         '"key" in budget.limit && budget.limit["key"] == usd("0")', lambda asked: dict(_budgets(asked).limit)),
+    Fact("budget.spent", "map(string, int)", PHASES, "What is booked on them; also on accounts that have a soft limit alone.",
+         '"any" in budget.spent && budget.spent["any"] > usd("100.00")', lambda asked: dict(_budgets(asked).spent)),
+    Fact("user", "string", PHASES, "Who asks, as the caller says: `X-Lockgate-User`, or the body's `user`; empty if neither.",
+         'user == ""', lambda asked: asked.call.user),
     Fact("run", "string", PHASES, "`X-Lockgate-Run`, empty if not sent.",
          'run.startsWith("nightly-")', lambda asked: asked.call.origin.run or ""),
     Fact("step", "string", PHASES, "`X-Lockgate-Step`, empty if not sent.",

@@ -270,7 +270,7 @@ FUNCTIONS: Final[tuple[Function, ...]] = (
              'principal.name.in_list("contractors")', _in_list, _verify_list, ("member", "global")),
     Function("age", (("timestamp",),), "duration", "How long ago that was, at `now`.",
              'age(timestamp("2026-01-01T00:00:00Z")) > duration("24h")', _age),
-    Function("usd", (("string",),), "int", "An amount of money, to compare with `session.spend`.",
+    Function("usd", (("string",),), "int", "An amount of money, to compare with `session.spend` and what `budget.…` holds.",
              'session.spend > usd("0.40")', _usd, _verify_usd),
     Function("sha256", (("string",),), "string", "The hash of the text in UTF-8, in hexadecimal digits.",
              'sha256(principal.name).startsWith("0")', _sha256),

@@ -10,9 +10,10 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Final, Literal, TypeAlias
 
+from gateway.core.accounts import SCOPES
 from gateway.core.checked_tree import Const, Field, Invoked, Items, Loop, Name, Node, children, walk
 from gateway.core.decision import Phase
-from gateway.core.facts import FACTS, facts_of
+from gateway.core.facts import BUDGET_FACTS, FACTS, facts_of
 from gateway.core.program import CompileProblem
 
 MAX_NODES: Final = 500
@@ -23,8 +24,10 @@ MAX_JOINED: Final = 8  # `+` in one expression, where one of its texts is as lon
 _UNBOUNDED: Final = frozenset({
     "messages", "texts", "tools_offered", "request.body", "request.params", "tool.args", "result", "result_text", "response.text",
     "response.tool_calls"})
-# Facts whose fields a caller, a tool or the operator may leave out.
-_MAY_LACK: Final = frozenset({"request.body", "request.params", "tool.args", "tool.annotations", "tags", "env", "result"})
+# Facts whose fields a caller, a tool or the operator may leave out; of the first few a key is a name that stands in quotes.
+_GUARDED_BY_IN: Final = BUDGET_FACTS | {"tags", "env"}
+_MAY_LACK: Final = _GUARDED_BY_IN | {"request.body", "request.params", "tool.args", "tool.annotations", "result"}
+_LEVELS: Final = ("any", *SCOPES)  # what maps of budgets may hold
 # What reads all of its first operand: done for each item of a list, it takes time by the square.
 _READS_ALL: Final = frozenset({
     "charAt", "contains", "endsWith", "format", "glob", "in_list", "indexOf", "join", "lastIndexOf", "lowerAscii", "matches", "pii",
@@ -58,6 +61,7 @@ def warnings(tree: Node) -> list[CompileProblem]:
         return [CompileProblem(f"this is always {str(constant).lower()}", *tree.place)]
     parts = [part for part in walk(tree) if isinstance(part, Invoked) and part.function in {"_&&_", "_||_"} and truth(part) is not None]
     found = [CompileProblem(f"this part is always {str(truth(part)).lower()}", *part.place) for part in parts]
+    found += _no_levels(tree)
     unguarded: dict[str, CompileProblem] = {}
     for problem in _unguarded(tree, frozenset(), frozenset()):
         unguarded.setdefault(problem.message, problem)
@@ -221,11 +225,27 @@ def _unguarded(node: Node, present: frozenset[Path], bound: frozenset[str]) -> I
                     yield _lacking(lacking, node)
 
 
+def _no_levels(tree: Node) -> Iterator[CompileProblem]:
+    """Scopes that no budget can have: a rule that asks for one first never matches, and one that does not ask always fails."""
+    for part in walk(tree):
+        match part:
+            case Invoked(function="@in", arguments=(Const(kind="string", value=str(key)), of)):
+                path = (*(_path(of) or ()), key)
+            case Field() | Invoked(function="_[_]"):
+                path = _path(part) or ()
+            case _:
+                continue
+        if len(path) == 2 and path[0] in BUDGET_FACTS and path[1] not in _LEVELS:
+            near = get_close_matches(path[1], _LEVELS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_LEVELS)}"
+            yield CompileProblem(f"`{path[0]}` never has {path[1]!r}: it is by scope", *part.place, hint)
+
+
 def _lacking(path: Path, node: Node) -> CompileProblem:
     start = next(part for part in walk(node) if isinstance(part, Name))
     plain = all(part.isidentifier() for part in path[1:])
     shown = ".".join(path) if plain else "".join((path[0], *(f'["{part}"]' for part in path[1:])))
-    guard = f"has({shown})" if plain and path[0] not in {"tags", "env"} else f'"{path[-1]}" in {".".join(path[:-1])}'
+    guard = f"has({shown})" if plain and path[0] not in _GUARDED_BY_IN else f'"{path[-1]}" in {".".join(path[:-1])}'
     message = f"`{shown}` may not be there, and then the rule cannot be evaluated"
     return CompileProblem(message, *start.place, f"write {guard} && … before it")
 

@@ -8,14 +8,15 @@ from gateway.call import Usage
 
 NUSD_PER_USD: Final = 1_000_000_000
 _PUSD_PER_NUSD: Final = 1_000
+LINES: Final = 8  # of which a cost is the sum, each rounded up: 4 classes of input, 3 of output, the call itself
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a target charges, in pico-USD a token and class of token; `request` is pico-USD a call.
 
-    A class that has no price of its own (None) is charged as plain input or output. `tiers` are the prices of long contexts,
-    by rising `Tier.above`.
+    A class that has no price of its own (None) is charged as plain input or output. `image` is pico-USD a picture of the request, beside
+    its tokens. `tiers` are the prices of long contexts, by rising `Tier.above`.
     """
 
     input: int
@@ -24,6 +25,8 @@ class Price:
     cache_write: int | None = None
     input_audio: int | None = None
     output_audio: int | None = None
+    reasoning: int | None = None
+    image: int = 0
     request: int = 0
     tiers: tuple["Tier", ...] = ()
 
@@ -46,8 +49,18 @@ def cost_nusd(price: Price, usage: Usage) -> int:
     at = price.at(total)
     input_lines = _lines(total, at.input, (
         (usage.input_audio_tokens, at.input_audio), (usage.cache_write_tokens, at.cache_write), (usage.cache_read_tokens, at.cache_read)))
-    output_lines = _lines(usage.output_tokens, at.output, ((usage.output_audio_tokens, at.output_audio),))
-    return sum(-(-pusd // _PUSD_PER_NUSD) for pusd in (*input_lines, *output_lines, at.request))
+    output_lines = _lines(usage.output_tokens, at.output, (
+        (usage.output_audio_tokens, at.output_audio), (usage.reasoning_tokens, at.reasoning)))
+    return sum(-(-pusd // _PUSD_PER_NUSD) for pusd in (*input_lines, *output_lines, at.request + usage.images * at.image))
+
+
+def dearest(price: Price, input_tokens: int, *, audio: bool) -> Price:
+    """The most that a token of input, one of output, a picture and a call may cost in a call with up to so many input tokens."""
+    prices = [price, *(tier.price for tier in price.tiers if input_tokens > tier.above)]
+    inputs = [rate for at in prices for rate in (at.input, at.cache_read, at.cache_write, at.input_audio if audio else None)]
+    outputs = [rate for at in prices for rate in (at.output, at.reasoning, at.output_audio if audio else None)]
+    return Price(max(rate for rate in inputs if rate is not None), max(rate for rate in outputs if rate is not None),
+                 image=max(at.image for at in prices), request=max(at.request for at in prices))
 
 
 def _lines(total: int, plain: int, parts: tuple[tuple[int, int | None], ...]) -> Iterator[int]:

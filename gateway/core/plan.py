@@ -1,11 +1,12 @@
 """Route in, ordered attempts out. Pure: time, chance and what went wrong come in as arguments."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from gateway.call import Target
 from gateway.core.decision import Rerouting
+from gateway.core.estimate import Bounds
 from gateway.core.money import Price
 
 
@@ -31,10 +32,12 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class RouteTarget:
-    """A target of a route with its price; `price` is None where it is not known."""
+    """A target of a route with its price, None where that is not known, and what bounds a call's cost. `prices` says whose price it is."""
 
     target: Target
     price: Price | None
+    bounds: Bounds = field(default_factory=Bounds)
+    prices: str = ""
 
 
 @dataclass(frozen=True, slots=True)

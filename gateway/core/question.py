@@ -13,11 +13,21 @@ LARGE: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetFacts:
+    """How the accounts that bind a call stand, in nano-USD, by scope: of each the tightest. `any` is the tightest of all."""
+
+    remaining: Mapping[str, int]
+    limit: Mapping[str, int]
+    spent: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One question to the rules of a phase. `now_ns` is wall time.
 
     `tool` is set in `tool_call` and `tool_result`, `result` in `tool_result`, `said` in `response`. `session` is None where no rule
-    that could apply reads it, or where the call belongs to none. `env` is `[policy] env`. `known_tool`: the tool is declared here.
+    that could apply reads it, or where the call belongs to none; `budgets` where no rule that could apply reads it. `env` is
+    `[policy] env`. `known_tool`: the tool is declared here.
     """
 
     phase: Phase
@@ -29,6 +39,7 @@ class Question:
     session: SessionFacts | None = None
     env: Mapping[str, str] = field(default_factory=lambda: NO_TAGS)
     known_tool: bool = False
+    budgets: BudgetFacts | None = None
 
     @property
     def large(self) -> bool:

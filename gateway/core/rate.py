@@ -1,49 +1,51 @@
-"""Rates: the generic cell rate algorithm, pure. One number a count: when the bucket would be empty again.
+"""Rates: the generic cell rate algorithm and counts of what is under way, pure. Both stores keep the numbers; nothing here does.
 
-Source: ITU-T I.371, annex A (the virtual scheduling algorithm).
+Source: ITU-T I.371, annex A (the virtual scheduling algorithm). One number a count: when its bucket would be empty again.
 """
 
-from collections import OrderedDict
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
-from gateway.core.decision import Limit
+_MOST_OWED: Final = 10  # periods
+Measure: TypeAlias = Literal["requests", "tokens", "concurrent"]
 
-MOST_COUNTS: Final = 100_000  # counts kept by one process; of the rule with the most, the one that was used longest ago goes first
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """What a call takes of one rate: `amount` of at most `most` in `period_ns`, of the count that belongs to `whose`.
+
+    `tokens` are an estimate, corrected when the call is settled. `concurrent` has no period: it is given back when the call ends.
+    """
+
+    rule: str
+    whose: str
+    measure: Measure
+    most: int
+    period_ns: int
+    amount: int = 1
 
 
-class Rates:
-    """How much of each limit is used, in this process. Times are wall nanoseconds; a clock that steps back costs nobody anything."""
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A rate is used up. `wait_ns`: when there is enough again; 0 where only the end of other calls brings it back."""
 
-    def __init__(self, most: int = MOST_COUNTS) -> None:
-        self._most = most
-        self._held = 0
-        self._full_at: dict[str, OrderedDict[tuple[str, ...], int]] = {}  # by the rule, then by whose count it is
+    take: Take
+    wait_ns: int
 
-    def __repr__(self) -> str:
-        return f"Rates(counts={self._held})"
 
-    def take(self, wanted: list[tuple[Limit, tuple[str, ...]]], now_ns: int) -> tuple[Limit, int] | None:
-        """Count one call against every limit, or none: then the limit that is used up and the nanoseconds to wait."""
-        after: list[tuple[str, tuple[str, ...], int]] = []
-        for limit, whose in wanted:
-            period_ns = int(limit.per_s * 1e9)
-            step_ns = max(1, period_ns // limit.requests)
-            counts = self._full_at.get(limit.rule)
-            known = now_ns if counts is None else counts.get(whose, now_ns)
-            full_at = min(max(known, now_ns), now_ns + period_ns) + step_ns
-            if full_at - now_ns > period_ns:
-                return limit, full_at - now_ns - period_ns
-            after.append((limit.rule, whose, full_at))
-        for rule, whose, full_at in after:
-            self._keep(rule, whose, full_at)
-        return None
+def taken(take: Take, full_at_ns: int, now_ns: int) -> int | Spent:
+    """The bucket's new number with so much more in it, or how long to wait.
 
-    def _keep(self, rule: str, whose: tuple[str, ...], full_at: int) -> None:
-        """Keep a count. What is too much goes where there is most: names that callers invent push out no other rule's counts."""
-        counts = self._full_at.setdefault(rule, OrderedDict())
-        self._held += whose not in counts
-        counts[whose] = full_at
-        counts.move_to_end(whose)
-        if self._held > self._most:
-            max(self._full_at.values(), key=len).popitem(last=False)
-            self._held -= 1
+    An amount above `most` goes through when the bucket is empty: it could else never. What is owed is no more than `_MOST_OWED` periods:
+    a number beyond that is of a clock that stepped back, and costs nobody anything.
+    """
+    start = now_ns if full_at_ns > now_ns + _MOST_OWED * take.period_ns else max(full_at_ns, now_ns)
+    full_at = start + max(1, take.period_ns * min(take.amount, take.most) // take.most)  # rounded down, or the last of `most` would not fit
+    over = full_at - now_ns - take.period_ns
+    return full_at if over <= 0 else Spent(take, over)
+
+
+def corrected(take: Take, full_at_ns: int, amount: int, now_ns: int) -> int:
+    """The bucket's number when what was taken turns out to be `amount`: that may be more than the bucket holds, and is owed."""
+    difference = amount - min(take.amount, take.most)
+    return min(full_at_ns + take.period_ns * difference // take.most, now_ns + _MOST_OWED * take.period_ns)

@@ -10,7 +10,7 @@ from gateway.core.actions import action_of
 from gateway.core.decision import PHASES, POLICY_ERROR, Action, Effect, Phase, Reason
 from gateway.core.detectors import Detectors
 from gateway.core.expressions import Engine, ExpressionError, Library, Program, compile_expression, open_engine
-from gateway.core.facts import SESSION_FACTS, TOOLS_FACT, Fact, facts_of
+from gateway.core.facts import BUDGET_FACTS, SESSION_FACTS, TOOLS_FACT, Fact, facts_of
 from gateway.core.lint import by_phase
 from gateway.core.matching import MATCH_KEYS, Index
 from gateway.errors import ConfigError, Problem
@@ -62,7 +62,8 @@ class Selection:
     """The rules that could apply, in declared order, and what they read.
 
     `together` gives the verdicts of those that have a program in one step, where the engine can. `queries` are what they ask of the
-    session, `reads_session` whether they read anything of it; `serial`: one of them asks for one call of a session at a time.
+    session, `reads_session` whether they read anything of it; `reads_budgets`: one of them asks how the accounts stand; `serial`: one of
+    them asks for one call of a session at a time.
     """
 
     rules: tuple[Rule, ...]
@@ -70,6 +71,7 @@ class Selection:
     together: Callable[[Any], list[bool]] | None = field(default=None, repr=False)
     queries: frozenset[SessionQuery] = frozenset()
     reads_session: bool = False
+    reads_budgets: bool = False
     serial: bool = False
 
 
@@ -77,13 +79,14 @@ class Selection:
 class PhaseRules:
     """The rules of one phase: their index and the engine that their programs run on.
 
-    `reads_session` and `serial`: one of them does, or is; where none is, nobody has to look.
+    `reads_session`, `reads_budgets` and `serial`: one of them does, or is; where none is, nobody has to look.
     """
 
     engine: Engine = field(repr=False)
     index: Index[Selection] = field(repr=False)
     rules: tuple[Rule, ...]
     reads_session: bool
+    reads_budgets: bool
     serial: bool
 
     @property
@@ -208,11 +211,12 @@ def _phase(phase: Phase, engine: Engine, pairs: Sequence[tuple[RuleConfig, Rule]
         programs = [rule.program for rule in rules if rule.program is not None]
         queries = frozenset[SessionQuery]().union(*(program.queries for program in programs))
         return Selection(rules, tuple(fact for name, fact in known.items() if name in reads), together.of(programs), queries,
-                         bool(queries or reads & SESSION_FACTS), any(rule.serial for rule in rules))
+                         bool(queries or reads & SESSION_FACTS), bool(reads & BUDGET_FACTS), any(rule.serial for rule in rules))
 
     rules = tuple(rule for _, rule in pairs)
     index = Index([match_of(rule) for rule, _ in pairs], choose)
-    return PhaseRules(engine, index, rules, any(_reads_session(rule) for rule in rules), any(rule.serial for rule in rules))
+    return PhaseRules(engine, index, rules, any(_reads_session(rule) for rule in rules), any(rule.reads & BUDGET_FACTS for rule in rules),
+                      any(rule.serial for rule in rules))
 
 
 def _reads_session(rule: Rule) -> bool:

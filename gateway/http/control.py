@@ -86,7 +86,7 @@ class Control:
 
     async def calls(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/calls`: the latest calls, newest first."""
-        self._authorise(request)
+        self.authorise(request)
         wanted = _filter(dict(request.query))
         for name, call_id in (("before", wanted.before), ("after", wanted.after)):
             if call_id is not None and await self.store.journal.call(call_id) is None:
@@ -96,12 +96,12 @@ class Control:
 
     async def call(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/calls/{id}`: one call with its decision, attempts, cost and bodies."""
-        self._authorise(request)
+        self.authorise(request)
         await client.answer(200, {}, orjson.dumps(await self._call(request.rel_url.raw_path.rpartition("/")[2])))
 
     async def explain(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/calls/{id}/explain`: why it was decided as it was, and what would have to change."""
-        self._authorise(request)
+        self.authorise(request)
         call = await self._call(request.rel_url.raw_path.split("/")[-2])
         content = await self.store.bundles.content(call["bundle"]) if call["bundle"] else None
         told = await asyncio.to_thread(explain, call, content)  # it compiles expressions: other calls do not wait for that
@@ -115,7 +115,7 @@ class Control:
 
     async def reload(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/reload`: put changed files in force; the answer comes when every process has tried."""
-        self._authorise(request)
+        self.authorise(request)
         reports = await (self.everywhere() if self.everywhere is not None else self._here())
         first = next((each for each in reports if not each["ok"]), reports[0])
         told = {key: value for key, value in first.items() if key not in ("pid", "ok", "code", "message")}
@@ -131,7 +131,8 @@ class Control:
     async def _here(self) -> list[Report]:
         return [await self.reloader.report()]
 
-    def _authorise(self, request: web.BaseRequest) -> None:
+    def authorise(self, request: web.BaseRequest) -> None:
+        """Raise `Unauthenticated` unless the request has the admin token."""
         presented = presented_key(request)
         if self.admin_token is None or presented is None or Secret(presented) != self.admin_token:
             raise Unauthenticated("The control endpoints take the admin token: `Authorization: Bearer TOKEN` (`[admin] token`).")

@@ -25,7 +25,7 @@ Handler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
 QUERY_METHODS: Final = ("GET", "DELETE")  # a tool's arguments stand in the query
 BODY_METHODS: Final = ("POST", "PUT", "PATCH")  # or in the body
 _MOST_PARAMETERS: Final = 1000
-_OURS: Final = ("X-Lockgate-Session", "X-Lockgate-Run", "X-Lockgate-Step", "X-Lockgate-Tags")
+_OURS: Final = ("X-Lockgate-Session", "X-Lockgate-Run", "X-Lockgate-Step", "X-Lockgate-Tags", "X-Lockgate-User")
 _OWN_SITES: Final = frozenset({"none", "same-origin"})  # typed in by hand, or asked for by what the gateway itself has answered
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -82,7 +82,7 @@ def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect
         if operation == OPERATION and request.rel_url.raw_query_string:
             raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the body; the URL has a query as well.")
         server = proxy.snapshot.config.server
-        return await _read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
+        return await read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
 
     return Arrival(client.call_id, dialect, operation, request.headers, presented_key(request), body)
 
@@ -92,23 +92,30 @@ async def _read_query(request: web.BaseRequest, proxy: Proxy, tool: Tool | None)
     _check_headers(request, proxy)
     if request.body_exists:
         raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the query; the request has a body as well.")
-    pairs = list(_pairs(request.rel_url.raw_query_string))
+    pairs = list(query_pairs(request.rel_url.raw_query_string))
     return b"{}" if tool is None else dumps(tool.read_query(pairs))  # that there is none is told where it is looked up
 
 
-def _pairs(query: str) -> Iterator[tuple[str, str]]:
+def query_pairs(query: str) -> Iterator[tuple[str, str]]:
     """The names and values of a query, decoded strictly: two readers of a broken one may see two things."""
     parts = query.split("&") if query else []
     if len(parts) > _MOST_PARAMETERS:
         raise InvalidRequest(f"The query has more than {_MOST_PARAMETERS} parameters.")
     for part in parts:
         name, _, value = part.replace("+", " ").partition("=")
-        if not name or _BROKEN.search(part):
-            raise InvalidRequest("The query is not well-formed: name=value, joined by `&`, all else as `%` and two hexadecimal digits.")
-        try:
-            yield unquote_to_bytes(name).decode(), unquote_to_bytes(value).decode()
-        except UnicodeError as error:  # a bare byte, or an encoded one
-            raise InvalidRequest("The query is not UTF-8.") from error
+        if not name:
+            raise InvalidRequest("The query is not well-formed: name=value, joined by `&`.")
+        yield unquoted(name, "query"), unquoted(value, "query")
+
+
+def unquoted(text: str, where: str) -> str:
+    """Percent-encoded text, decoded strictly. `where` says what it is a part of."""
+    if _BROKEN.search(text):
+        raise InvalidRequest(f"The {where} is not well-formed: after `%` come two hexadecimal digits.")
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeError as error:  # a bare byte, or an encoded one
+        raise InvalidRequest(f"The {where} is not UTF-8.") from error
 
 
 def presented_key(request: web.BaseRequest) -> str | None:
@@ -138,7 +145,8 @@ def _check_headers(request: web.BaseRequest, proxy: Proxy) -> None:
         raise InvalidRequest("Without authentication the gateway does not answer to web pages; the header `Sec-Fetch-Site` names another.")
 
 
-async def _read_body(request: web.BaseRequest, *, limit: int, timeout_s: float) -> bytes:
+async def read_body(request: web.BaseRequest, *, limit: int, timeout_s: float) -> bytes:
+    """The body of a request, which is JSON; `limit` is in bytes. It is not parsed here."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise InvalidRequest("The body is compressed (`Content-Encoding`). Send it plain.")
     if request.content_type != "application/json":

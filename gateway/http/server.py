@@ -19,6 +19,7 @@ from gateway.http.client import HttpClient
 from gateway.http.connection import SERVER, Connection, Doors, Limits
 from gateway.http.control import Control
 from gateway.http.data import BODY_METHODS, QUERY_METHODS, Handler, call_handler, models_handler, tool_handler, tools_handler
+from gateway.http.money import MoneyDesk
 from gateway.proxy import Proxy
 from gateway.telemetry import Telemetry
 from gateway.wire.problem import PROBLEM_TYPE, problem
@@ -47,6 +48,10 @@ class Surface:
         self._table.update({("GET", path): (handler, None) for path, handler in own.items()})
         self._table["POST", "/-/reload"] = (control.reload, None)
         self._table["GET", "/tools"] = (tools_handler(proxy), None)
+        named: dict[tuple[str, str], Handler] = {("GET", "/-/calls/{id}"): control.call, ("GET", "/-/calls/{id}/explain"): control.explain}
+        named |= MoneyDesk(proxy, control).endpoints
+        self._table.update({at: (handler, None) for at, handler in named.items() if "{" not in at[1]})
+        self._named = {at: handler for at, handler in named.items() if "{" in at[1]}
         self._proxy = proxy
         self._control = control
         self.limits: Final = Limits(most_open=2 * proxy.snapshot.config.server.max_in_flight + 64)
@@ -56,7 +61,7 @@ class Surface:
     def endpoints(self) -> list[tuple[str, str]]:
         """Every method and path that answers."""
         tools = [(method, f"{_TOOLS}{{name}}") for method in (*QUERY_METHODS, *BODY_METHODS)]
-        return [*self._table, *tools, ("GET", "/-/calls/{id}"), ("GET", "/-/calls/{id}/explain")]
+        return [*self._table, *tools, *self._named]
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
@@ -73,15 +78,16 @@ class Surface:
         return client.response or web.Response(status=499)
 
     def _find(self, method: str, path: str) -> tuple[Handler, Dialect | None]:
-        if method == "GET" and path.startswith("/-/calls/"):
-            return self._control.explain if path.endswith("/explain") else self._control.call, None
+        named = self._named_at(path)
+        if method in named:
+            return named[method], None
         tool = path.removeprefix(_TOOLS) if path.startswith(_TOOLS) else ""
         if not 0 < len(tool) <= _LONGEST_TOOL or "/" in tool:
             tool = ""
         elif method in (*QUERY_METHODS, *BODY_METHODS):
             return tool_handler(self._proxy, tool), None
         dialect = self._paths.get(path) if path in self._paths else None if path.startswith(("/-/", _TOOLS)) else self._dialects[0]
-        allowed = [known for known, where in self.endpoints if where == (f"{_TOOLS}{{name}}" if tool else path)]
+        allowed = list(named) or [known for known, where in self.endpoints if where == (f"{_TOOLS}{{name}}" if tool else path)]
 
         async def nothing(request: web.BaseRequest, client: HttpClient) -> None:
             _ = client
@@ -90,6 +96,13 @@ class Surface:
             raise UnknownUrl(self._nothing_at(method, path))
 
         return nothing, dialect
+
+    def _named_at(self, path: str) -> dict[str, Handler]:
+        """The handlers of a path that names something, by method. What stands in the table is no name."""
+        if not path.startswith("/-/") or path in self._paths:
+            return {}
+        parts = path.split("/")
+        return {method: handler for (method, template), handler in self._named.items() if _fits(template.split("/"), parts)}
 
     def _nothing_at(self, method: str, path: str) -> str:
         shown = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in path[:_MOST_SHOWN])
@@ -124,6 +137,12 @@ class Surface:
             client.abort()  # part of an answer is out: a cut connection is the only thing left that cannot be taken for its end
             return
         await self._refuse(client, dialect, InternalError(f"The gateway failed inside. Its log has the details under {client.call_id}."))
+
+
+def _fits(template: list[str], parts: list[str]) -> bool:
+    """Whether a path is one of those that a template means: a part in braces stands for anything but nothing."""
+    return len(template) == len(parts) and all(
+        given != "" if part.startswith("{") else part == given for part, given in zip(template, parts, strict=True))
 
 
 class Listener(web.Server):

@@ -29,24 +29,42 @@ class Ask:
     models: tuple[str, ...]
     item: str = ""
     no_usage: bool = False
+    ignore_limits: bool = False
     huge: int = 0
     sent: Sent = Sent()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole event of a stream, and how many tokens were made for it."""
+
+    data: bytes
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """The tokens that a provider charges for, told or not: those of the prompt and those it has made."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What an honest provider sends: a body, or a stream of frames made as they are sent.
 
-    `frames` are whole events; the frame that carries the usage and the one that ends the stream stand apart, because
-    faults leave them out. `usage` is what the body or `usage_frame` tells.
+    The frame that carries the usage and the one that ends the stream stand apart from `frames`, because faults leave them
+    out. `usage` is what the body or `usage_frame` tells, `billed` what all of the answer is charged as.
     """
 
     status: int = 200
     body: bytes = b""
-    frames: Iterable[bytes] | None = None
+    frames: Iterable[Frame] | None = None
     usage_frame: bytes = b""
     done_frame: bytes = b""
     usage: JsonObject | None = None
+    billed: Billed | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

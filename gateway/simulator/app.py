@@ -16,7 +16,7 @@ from gateway.simulator.faults import NO_FAULT, Fault
 from gateway.simulator.log import Entry, RequestLog
 from gateway.simulator.openai_api import OpenAI
 from gateway.simulator.scenario import Director, Scenario, bare_model
-from gateway.simulator.script import steps
+from gateway.simulator.script import owed, steps
 from gateway.simulator.tools import Tools
 
 DIALECTS: Final[tuple[Callable[[], Dialect], ...]] = (OpenAI, Tools)
@@ -46,6 +46,7 @@ class Provider:
         try:
             answer, fault = await self._consider(dialect, operation, request, entry)
             entry.fault = fault.to_json() if fault is not NO_FAULT else {}
+            entry.billed = owed(answer, fault)
             return await deliver(request, entry, steps(answer, fault, dialect), self._clock)
         except asyncio.CancelledError:
             entry.end = "cut" if self._closing else "client_gone"
@@ -82,7 +83,7 @@ class Provider:
             return dialect.error(400, _NOT_JSON), fault
         ask = Ask(operation, body or {}, entry.number, entry.received_ns // 1_000_000_000,
                   self.director.scenario.models, bare_model(request.match_info.get("item", "")),
-                  no_usage=fault.no_usage, huge=fault.huge,
+                  no_usage=fault.no_usage, ignore_limits=fault.ignore_limits, huge=fault.huge,
                   sent=Sent(request.method, request.rel_url.raw_path, tuple(request.query.items()), entry.headers, body))
         return _honest(dialect, ask), fault
 

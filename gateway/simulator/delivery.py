@@ -28,6 +28,7 @@ async def deliver(request: web.Request, entry: Entry, steps: Iterable[Step], clo
     for step in steps:
         match step:
             case Write() if response is not None:
+                entry.made(step.tokens)  # before it is sent: what a client no longer reads was made all the same
                 await response.write(step.data)
                 entry.sent(len(step.data), step.chunks, step.usage)
             case Whole():

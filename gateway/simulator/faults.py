@@ -49,6 +49,7 @@ class Fault:
     chunk_bytes: int = 0
     huge: int = 0
     no_usage: bool = False
+    ignore_limits: bool = False
     drop_done: bool = False
     times: int | None = None
 
@@ -157,6 +158,7 @@ _KEYS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "chunk_bytes": ("chunk_bytes", _positive),
     "huge": ("huge", _size),
     "no_usage": ("no_usage", _flag),
+    "ignore_limits": ("ignore_limits", _flag),
     "drop_done": ("drop_done", _flag),
     "times": ("times", _positive),
 }

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from gateway.clock import Clock
 from gateway.errors import SetupError
-from gateway.simulator.answer import JsonObject
+from gateway.simulator.answer import Billed, JsonObject
 
 End = Literal["open", "completed", "cut", "client_gone"]
 
@@ -29,7 +30,7 @@ def fingerprint(secret: str) -> str:
 class Entry:
     """One request and what became of it. Times are wall-clock nanoseconds; `end` is `open` until it is answered."""
 
-    __slots__ = ("api_key", "chunks", "client_gone_ns", "end", "epoch", "fault", "finished_ns", "headers", "kept",
+    __slots__ = ("api_key", "billed", "chunks", "client_gone_ns", "end", "epoch", "fault", "finished_ns", "headers", "kept",
                  "method", "number", "path", "query", "raw", "received_ns", "sent_bytes", "status", "usage")
 
     def __init__(self, number: int, epoch: int, received_ns: int) -> None:
@@ -46,6 +47,7 @@ class Entry:
         self.chunks = 0
         self.sent_bytes = 0
         self.usage: JsonObject | None = None
+        self.billed: Billed | None = None
         self.end: End = "open"
         self.finished_ns: int | None = None
         self.client_gone_ns: int | None = None
@@ -87,6 +89,11 @@ class Entry:
         self.chunks += chunks
         self.usage = usage or self.usage
 
+    def made(self, tokens: int) -> None:
+        """Note tokens that have been made for a stream."""
+        if tokens and self.billed is not None:
+            self.billed = replace(self.billed, completion_tokens=self.billed.completion_tokens + tokens)
+
     def to_json(self) -> JsonObject:
         """The entry as the log file and `/sim/log` show it."""
         return {
@@ -96,7 +103,7 @@ class Entry:
             "api_key": self.api_key,
             "body_sha256": hashlib.sha256(self.raw).hexdigest(), "body_bytes": len(self.raw), "body": self.body,
             "status": self.status, "fault": self.fault, "chunks": self.chunks, "bytes": self.sent_bytes,
-            "usage": self.usage, "end": self.end,
+            "usage": self.usage, "billed": None if self.billed is None else asdict(self.billed), "end": self.end,
         }
 
 

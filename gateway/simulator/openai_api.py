@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.simulator.answer import Answer, Ask, JsonObject
+from gateway.simulator.answer import Answer, Ask, Billed, Frame, JsonObject
 from gateway.simulator.model import (
     ToolCall,
     Utterance,
@@ -80,15 +80,15 @@ def _chat(ask: Ask) -> Answer:
     check_chat(body)
     prompt = _prompt(body)
     said = [_say(ask, prompt, number) for number in range(body.get("n") or 1)]
-    usage = None if ask.no_usage else _usage(prompt.tokens, prompt.cached, said)
+    usage = _usage(prompt.tokens, prompt.cached, said)
     reasons = [_finish_reason(utterance, body) for utterance in said]
     if body.get("stream"):
         head = _head(ask, "chatcmpl", "chat.completion.chunk", **_CHAT_EXTRAS)
-        return _streamed(head, body, _deltas(ask, said, reasons), usage)
+        return _streamed(head, ask, _deltas(ask, said, reasons), usage)
     choices = [{"index": number, "message": _message(ask, utterance, number), "logprobs": None, "finish_reason": reason}
                for number, (utterance, reason) in enumerate(zip(said, reasons, strict=True))]
     head = _head(ask, "chatcmpl", "chat.completion", choices=choices)
-    return _whole(head, usage, **_CHAT_EXTRAS)
+    return _whole(head, ask, usage, **_CHAT_EXTRAS)
 
 
 def _completions(ask: Ask) -> Answer:
@@ -96,12 +96,12 @@ def _completions(ask: Ask) -> Answer:
     check_completions(body)
     prompts = _texts(body.get("prompt") or "<|endoftext|>")
     said = [_text_answer(ask, text, number) for text, _count in prompts for number in range(body.get("n") or 1)]
-    usage = None if ask.no_usage else _usage(sum(count for _text, count in prompts), 0, said)
+    usage = _usage(sum(count for _text, count in prompts), 0, said)
     if body.get("stream"):
-        return _streamed(_head(ask, "cmpl", "text_completion"), body, _text_deltas(said), usage)
+        return _streamed(_head(ask, "cmpl", "text_completion"), ask, _text_deltas(said), usage)
     choices = [{"text": "".join(utterance.text), "index": number, "logprobs": None,
                 "finish_reason": _finish_reason(utterance, body)} for number, utterance in enumerate(said)]
-    return _whole(_head(ask, "cmpl", "text_completion", choices=choices), usage)
+    return _whole(_head(ask, "cmpl", "text_completion", choices=choices), ask, usage)
 
 
 def _embeddings(ask: Ask) -> Answer:
@@ -114,18 +114,18 @@ def _embeddings(ask: Ask) -> Answer:
     else:
         values = [one.tolist() for one in vectors]
     count = sum(count for _text, count in inputs)
-    usage = None if ask.no_usage else {"prompt_tokens": count, "total_tokens": count}
     data = [{"object": "embedding", "index": number, "embedding": value} for number, value in enumerate(values)]
-    return _whole({"object": "list", "data": data, "model": bare_model(body["model"])}, usage)
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return _whole({"object": "list", "data": data, "model": bare_model(body["model"])}, ask, usage)
 
 
 def _models(ask: Ask) -> Answer:
-    return _whole({"object": "list", "data": [_model(name) for name in ask.models]}, None)
+    return Answer(body=orjson.dumps({"object": "list", "data": [_model(name) for name in ask.models]}))
 
 
 def _one_model(ask: Ask) -> Answer:
     check_known(ask.item)
-    return _whole(_model(ask.item), None)
+    return Answer(body=orjson.dumps(_model(ask.item)))
 
 
 _OPERATIONS: Final[Mapping[str, Callable[[Ask], Answer]]] = {
@@ -142,47 +142,56 @@ def _head(ask: Ask, prefix: str, kind: str, **more: Any) -> JsonObject:
             "model": bare_model(ask.body["model"]), **more}
 
 
-def _whole(head: JsonObject, usage: JsonObject | None, **more: Any) -> Answer:
-    return Answer(body=orjson.dumps(head | ({} if usage is None else {"usage": usage}) | more), usage=usage)
+def _whole(head: JsonObject, ask: Ask, usage: JsonObject, **more: Any) -> Answer:
+    told = {} if ask.no_usage else {"usage": usage}
+    return Answer(body=orjson.dumps(head | told | more), usage=told.get("usage"), billed=_billed(usage))
+
+
+def _billed(usage: JsonObject) -> Billed:
+    return Billed(usage["prompt_tokens"], usage.get("completion_tokens", 0))
 
 
 def _frame(chunk: JsonObject) -> bytes:
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 
-def _streamed(head: JsonObject, body: JsonObject, choices: Iterable[JsonObject], usage: JsonObject | None) -> Answer:
+def _streamed(head: JsonObject, ask: Ask, choices: Iterable[tuple[JsonObject, int]], usage: JsonObject) -> Answer:
     """A stream of one choice a chunk. Asked for, the usage comes last, and every other chunk says `"usage": null`."""
-    told = usage if (body.get("stream_options") or {}).get("include_usage") is True else None
+    asked = (ask.body.get("stream_options") or {}).get("include_usage") is True
+    told = usage if asked and not ask.no_usage else None
     empty: JsonObject = {} if told is None else {"usage": None}
-    frames = (_frame({**head, "choices": [choice], **empty}) for choice in choices)
+    frames = (Frame(_frame({**head, "choices": [choice], **empty}), tokens) for choice, tokens in choices)
     usage_frame = b"" if told is None else _frame({**head, "choices": [], "usage": told})
-    return Answer(frames=frames, usage_frame=usage_frame, done_frame=_DONE, usage=told)
+    return Answer(frames=frames, usage_frame=usage_frame, done_frame=_DONE, usage=told, billed=_billed(usage))
 
 
-def _deltas(ask: Ask, said: Sequence[Utterance], reasons: Sequence[str]) -> Iterator[JsonObject]:
-    """Each choice as OpenAI streams it: the role, then text or calls in pieces, then an empty delta with the reason."""
+def _deltas(ask: Ask, said: Sequence[Utterance], reasons: Sequence[str]) -> Iterator[tuple[JsonObject, int]]:
+    """Each choice as OpenAI streams it: the role, then text or calls in pieces, then an empty delta with the reason.
+
+    With each the tokens made for it; the hidden ones come before the first.
+    """
     for number, (utterance, reason) in enumerate(zip(said, reasons, strict=True)):
         content = None if utterance.calls else ""
-        yield _choice(number, {"role": "assistant", "content": content, "refusal": None})
+        yield _choice(number, {"role": "assistant", "content": content, "refusal": None}), utterance.reasoning
         for token in utterance.text:
-            yield _choice(number, {"content": token})
+            yield _choice(number, {"content": token}), 1
         for place, call in enumerate(utterance.calls):
             start = {"index": place, "id": _call_id(ask, number, place), "type": "function"}
-            yield _choice(number, {"tool_calls": [{**start, "function": {"name": call.name, "arguments": ""}}]})
+            yield _choice(number, {"tool_calls": [{**start, "function": {"name": call.name, "arguments": ""}}]}), 1
             for piece in call.arguments:
-                yield _choice(number, {"tool_calls": [{"index": place, "function": {"arguments": piece}}]})
-        yield _choice(number, {}, reason)
+                yield _choice(number, {"tool_calls": [{"index": place, "function": {"arguments": piece}}]}), 1
+        yield _choice(number, {}, reason), 0
 
 
 def _choice(number: int, delta: JsonObject, reason: str | None = None) -> JsonObject:
     return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-def _text_deltas(said: Sequence[Utterance]) -> Iterator[JsonObject]:
+def _text_deltas(said: Sequence[Utterance]) -> Iterator[tuple[JsonObject, int]]:
     for number, utterance in enumerate(said):
         for token in utterance.text:
-            yield {"text": token, "index": number, "logprobs": None, "finish_reason": None}
-        yield {"text": "", "index": number, "logprobs": None, "finish_reason": "length" if utterance.cut else "stop"}
+            yield {"text": token, "index": number, "logprobs": None, "finish_reason": None}, 1
+        yield {"text": "", "index": number, "logprobs": None, "finish_reason": "length" if utterance.cut else "stop"}, 0
 
 
 def _message(ask: Ask, utterance: Utterance, number: int) -> JsonObject:
@@ -205,7 +214,7 @@ def _finish_reason(utterance: Utterance, body: JsonObject) -> str:
 
 def _say(ask: Ask, prompt: _Prompt, number: int) -> Utterance:
     body = ask.body
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limit = None if ask.ignore_limits else body.get("max_completion_tokens") or body.get("max_tokens")
     reasoning = _REASONING.get(body.get("reasoning_effort") or "", 0)
     if ask.huge:
         return Utterance(("x" * ask.huge,))
@@ -219,7 +228,8 @@ def _say(ask: Ask, prompt: _Prompt, number: int) -> Utterance:
 def _text_answer(ask: Ask, prompt: str, number: int) -> Utterance:
     if ask.huge:
         return Utterance(("x" * ask.huge,))
-    return utter(answer_text(prompt, f"{ask.body.get('seed')}:{number}"), limit=ask.body.get("max_tokens"))
+    limit = None if ask.ignore_limits else ask.body.get("max_tokens")
+    return utter(answer_text(prompt, f"{ask.body.get('seed')}:{number}"), limit=limit)
 
 
 def _formatted(text: str, response_format: JsonObject) -> str:

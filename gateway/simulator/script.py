@@ -1,11 +1,11 @@
 """From an answer and a fault to steps on the wire. Pure: `delivery.py` performs the steps in one `match`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Final
 
-from gateway.simulator.answer import Answer, Dialect, JsonObject
+from gateway.simulator.answer import Answer, Billed, Dialect, Frame, JsonObject
 from gateway.simulator.faults import Fault
 
 _PIECE_BYTES = 64
@@ -53,11 +53,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Bytes of the body, the last ones of `chunks` chunks; `usage` is set where they tell it."""
+    """Bytes of the body, the last ones of `chunks` chunks; `usage` is set where they tell it. `tokens` were made for them."""
 
     data: bytes
     chunks: int = 1
     usage: JsonObject | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +107,24 @@ def steps(answer: Answer, fault: Fault, dialect: Dialect) -> Iterator[Step]:
         yield from _plain(answer, fault, dialect)
 
 
+def owed(answer: Answer, fault: Fault) -> Billed | None:
+    """What is charged before anything goes out: nothing for an error, of a stream its prompt, else the whole.
+
+    An answer that never arrives was made all the same: a client cannot tell, and a provider may charge for it.
+    """
+    if answer.billed is None or fault.status is not None:
+        return None
+    unseen = fault.reset or fault.hang or fault.empty or fault.garbage == "html"
+    return answer.billed if answer.frames is None or unseen else replace(answer.billed, completion_tokens=0)
+
+
 def _error(status: int, fault: Fault, dialect: Dialect) -> Whole:
     headers = {} if fault.retry_after_s is None else {"retry-after": f"{fault.retry_after_s:g}"}
     error = dialect.error(status)
     return Whole(status, error.body, headers={**error.headers, **headers})
 
 
-def _stream(answer: Answer, honest: Iterable[bytes], fault: Fault, dialect: Dialect) -> Iterator[Step]:
+def _stream(answer: Answer, honest: Iterable[Frame], fault: Fault, dialect: Dialect) -> Iterator[Step]:
     yield Head(_EVENTS, headers=dict(answer.headers))
     frames = iter(honest)
     before = _break_after(fault)
@@ -128,11 +140,11 @@ def _stream(answer: Answer, honest: Iterable[bytes], fault: Fault, dialect: Dial
         yield End(cut=True)
     else:
         if fault.garbage is not None:
-            yield from _paced(chain([b"data: " + _GARBAGE[fault.garbage] + b"\n\n"], frames), fault, begun=before)
+            yield from _paced(chain([Frame(b"data: " + _GARBAGE[fault.garbage] + b"\n\n")], frames), fault, begun=before)
         if answer.usage_frame:
-            yield from _pieces(answer.usage_frame, fault.chunk_bytes, usage=answer.usage)
+            yield from _pieces(Frame(answer.usage_frame), fault.chunk_bytes, usage=answer.usage)
         if not fault.drop_done:
-            yield from _pieces(answer.done_frame, fault.chunk_bytes, chunks=0)
+            yield from _pieces(Frame(answer.done_frame), fault.chunk_bytes, chunks=0)
         yield End()
 
 
@@ -143,7 +155,7 @@ def _break_after(fault: Fault) -> int | None:
     return next((count for count in counts if count is not None), garbage)
 
 
-def _paced(frames: Iterable[bytes], fault: Fault, *, begun: int | None = 0) -> Iterator[Step]:
+def _paced(frames: Iterable[Frame], fault: Fault, *, begun: int | None = 0) -> Iterator[Step]:
     """Frames with the delays before the first token and between two; `begun` frames have gone before."""
     delay = fault.delay_between_tokens_s if begun else fault.delay_first_token_s
     for frame in frames:
@@ -153,12 +165,14 @@ def _paced(frames: Iterable[bytes], fault: Fault, *, begun: int | None = 0) -> I
         delay = fault.delay_between_tokens_s
 
 
-def _pieces(frame: bytes, size: int, *, chunks: int = 1, usage: JsonObject | None = None) -> Iterator[Write]:
-    """One frame, cut every `size` bytes (0: whole); it counts when its last byte is out."""
-    cut = (len(frame) - 1) // size * size if size else 0
+def _pieces(frame: Frame, size: int, *, chunks: int = 1, usage: JsonObject | None = None) -> Iterator[Write]:
+    """One frame, cut every `size` bytes (0: whole); it counts when its last byte is out, its tokens with the first."""
+    data, tokens = frame.data, frame.tokens
+    cut = (len(data) - 1) // size * size if size else 0
     for start in range(0, cut, size or 1):
-        yield Write(frame[start:start + size], 0)
-    yield Write(frame[cut:], chunks, usage)
+        yield Write(data[start:start + size], 0, tokens=tokens)
+        tokens = 0
+    yield Write(data[cut:], chunks, usage, tokens)
 
 
 def _plain(answer: Answer, fault: Fault, dialect: Dialect) -> Iterator[Step]:
@@ -182,7 +196,7 @@ def _dripped(answer: Answer, fault: Fault, size: int, before: int | None) -> Ite
     """A plain body piece by piece, the length of all of it announced; a break leaves at least its last byte unsent."""
     yield Head(_JSON, answer.status, len(answer.body), dict(answer.headers))
     body = answer.body if before is None else answer.body[:min(before * size, len(answer.body) - 1)]
-    yield from _paced((body[start:start + size] for start in range(0, len(body), size)), fault)
+    yield from _paced((Frame(body[start:start + size]) for start in range(0, len(body), size)), fault)
     if fault.cut_after_chunks is not None:
         yield Drop()
     elif fault.stall_after_chunks is not None:

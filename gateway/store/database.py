@@ -100,9 +100,9 @@ def close_quietly(connection: Connection | None) -> None:
 
 def check_version(connection: Connection, path: Path, *, empty_is_fine: bool = False) -> None:
     """Refuse a database that is not ours, or that a newer Lockgate has written."""
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]  # first: another process may be making them now
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     application = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if tables == 0 and empty_is_fine:
         return
     if application != APPLICATION_ID:

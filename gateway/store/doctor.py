@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.core.budget import MOST_NUSD
 from gateway.store.bodies import unpack
 from gateway.store.database import Connection
 from gateway.store.library import sqlite3
@@ -22,7 +23,7 @@ _MOST_ROWS: Final = 100
 class Invariant:
     """One thing that must hold. `sql` returns the rows that break it; `explanation` says what such a row means.
 
-    A `note` is worth knowing and breaks nothing. The query may use `:now_ns` and `:tolerance_ns`.
+    A `note` is worth knowing and breaks nothing. The query may use `:now_ns`, `:tolerance_ns` and `:most_nusd`.
     """
 
     name: str
@@ -145,7 +146,7 @@ INVARIANTS: Final = (
         "HAVING outcomes.cost_nusd IS NOT CASE "
         "WHEN total(attempts.\"end\" != 'failed' AND attempts.cost_nusd IS NULL) > 0 THEN NULL "
         "WHEN total(attempts.\"end\" != 'failed') = 0 AND count(attempts.n) > count(attempts.cost_nusd) THEN NULL "
-        "ELSE coalesce(sum(attempts.cost_nusd), 0) END AND NOT (outcome = 'interrupted' AND outcomes.cost_nusd IS NULL)",
+        "ELSE coalesce(sum(attempts.cost_nusd), 0) END AND NOT (outcome = 'interrupted' AND outcomes.cost_nusd IS sum(attempts.cost_nusd))",
         "the call's cost is not that of its attempts together",
     ),
     # Where calls were deleted by hand, its first one among them, a session remembers more than is on record.
@@ -163,6 +164,56 @@ INVARIANTS: Final = (
         "SELECT tool_uses.seq, n, tool_uses.session FROM tool_uses LEFT JOIN calls USING (seq) "
         "WHERE calls.seq IS NULL OR calls.key != principal OR calls.session != tool_uses.session",
         "a tool call is on record whose call is not, or is another principal's or session's",
+    ),
+    # Where old calls were deleted by hand, a balance holds more than is still on record, and never less.
+    Invariant(
+        "balance-adds-up",
+        "WITH held AS (SELECT json_each.value AS id, reservations.seq, amount_nusd, settlements.cost_nusd AS cost "
+        "FROM reservations LEFT JOIN settlements USING (seq) JOIN json_each(nullif(balances, ''))), "
+        "sums AS (SELECT id, coalesce(sum(cost), 0) AS posted, coalesce(sum(amount_nusd) FILTER (WHERE cost IS NULL), 0) AS pending "
+        "FROM held GROUP BY id), "
+        "whole AS (SELECT (SELECT count(*) FROM calls) = (SELECT coalesce(max(seq), 0) FROM calls) AS journal) "
+        "SELECT budget, subject, window_ns, posted_nusd, coalesce(posted, 0) AS settled_nusd, pending_nusd, "
+        "coalesce(pending, 0) AS reserved_nusd FROM balances LEFT JOIN sums USING (id) "
+        "WHERE pending_nusd != reserved_nusd OR posted_nusd < min(settled_nusd, :most_nusd) "
+        "OR (posted_nusd > settled_nusd AND (SELECT journal FROM whole)) "
+        "UNION ALL SELECT 'balance ' || id, '', 0, NULL, posted, NULL, pending FROM sums WHERE id NOT IN (SELECT id FROM balances)",
+        "what is booked or set aside on an account is not what its reservations and settlements add up to",
+    ),
+    # `limit_nusd` is the limit under which money was last set aside; of a rolling window every step counts that is not yet over.
+    Invariant(
+        "spent-within-limit",
+        "SELECT now.budget, now.subject, now.window_ns, sum(each.posted_nusd + each.pending_nusd) AS used_nusd, "
+        "max(each.limit_nusd) AS limit_nusd, sum(each.over_nusd) AS over_nusd FROM balances AS now "
+        "JOIN balances AS each ON each.budget = now.budget AND each.subject = now.subject AND each.span = now.span "
+        "AND each.window_ns BETWEEN now.window_ns - iif(now.span GLOB 'rolling *', "
+        "(CAST(substr(now.span, 9) AS INTEGER) * 1000000000 + 59) / 60 * 60, 0) AND now.window_ns "
+        "WHERE now.limit_nusd IS NOT NULL GROUP BY now.id HAVING used_nusd > max(each.limit_nusd) + sum(each.over_nusd) "
+        "AND total(each.limit_nusd IS NULL AND each.posted_nusd + each.pending_nusd > 0) = 0",
+        "more was spent or set aside on an account than its limit, and no call cost more than was set aside for it",
+    ),
+    Invariant(
+        "reservation-ends-with-its-call",
+        "SELECT calls.id, outcome, how FROM calls LEFT JOIN outcomes USING (seq) LEFT JOIN settlements USING (seq) "
+        "WHERE seq IN (SELECT seq FROM reservations) AND (outcome IS NULL) != (how IS NULL) "
+        "UNION ALL SELECT calls.id, '', how FROM settlements JOIN calls USING (seq) WHERE seq NOT IN (SELECT seq FROM reservations)",
+        "the money of a call is resolved in the transaction that ends it, and here only one of the two happened",
+    ),
+    Invariant(
+        "settlement-equals-the-ledger",
+        "SELECT calls.id, settlements.cost_nusd AS settled_nusd, coalesce(sum(ledger.cost_nusd), 0) AS ledger_nusd "
+        "FROM settlements JOIN calls USING (seq) LEFT JOIN ledger USING (seq) GROUP BY settlements.seq HAVING settled_nusd != ledger_nusd",
+        "a call was settled at another cost than that of its lines in the ledger",
+    ),
+    # Calls from before there was a ledger have no lines.
+    Invariant(
+        "cost-is-in-the-ledger",
+        "SELECT calls.id, n, attempts.cost_nusd AS attempt_nusd, ledger.cost_nusd AS ledger_nusd FROM attempts JOIN calls USING (seq) "
+        "LEFT JOIN ledger USING (seq, n) WHERE attempts.cost_nusd > 0 AND attempts.seq >= (SELECT min(seq) FROM ledger) "
+        "AND ledger.cost_nusd IS NOT attempts.cost_nusd "
+        "UNION ALL SELECT calls.id, n, attempts.cost_nusd, ledger.cost_nusd FROM ledger JOIN calls USING (seq) "
+        "LEFT JOIN attempts USING (seq, n) WHERE n > 0 AND coalesce(attempts.cost_nusd, 0) = 0",
+        "what an attempt cost and its line in the ledger are not the same",
     ),
     Invariant(
         "times-are-in-order",
@@ -189,7 +240,12 @@ INVARIANTS: Final = (
         "UNION ALL SELECT 'tool_results', id FROM tool_results JOIN calls ON calls.seq = use_seq WHERE holds_key(tool_call_id, text) "
         "UNION ALL SELECT 'sessions', id FROM sessions WHERE holds_key(id, labels) "
         "UNION ALL SELECT 'turns', session FROM turns WHERE holds_key(session, holder) "
-        "UNION ALL SELECT 'keys', id FROM keys WHERE holds_key(id, name, team, org, roles, routes)",
+        "UNION ALL SELECT 'keys', id FROM keys WHERE holds_key(id, name, team, org, roles, routes) "
+        "UNION ALL SELECT 'budget_changes', id FROM budget_changes WHERE holds_key(author, name, subject, budget, note) "
+        "UNION ALL SELECT 'balances', id FROM balances WHERE holds_key(budget, subject) "
+        "UNION ALL SELECT 'settlements', id FROM settlements JOIN calls USING (seq) WHERE holds_key(author) "
+        "UNION ALL SELECT 'ledger', id FROM ledger JOIN calls USING (seq) WHERE holds_key(ledger.provider, ledger.model, prices) "
+        "UNION ALL SELECT 'rates', rule FROM rates WHERE holds_key(rule, whose)",
         "a virtual key stands in clear text: revoke it (`lockgate keys revoke`), then remove the row",
     ),
     Invariant(
@@ -212,6 +268,12 @@ INVARIANTS: Final = (
         "LEFT JOIN owners ON owners.id = calls.owner "
         "WHERE seq NOT IN (SELECT seq FROM outcomes) AND (owners.id IS NULL OR owners.lease_ns < :now_ns)",
         "these calls were open when their process died; the next gateway on this database closes them as `interrupted`",
+        note=True,
+    ),
+    Invariant(
+        "suspects",
+        "SELECT calls.id, cost_nusd AS booked_nusd FROM settlements JOIN calls USING (seq) WHERE suspect = 1",
+        "the process of these calls died, so they are booked at what was set aside; say what they cost with `lockgate budgets resolve`",
         note=True,
     ),
 )
@@ -239,7 +301,7 @@ def examine(connection: Connection, *, now_ns: int, invariants: Iterable[Invaria
 
 def _rows(connection: Connection, sql: str, now_ns: int) -> tuple[dict[str, Any], ...]:
     try:
-        cursor = connection.execute(sql, {"now_ns": now_ns, "tolerance_ns": CLOCK_TOLERANCE_NS})
+        cursor = connection.execute(sql, {"now_ns": now_ns, "tolerance_ns": CLOCK_TOLERANCE_NS, "most_nusd": MOST_NUSD})
         found = cursor.fetchmany(_MOST_ROWS)
     except sqlite3.DatabaseError as error:  # a damaged page is a finding of every query that meets it
         return ({"problem": str(error)},)

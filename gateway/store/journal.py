@@ -4,15 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gateway.call import CallRecord
+from gateway.core.accounts import BudgetBook
+from gateway.core.budget import Granted, Need, Short
+from gateway.core.rate import Spent
 from gateway.errors import StoreError
 from gateway.store.bodies import pack
 from gateway.store.database import Connection
 from gateway.store.library import sqlite3
-from gateway.store.protocol import CallFilter, DecidedCall, DispatchIntent, Intent
+from gateway.store.protocol import NOTHING_BOOKED, Admitted, Booked, CallFilter, DecidedCall, Demand, DispatchIntent, Intent
 from gateway.store.reader import Reader
 from gateway.store.reads import decided_calls, list_calls, one_call
-from gateway.store.rows import Values, attempt_values, call_values, dispatch_values, outcome_values
+from gateway.store.rows import NO_BILL, Values, attempt_values, bill_of, call_values, dispatch_values, outcome_values
 from gateway.store.session_sql import write_trace
+from gateway.store.till import Till
 from gateway.store.traces import Trace, begin_trace, finish_trace, refusal_trace
 from gateway.store.writer import Job, Writer
 
@@ -25,6 +29,7 @@ INSERT INTO calls (
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_DISPATCH: Final = "INSERT INTO dispatches (seq, n, provider, model, started_ns, waited_s) VALUES (?, ?, ?, ?, ?, ?)"
+_DISPATCHED: Final = "SELECT 1 FROM dispatches WHERE seq = ? AND n = ?"
 INSERT_ATTEMPT: Final = """
 INSERT INTO attempts (
     seq, n, provider, model, started_ns, ended_ns, "end", cause, message, status, first_byte_ns, waited_s,
@@ -50,10 +55,11 @@ INSERT INTO outcomes (
 
 
 class OpenCalls:
-    """The calls that this process began and has not ended, by id. Touched by the writing thread only."""
+    """The calls that this process began and has not ended, by id, and the money they hold. Touched by the writing thread only."""
 
     def __init__(self) -> None:
         self.owner = 0
+        self.till = Till()
         self.beat_ns = 0  # when this process last looked at the leases
         self.seqs: dict[str, int] = {}
         self.overdue: dict[tuple[int, int], int] = {}  # another process and its lease that is over: how often that was seen
@@ -69,9 +75,22 @@ class OpenCalls:
             seq = None if row is None else row[0]
         return seq
 
+    def open_seq(self, connection: Connection, call_id: str) -> int:
+        """Where a call stands that can go on. Raises `StoreError` where it never began, or where somebody has ended it."""
+        seq = self.seq(connection, call_id)
+        if seq is None:
+            raise _unknown(call_id)
+        if connection.execute("SELECT 1 FROM outcomes WHERE seq = ?", (seq,)).fetchone() is not None:
+            raise _ended_before(call_id)
+        return seq
 
-class Begin(Job[None]):
-    """The intent of a call and of its first attempt."""
+
+_FREE: Final = Need(0)
+_NO_DEMAND: Final = Demand(BudgetBook(), {}, _FREE)
+
+
+class Begin(Job[Admitted | Short | Spent]):
+    """The intent of a call and of its first attempt, with its money set aside."""
 
     __slots__ = ("_calls", "_intent", "_seq", "_trace", "_values")
 
@@ -88,17 +107,24 @@ class Begin(Job[None]):
         self._values = (*call_values(intent.record, intent.target), *pack(intent.request))
         self._trace = begin_trace(intent.record)
 
-    def apply(self, connection: Connection) -> None:
+    def apply(self, connection: Connection) -> Admitted | Short | Spent:
+        self._seq = 0  # a transaction before this one may have failed
+        record, till = self._intent.record, self._calls.till
+        asked = till.ask(connection, self._intent.demand or _NO_DEMAND, record.received_ns)
+        if isinstance(asked, Short | Spent):
+            return asked
         self._seq = _insert_call(connection, self._calls.owner, self._values)
         if self._trace is not None:
             write_trace(connection, self._seq, self._trace)
+        return till.hold(connection, self._seq, record.id, asked)
 
     def committed(self) -> None:
-        self._calls.seqs[self._intent.record.id] = self._seq
+        if self._seq:
+            self._calls.seqs[self._intent.record.id] = self._seq
 
 
-class Dispatch(Job[None]):
-    """The intent of a further attempt."""
+class Dispatch(Job[Granted | Short]):
+    """The intent of a further attempt, with its money set aside."""
 
     __slots__ = ("_calls", "_intent")
 
@@ -107,23 +133,38 @@ class Dispatch(Job[None]):
         self._calls = calls
         self._intent = intent
 
-    def apply(self, connection: Connection) -> None:
+    def apply(self, connection: Connection) -> Granted | Short:
         intent = self._intent
-        seq = self._calls.seq(connection, intent.call_id)
-        if seq is None:
-            raise _unknown(intent.call_id)
-        if _has_outcome(connection, seq):
-            raise _ended_before(intent.call_id)
-        try:
+        seq = self._calls.open_seq(connection, intent.call_id)
+        if connection.execute(_DISPATCHED, (seq, intent.n)).fetchone() is not None:
+            raise StoreError(f"attempt {intent.n} of call {intent.call_id} was already recorded")
+        granted = self._calls.till.grow(connection, seq, intent.call_id, intent.need or _FREE, intent.spent_nusd)
+        if isinstance(granted, Granted):
             connection.execute(_INSERT_DISPATCH, (seq, *dispatch_values(intent)))
-        except sqlite3.IntegrityError as error:
-            raise StoreError(f"attempt {intent.n} of call {intent.call_id} was already recorded") from error
+        return granted
 
 
-class Finish(Job[None]):
-    """The end of a call: its outcome, its attempts, its answer."""
+class Enlarge(Job[Granted | Short]):
+    """More money for a call under way, see `Budgets.extend`."""
 
-    __slots__ = ("_attempts", "_calls", "_record", "_response", "_trace", "_values")
+    __slots__ = ("_call_id", "_calls", "_need", "_spent_nusd")
+
+    def __init__(self, calls: OpenCalls, call_id: str, need: Need, spent_nusd: int) -> None:
+        super().__init__()
+        self._calls = calls
+        self._call_id = call_id
+        self._need = need
+        self._spent_nusd = spent_nusd
+
+    def apply(self, connection: Connection) -> Granted | Short:
+        seq = self._calls.open_seq(connection, self._call_id)
+        return self._calls.till.grow(connection, seq, self._call_id, self._need, self._spent_nusd)
+
+
+class Finish(Job[Booked]):
+    """The end of a call: its outcome, its attempts, its answer, its bill."""
+
+    __slots__ = ("_attempts", "_bill", "_calls", "_record", "_response", "_trace", "_values")
 
     def __init__(self, calls: OpenCalls, record: CallRecord, response: bytes | None) -> None:
         super().__init__()
@@ -133,17 +174,20 @@ class Finish(Job[None]):
         self._values: Values = ()
         self._attempts: list[Values] = []
         self._trace: Trace | None = None
+        self._bill = NO_BILL
 
     def prepare(self) -> None:
+        self._bill = bill_of(self._record)
         self._values = (*outcome_values(self._record), *pack(self._response))
         self._attempts = [attempt_values(attempt) for attempt in self._record.attempts]
         self._trace = finish_trace(self._record)
 
-    def apply(self, connection: Connection) -> None:
+    def apply(self, connection: Connection) -> Booked:
         seq = self._calls.seq(connection, self._record.id)
         if seq is None:
             raise _unknown(self._record.id)
         self._end(connection, seq)
+        return self._calls.till.settle(connection, seq, self._record.id, self._bill)
 
     def committed(self) -> None:
         self._calls.seqs.pop(self._record.id, None)
@@ -153,6 +197,7 @@ class Finish(Job[None]):
             connection.execute(INSERT_OUTCOME, (seq, *self._values))
         except sqlite3.IntegrityError as error:
             self._calls.seqs.pop(self._record.id, None)  # another process took this one for dead and closed the call
+            self._calls.till.forget(self._record.id)
             raise _ended_before(self._record.id) from error
         for values in self._attempts:
             connection.execute(INSERT_ATTEMPT, (seq, *values))
@@ -175,8 +220,9 @@ class Refuse(Finish):
         self._call_values = (*call_values(self._record, None), *pack(self._request))
         self._trace = refusal_trace(self._record)
 
-    def apply(self, connection: Connection) -> None:
+    def apply(self, connection: Connection) -> Booked:
         self._end(connection, _insert_call(connection, self._calls.owner, self._call_values))
+        return NOTHING_BOOKED
 
 
 class SqliteJournal:
@@ -187,14 +233,14 @@ class SqliteJournal:
         self._reader = reader
         self._calls = calls
 
-    async def begin(self, intent: Intent) -> None:
-        await self._writer.write(Begin(self._calls, intent))
+    async def begin(self, intent: Intent) -> Admitted | Short | Spent:
+        return await self._writer.write(Begin(self._calls, intent))
 
-    async def dispatch(self, intent: DispatchIntent) -> None:
-        await self._writer.write(Dispatch(self._calls, intent))
+    async def dispatch(self, intent: DispatchIntent) -> Granted | Short:
+        return await self._writer.write(Dispatch(self._calls, intent))
 
-    async def finish(self, record: CallRecord, *, response: bytes | None) -> None:
-        await self._writer.write(Finish(self._calls, record, response))
+    async def finish(self, record: CallRecord, *, response: bytes | None) -> Booked:
+        return await self._writer.write(Finish(self._calls, record, response))
 
     async def refuse(self, record: CallRecord, *, request: bytes | None) -> None:
         await self._writer.write(Refuse(self._calls, record, request))
@@ -215,10 +261,6 @@ def _insert_call(connection: Connection, owner: int, values: Values) -> int:
     except sqlite3.IntegrityError as error:
         raise StoreError(f"call {values[0]} was already recorded") from error
     return seq
-
-
-def _has_outcome(connection: Connection, seq: int) -> bool:
-    return connection.execute("SELECT 1 FROM outcomes WHERE seq = ?", (seq,)).fetchone() is not None
 
 
 def _unknown(call_id: str) -> StoreError:

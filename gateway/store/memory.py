@@ -2,13 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from gateway.call import CallRecord, Target
+from gateway.core.accounts import BudgetBook
+from gateway.core.budget import Granted, Need, Short
+from gateway.core.rate import Spent
 from gateway.errors import StoreError
 from gateway.store.bodies import pack
+from gateway.store.memory_budgets import MemoryBudgets
 from gateway.store.memory_sessions import MemoryBundles, MemorySessions
-from gateway.store.protocol import Bundles, CallFilter, DecidedCall, DispatchIntent, Intent, Journal, Keys, Sessions, StoredKey
+from gateway.store.protocol import (
+    Admitted,
+    Booked,
+    Budgets,
+    Bundles,
+    CallFilter,
+    DecidedCall,
+    Demand,
+    DispatchIntent,
+    Intent,
+    Journal,
+    Keys,
+    Sessions,
+    StoredKey,
+)
 from gateway.store.rows import (
     ATTEMPT_COLUMNS,
     CALL_COLUMNS,
@@ -33,31 +51,45 @@ from gateway.store.rows import (
 )
 from gateway.store.traces import USE_VALUES, Trace, begin_trace, finish_trace, refusal_trace
 
+_FREE: Final = Need(0)
+_NO_DEMAND: Final = Demand(BudgetBook(), {}, _FREE)
+
 
 class MemoryJournal:
     """`Journal` in a dict, in order of arrival. Every verb is done before it first awaits, so none is seen half done."""
 
-    def __init__(self, keys: "MemoryKeys", sessions: MemorySessions) -> None:
+    def __init__(self, keys: "MemoryKeys", sessions: MemorySessions, budgets: MemoryBudgets) -> None:
         self._entries: dict[str, CallRows] = {}
         self._keys = keys
         self._sessions = sessions
+        self._budgets = budgets
 
-    async def begin(self, intent: Intent) -> None:
-        entry = self._add(intent.record, intent.target, intent.request)
-        self._leave(entry, begin_trace(intent.record))
+    async def begin(self, intent: Intent) -> Admitted | Short | Spent:
+        record = intent.record
+        self._expect_new(record.id)
+        answer = self._budgets.reserve(record.id, intent.demand or _NO_DEMAND, record.received_ns)
+        if isinstance(answer, Admitted):
+            entry = self._add(record, intent.target, intent.request)
+            self._leave(entry, begin_trace(record))
+        return answer
 
-    async def dispatch(self, intent: DispatchIntent) -> None:
+    async def dispatch(self, intent: DispatchIntent) -> Granted | Short:
         entry = self._open(intent.call_id)
         if any(pending["n"] == intent.n for pending in entry.pending):
             raise StoreError(f"attempt {intent.n} of call {intent.call_id} was already recorded")
-        entry.pending = [*entry.pending, _row(DISPATCH_COLUMNS, dispatch_values(intent))]
+        answer = self._budgets.grow(intent.call_id, intent.need or _FREE, intent.spent_nusd)
+        if isinstance(answer, Granted):
+            entry.pending = [*entry.pending, _row(DISPATCH_COLUMNS, dispatch_values(intent))]
+        return answer
 
-    async def finish(self, record: CallRecord, *, response: bytes | None) -> None:
+    async def finish(self, record: CallRecord, *, response: bytes | None) -> Booked:
         entry = self._open(record.id)
         self._end(entry, record, response)
         self._leave(entry, finish_trace(record))
+        return self._budgets.settle(record)
 
     async def refuse(self, record: CallRecord, *, request: bytes | None) -> None:
+        self._expect_new(record.id)
         entry = self._add(record, None, request)
         self._end(entry, record, None)
         self._leave(entry, refusal_trace(record))
@@ -121,8 +153,6 @@ class MemoryJournal:
         return ids[start:end][::-1]
 
     def _add(self, record: CallRecord, target: Target | None, request: bytes | None) -> CallRows:
-        if record.id in self._entries:
-            raise StoreError(f"call {record.id} was already recorded")
         encoding, data = pack(request)
         call = {**_row(CALL_COLUMNS, call_values(record, target)), "request_encoding": encoding, "request": bytes(data)}
         entry = self._entries[record.id] = CallRows(call)
@@ -130,6 +160,10 @@ class MemoryJournal:
             first: Values = (1, target.provider, target.model, record.received_ns, 0.0)
             entry.pending = [_row(DISPATCH_COLUMNS, first)]
         return entry
+
+    def _expect_new(self, call_id: str) -> None:
+        if call_id in self._entries:
+            raise StoreError(f"call {call_id} was already recorded")
 
     def _open(self, call_id: str) -> CallRows:
         entry = self._entries.get(call_id)
@@ -183,14 +217,17 @@ class MemoryStore:
     journal: Journal
     keys: Keys
     sessions: Sessions
+    budgets: Budgets
     bundles: Bundles
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
-        keys, sessions = MemoryKeys(), MemorySessions()
-        self.journal = MemoryJournal(keys, sessions)
+        keys, sessions, budgets = MemoryKeys(), MemorySessions(), MemoryBudgets()
+        self.journal = MemoryJournal(keys, sessions, budgets)
         self.keys = keys
         self.sessions = sessions
+        self.budgets = budgets
+        self._rates = budgets.rates
         self.bundles = MemoryBundles()
 
     def __repr__(self) -> str:
@@ -200,8 +237,9 @@ class MemoryStore:
         """Nothing to open."""
 
     async def heartbeat(self, *, now_ns: int, lease_ns: int) -> int:
-        """Nobody else's calls to close."""
-        _ = now_ns, lease_ns
+        """Nobody else's calls to close; what says nothing any more is forgotten."""
+        _ = lease_ns
+        self._rates.prune(now_ns)
         return 0
 
     async def check(self) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 APPLICATION_ID: Final = 0x4C4B4754  # "LKGT", what `file` and `PRAGMA application_id` show
 
 _USAGE = """
@@ -110,6 +110,55 @@ _SCHEMA_2: Final = (
 )
 
 
+# Money. `calls` says whose a line is; `reservations` which balances it is on. `balances` are sums of what stands below them, kept because
+# a limit is compared with them in every call; `doctor` adds them up again.
+_SCHEMA_3: Final = (
+    """CREATE TABLE budget_changes (
+    id INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, author TEXT NOT NULL, kind TEXT NOT NULL,
+    name TEXT NOT NULL, subject TEXT NOT NULL, budget TEXT NOT NULL, -- JSON of a budget that was set, else ''
+    limit_nusd INTEGER, soft_nusd INTEGER, until_ns INTEGER, note TEXT NOT NULL
+) STRICT""",
+    """CREATE TABLE balances (
+    id INTEGER PRIMARY KEY,
+    budget TEXT NOT NULL, subject TEXT NOT NULL, span TEXT NOT NULL, window_ns INTEGER NOT NULL,
+    scope TEXT NOT NULL, ends_ns INTEGER,
+    posted_nusd INTEGER NOT NULL, pending_nusd INTEGER NOT NULL,
+    limit_nusd INTEGER,                   -- as it stood at the last reservation; NULL: none
+    over_nusd INTEGER NOT NULL,           -- what calls cost beyond what was set aside for them
+    UNIQUE (budget, subject, span, window_ns)
+) STRICT""",
+    """CREATE TABLE reservations (
+    seq INTEGER PRIMARY KEY REFERENCES calls(seq),
+    amount_nusd INTEGER NOT NULL, units INTEGER, -- tokens of the answer that were granted; NULL: no account limits it
+    balances TEXT NOT NULL,               -- JSON list of ids, '' for none
+    takes TEXT NOT NULL                   -- JSON list of rates to correct or give back, '' for none
+) STRICT""",
+    # A reservation without a settlement is unresolved.
+    """CREATE TABLE settlements (
+    seq INTEGER PRIMARY KEY REFERENCES calls(seq),
+    at_ns INTEGER NOT NULL, cost_nusd INTEGER NOT NULL,
+    how TEXT NOT NULL,                    -- settled, released (nothing was sent), recovered (its process died), resolved (by an operator)
+    suspect INTEGER NOT NULL,             -- booked at the estimate; an operator has not yet said what it really was
+    author TEXT NOT NULL
+) STRICT""",
+    "CREATE INDEX settlements_suspect ON settlements (seq) WHERE suspect = 1",
+    """CREATE TABLE ledger (
+    seq INTEGER NOT NULL REFERENCES calls(seq), n INTEGER NOT NULL, -- the attempt; 0: what an operator corrected
+    at_ns INTEGER NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
+    cost_nusd INTEGER NOT NULL, estimated INTEGER NOT NULL, images INTEGER NOT NULL,
+    prices TEXT NOT NULL,                 -- where the price comes from
+    PRIMARY KEY (seq, n)
+) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX ledger_by_time ON ledger (at_ns)",
+    """CREATE TABLE rates (
+    rule TEXT NOT NULL, whose TEXT NOT NULL, measure TEXT NOT NULL,
+    value INTEGER NOT NULL,               -- when the bucket is empty again, in ns; of `concurrent` how many there are
+    PRIMARY KEY (rule, whose, measure)
+) STRICT, WITHOUT ROWID""",
+    "PRAGMA user_version = 3",
+)
+
+
 def migrations() -> Migrations:
     """Every migration in order. `sqlite-utils migrate` shows them; only a gateway or `lockgate keys` applies them."""
     steps = Migrations("lockgate")
@@ -122,6 +171,11 @@ def migrations() -> Migrations:
     @steps(name="0002_sessions_and_verdicts")
     def sessions_and_verdicts(db: Database) -> None:
         for statement in _SCHEMA_2:
+            db.conn.execute(statement)
+
+    @steps(name="0003_money_and_rates")
+    def money_and_rates(db: Database) -> None:
+        for statement in _SCHEMA_3:
             db.conn.execute(statement)
 
     return steps

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.call import CallRecord, JsonObject, Origin, Outcome, Principal, Target
+from gateway.core.accounts import Account, BudgetBook, Change, Subjects
+from gateway.core.budget import Balance, Granted, Need, Short
+from gateway.core.rate import Spent, Take
 from gateway.session import SessionFacts, SessionKey, SessionQuery
 
 
@@ -22,17 +25,69 @@ class Intent:
     record: CallRecord
     target: Target
     request: bytes | None
+    demand: "Demand | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a call asks of budgets and rates before it may begin: one atomic step with its intent, all of it or none.
+
+    `book` are the configured budgets; what operators have set is the store's to add, read in the same step. `need` is that of attempt 1.
+    """
+
+    book: BudgetBook
+    subjects: Subjects
+    need: Need
+    takes: tuple[Take, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An account after a step: what it counts now, of all windows that do, and when its current window ends (None: never)."""
+
+    account: Account
+    counted: Balance
+    window_ns: int
+    ends_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The call has begun, its money is set aside and its rates are taken."""
+
+    granted: Granted
+    standings: tuple[Standing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A call's books are closed. `standings` are those of its accounts; `crossed` are those that have just reached their soft limit.
+
+    `overrun_nusd` is what it cost beyond what was set aside: more than its provider was asked for.
+    """
+
+    standings: tuple[Standing, ...] = ()
+    crossed: tuple[Account, ...] = ()
+    overrun_nusd: int = 0
+
+
+NOTHING_BOOKED = Booked()
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchIntent:
-    """A further attempt (n of 2 and above) of a call that has its `Intent`, on disk before it is sent."""
+    """A further attempt (n of 2 and above) of a call that has its `Intent`, on disk before it is sent.
+
+    `need` is what it may cost, `spent_nusd` what the attempts before it cost at the most: the reservation grows by what is missing.
+    """
 
     call_id: str
     n: int
     target: Target
     started_ns: int
     waited_s: float
+    need: Need | None = None
+    spent_nusd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +152,19 @@ class DecidedCall:
 class Journal(Protocol):
     """The durable record of calls, in order. Every verb returns only after the transaction is on disk."""
 
-    async def begin(self, intent: Intent) -> None:
-        """Record a call and its first attempt's intent."""
+    async def begin(self, intent: Intent) -> Admitted | Short | Spent:
+        """Record a call and its first attempt's intent, set its money aside, take its rates; where one of them is short, nothing of it."""
         ...
 
-    async def dispatch(self, intent: DispatchIntent) -> None:
-        """Record a further attempt's intent."""
+    async def dispatch(self, intent: DispatchIntent) -> Granted | Short:
+        """Record a further attempt's intent, with its money set aside; where that is short, neither."""
         ...
 
-    async def finish(self, record: CallRecord, *, response: bytes | None) -> None:
-        """Record the outcome, every attempt's end and the response body. Once per call: a second finish is refused."""
+    async def finish(self, record: CallRecord, *, response: bytes | None) -> Booked:
+        """Record the outcome, every attempt's end and cost, and the response body; the reservation is resolved by the attempts' costs.
+
+        Once per call: a second finish is refused.
+        """
         ...
 
     async def refuse(self, record: CallRecord, *, request: bytes | None) -> None:
@@ -177,6 +235,60 @@ class Sessions(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class AccountFilter:
+    """Which accounts to list: those of a budget, a subject, a scope; empty fields do not filter."""
+
+    budget: str | None = None
+    subject: str | None = None
+    scope: str | None = None
+    limit: int = 1000
+
+
+class Budgets(Protocol):
+    """Balances, what operators set, and what the ledger says. Money is set aside and booked by the journal's verbs."""
+
+    async def standing(self, book: BudgetBook, subjects: Subjects, *, now_ns: int) -> Sequence[Standing]:
+        """The accounts that bind these subjects, as they stand: for rules, which decide before money is set aside."""
+        ...
+
+    async def extend(self, call_id: str, need: Need, *, spent_nusd: int) -> Granted | Short:
+        """Set more aside for a call that is under way, in the windows of its reservation."""
+        ...
+
+    async def take(self, takes: Sequence[Take], *, now_ns: int) -> Spent | None:
+        """Take rates for something that is no call of its own (a proposed tool call): all, or none and which one is spent."""
+        ...
+
+    async def change(self, change: Change) -> Change:
+        """Put an operator's change on record, with its id (the given one is not looked at). It counts from the next reservation."""
+        ...
+
+    async def changes(self, name: str | None = None) -> Sequence[Change]:
+        """Every change, or those of one budget, in order."""
+        ...
+
+    async def accounts(self, book: BudgetBook, wanted: AccountFilter, *, now_ns: int) -> Sequence[Standing]:
+        """The accounts that have a balance in the current window, and those with a limit of their own; by budget and subject."""
+        ...
+
+    async def windows(self, budget: str, subject: str | None, limit: int) -> Sequence[Mapping[str, Any]]:
+        """Balances of a budget, window by window, newest first: `WINDOW_FIELDS` of `store/ledger_rows.py`."""
+        ...
+
+    async def suspects(self, limit: int) -> Sequence[Mapping[str, Any]]:
+        """Settlements that were booked at the estimate because their process died: `SUSPECT_FIELDS`, oldest first."""
+        ...
+
+    async def resolve(self, call_id: str, cost_nusd: int | None, *, author: str, now_ns: int) -> bool:
+        """Book what a suspect really cost (None: what was booked is right). False where it is none."""
+        ...
+
+    async def costs(self, by: str, since_ns: int, until_ns: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        """What the ledger holds in [since, until), grouped: `COST_FIELDS`, the dearest first, and a last row for what `limit` left out."""
+        ...
+
+
 class Bundles(Protocol):
     """The rules that calls were decided under, by digest, so that a decision can be explained when the files have changed."""
 
@@ -195,6 +307,7 @@ class Store(Protocol):
     journal: Journal
     keys: Keys
     sessions: Sessions
+    budgets: Budgets
     bundles: Bundles
 
     async def start(self, *, now_ns: int) -> None:

@@ -11,7 +11,7 @@ from gateway.store.library import sqlite3
 
 T = TypeVar("T")
 
-_CAPACITY = 256
+_CAPACITY = 8192  # as of the writer: rules on budgets or on sessions ask once for every call that arrives
 
 
 class Reader:

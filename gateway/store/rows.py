@@ -33,6 +33,7 @@ ATTEMPT_COLUMNS: Final = (
     "n", "provider", "model", "started_ns", "ended_ns", "end", "cause", "message", "status", "first_byte_ns", "waited_s",
     *USAGE_COLUMNS, "cost_nusd",
 )
+LINE_COLUMNS: Final = ("n", "at_ns", "provider", "model", "cost_nusd", "estimated", "images", "prices")
 OUTCOME_COLUMNS: Final = (
     "ended_ns", "outcome", "status", "code", "message", "first_byte_ns", "finish_reasons", *USAGE_COLUMNS, "cost_nusd",
 )
@@ -105,18 +106,44 @@ def verdict_values(record: CallRecord) -> Values | None:
     return 1 if withheld else 0, json_text(record.verdicts), json_text(record.answer_labels)
 
 
-def interrupted_attempt(intent: Values, *, now_ns: int) -> Values:
-    """`ATTEMPT_COLUMNS` of an attempt whose process died, from its `DISPATCH_COLUMNS`. What it cost is not known."""
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a call's books need of its record. `lines` are the ledger's of its attempts, by `LINE_COLUMNS`; `sent`: something left."""
+
+    at_ns: int
+    cost_nusd: int
+    tokens: int
+    sent: bool
+    lines: Sequence[Values]
+
+
+NO_BILL: Final = Bill(0, 0, 0, sent=False, lines=())
+
+
+def bill_of(record: CallRecord) -> Bill:
+    """The bill of a call that ended: every attempt that cost something is a line."""
+    attempts = record.attempts
+    lines = [
+        (each.n, each.ended_ns, each.target.provider, each.target.model, each.cost_nusd,
+         1 if each.usage is not None and each.usage.estimated else 0, each.usage.images if each.usage is not None else 0, text(each.prices))
+        for each in attempts if each.cost_nusd
+    ]
+    tokens = sum([each.usage.input_tokens + each.usage.output_tokens for each in attempts if each.usage is not None])
+    return Bill(record.ended_ns, sum([each.cost_nusd or 0 for each in attempts]), tokens, sent=bool(attempts), lines=lines)
+
+
+def interrupted_attempt(intent: Values, *, now_ns: int, cost_nusd: int | None = None) -> Values:
+    """`ATTEMPT_COLUMNS` of an attempt whose process died, from its `DISPATCH_COLUMNS`; with the cost that it is booked at, if any."""
     n, provider, model, started_ns, waited_s = intent
     return (
         n, provider, model, started_ns, now_ns, "cancelled", INTERRUPTED_CAUSE, INTERRUPTED_MESSAGE, _NONE, _NONE, waited_s,
-        *_NO_USAGE, _NONE,
+        *_NO_USAGE, _number(cost_nusd),
     )
 
 
-def interrupted_outcome(*, now_ns: int) -> Values:
+def interrupted_outcome(*, now_ns: int, cost_nusd: int | None = None) -> Values:
     """`OUTCOME_COLUMNS` of a call whose process died: nobody knows what the client got, so there is no status."""
-    return now_ns, "interrupted", 0, "", INTERRUPTED_MESSAGE, _NONE, "", *_NO_USAGE, _NONE
+    return now_ns, "interrupted", 0, "", INTERRUPTED_MESSAGE, _NONE, "", *_NO_USAGE, _number(cost_nusd)
 
 
 def absent_to_none(values: Values) -> tuple[Any, ...]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import SetupError, StoreError, StoreUnavailable
+from gateway.store.budgets import SqliteBudgets
 from gateway.store.bundles import SqliteBundles
 from gateway.store.database import Connection, open_readonly, open_writable
 from gateway.store.journal import OpenCalls, SqliteJournal
 from gateway.store.keys import SqliteKeys
 from gateway.store.leases import Extend, Join, Leave
 from gateway.store.library import sqlite3
-from gateway.store.protocol import Bundles, Journal, Keys, Sessions
+from gateway.store.protocol import Budgets, Bundles, Journal, Keys, Sessions
 from gateway.store.reader import Reader
 from gateway.store.sessions import SqliteSessions
 from gateway.store.writer import Do, Writer
@@ -41,6 +42,7 @@ class SqliteStore:
     journal: Journal
     keys: Keys
     sessions: Sessions
+    budgets: Budgets
     bundles: Bundles
 
     def __init__(
@@ -53,11 +55,12 @@ class SqliteStore:
         self._synchronous = synchronous
         self._busy_timeout_s = busy_timeout_s
         self._calls = OpenCalls()
-        self._writer = Writer(str(path), deadline_s=deadline_s)
+        self._writer = Writer(str(path), deadline_s=deadline_s, shared=self._calls.till)
         self._reader = Reader(str(path), deadline_s=deadline_s)
         self.journal = SqliteJournal(self._writer, self._reader, self._calls)
         self.keys = SqliteKeys(self._writer, self._reader)
         self.sessions = SqliteSessions(self._writer, self._reader, self._calls)
+        self.budgets = SqliteBudgets(self._writer, self._reader, self._calls)
         self.bundles = SqliteBundles(self._writer, self._reader)
 
     def __repr__(self) -> str:

@@ -56,16 +56,30 @@ class Do(Job[T]):
         return self._action(connection)
 
 
+class Shared:
+    """What the jobs of one transaction share beside the connection; here: nothing. Touched by the writing thread only."""
+
+    def begin(self) -> None:
+        """Told that a transaction begins: the one before may have been rolled back, with all that was noted in it."""
+
+    def flush(self, connection: Connection) -> None:
+        """Write what the jobs have left for the end of the transaction."""
+
+    def committed(self) -> None:
+        """Told that the transaction is on disk."""
+
+
 class Writer:
     """Owns the writing connection and its thread.
 
-    `deadline_s` bounds every wait, `capacity` how many jobs may wait; both refuse with `StoreUnavailable`.
+    `deadline_s` bounds every wait, `capacity` how many jobs may wait; both refuse with `StoreUnavailable`. `shared` is what jobs share.
     """
 
-    def __init__(self, path: str, *, deadline_s: float, capacity: int = 8192) -> None:
+    def __init__(self, path: str, *, deadline_s: float, capacity: int = 8192, shared: Shared | None = None) -> None:
         self._path = path
         self._deadline_s = deadline_s
         self._capacity = capacity
+        self._shared = shared or Shared()
         self._queue: SimpleQueue[list[Job[Any]] | None] = SimpleQueue()
         self._gathered: list[Job[Any]] = []
         self._waiting = 0
@@ -210,17 +224,20 @@ class Writer:
         try:
             connection.execute("BEGIN IMMEDIATE")
             again = True
+            self._shared.begin()
             for job in jobs:
                 try:
                     job.result = job.apply(connection)
                 except StoreError as error:
                     job.error = error
+            self._shared.flush(connection)
             connection.execute("COMMIT")
         except (sqlite3.Error, *_UNSTORABLE) as error:
             _roll_back(connection)
             for job in jobs:
                 job.error = self._failure(error)  # one each: an exception that two tasks raise collects both their tracebacks
             return not again or getattr(error, "sqlite_errorcode", 0) in _BUSY
+        self._shared.committed()
         for job in jobs:
             if job.error is None:
                 job.committed()

@@ -34,6 +34,9 @@ BUNDLE: Final = "lockgate.bundle"
 RUN: Final = "lockgate.run"
 STEP: Final = "lockgate.step"
 COST: Final = "lockgate.cost_usd"
+ESTIMATED: Final = "lockgate.usage.estimated"
+RESERVED: Final = "lockgate.reserved_usd"
+ACCOUNT: Final = "lockgate.budget.account"
 ATTEMPTS: Final = "lockgate.attempts"
 ATTEMPT: Final = "lockgate.attempt.n"
 ATTEMPT_END: Final = "lockgate.attempt.end"
@@ -68,6 +71,9 @@ CALL_ATTRIBUTES: Final[Mapping[str, str]] = {
     RUN: "`X-Lockgate-Run`.",
     STEP: "`X-Lockgate-Step`.",
     COST: "What it cost in USD, an exact decimal string; absent where unknown.",
+    ESTIMATED: "True where tokens and cost are upper bounds of ours, because a provider did not say; absent otherwise.",
+    RESERVED: "What was set aside for it in USD; absent where no budget bound it.",
+    ACCOUNT: "The account whose budget refused the call, a further attempt or the rest of its answer; absent where none did.",
     ATTEMPTS: "How many attempts were made.",
 }
 
@@ -87,4 +93,5 @@ ATTEMPT_ATTRIBUTES: Final[Mapping[str, str]] = {
     ATTEMPT_END: "`succeeded`, `failed`, `rejected`, `cut` or `cancelled`.",
     WAITED: "Seconds waited before it.",
     COST: "What the attempt cost in USD, an exact decimal string; absent where unknown.",
+    ESTIMATED: "As on the call.",
 }

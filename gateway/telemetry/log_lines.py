@@ -42,6 +42,10 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
               "`output_audio`, which `input` and `output` count too. `estimated` is true where the numbers are ours, "
               "because the provider did not say. Null where unknown.",
     "cost_usd": "What the call cost in USD, an exact decimal string; null where it is unknown.",
+    "estimated_usd": "Of `cost_usd` what is an upper bound of ours, because a provider did not say what it used; null where there is none.",
+    "reserved_usd": "What was set aside for the call in USD; null where no budget bound it.",
+    "account": "The account (`BUDGET/SUBJECT`) whose budget refused the call, a further attempt or the rest of its answer; empty where "
+               "none did.",
     "session": "`X-Lockgate-Session`.",
     "run": "`X-Lockgate-Run`.",
     "step": "`X-Lockgate-Step`.",
@@ -82,6 +86,9 @@ def call_fields(record: CallRecord, level: str, clean: Cleaner) -> dict[str, Any
         "first_byte_ms": None if first is None else _ms(first - record.received_ns),
         "tokens": None if record.usage is None else _tokens(record.usage),
         "cost_usd": None if record.cost_nusd is None else usd(record.cost_nusd),
+        "estimated_usd": usd(estimated_nusd) if (estimated_nusd := record.estimated_nusd) else None,
+        "reserved_usd": None if record.reserved_nusd is None else usd(record.reserved_nusd),
+        "account": clean(record.account),
         "session": clean.optional(origin.session), "run": clean.optional(origin.run),
         "step": clean.optional(origin.step),
         "message": clean(record.message, LONG),

@@ -56,6 +56,18 @@ COST: Final = MetricSpec("lockgate_cost_usd_total", "counter", ("route", "team")
     "Known cost in USD. A float for dashboards; the journal has the exact amounts.")
 UNKNOWN_COST: Final = MetricSpec("lockgate_unknown_cost_calls_total", "counter", ("route", "team"),
     "Dispatched calls whose cost is unknown: the price or the usage is missing.")
+ESTIMATED_COST: Final = MetricSpec("lockgate_estimated_cost_usd_total", "counter", ("route", "team"),
+    "Of `lockgate_cost_usd_total` what is an upper bound of ours, because a provider did not say what it used.")
+RESERVATIONS: Final = MetricSpec("lockgate_reservations_usd_total", "counter", ("route", "state"),
+    "Of ended calls that budgets bound: USD that were `reserved` for them, and USD of it that they `used`. What stands in between was "
+    "held for nothing.")
+SHORT: Final = MetricSpec("lockgate_budget_refusals_total", "counter", ("budget", "code"),
+    "Calls that a budget refused. `code` is the error code given to the caller, empty where only a further attempt or the rest of a "
+    "streamed answer was refused.")
+SOFT: Final = MetricSpec("lockgate_budget_soft_limits_total", "counter", ("budget",),
+    "Times that an account of a budget reached its soft limit.")
+OVERRUN: Final = MetricSpec("lockgate_budget_overrun_usd_total", "counter", ("budget",),
+    "USD that calls cost beyond what was reserved for them: their provider did more than it was asked for.")
 DENIED: Final = MetricSpec("lockgate_denied_total", "counter", ("rule",), "Calls that a rule denied.")
 RULES: Final = MetricSpec("lockgate_rules_total", "counter", ("rule", "effect", "verdict", "mode"),
     "Rules that contributed to a decision. `verdict` is `matched`, or `error` where the rule could not be evaluated; `mode` is "
@@ -78,8 +90,8 @@ INFO: Final = MetricSpec("lockgate_info", "gauge", ("version", "bundle"),
 
 VIEWS: Final = ("queue", "log", "metrics", "spans")
 METRICS: Final = (
-    CALLS, DURATION, FIRST_BYTE, ATTEMPTS, TOKENS, COST, UNKNOWN_COST, DENIED, RULES, WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT,
-    DROPPED, INFO,
+    CALLS, DURATION, FIRST_BYTE, ATTEMPTS, TOKENS, COST, UNKNOWN_COST, ESTIMATED_COST, RESERVATIONS, SHORT, SOFT, OVERRUN, DENIED, RULES,
+    WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT, DROPPED, INFO,
 )
 
 
@@ -110,6 +122,11 @@ class Metrics:
         self._tokens = _counter(TOKENS, registry)
         self._cost = _counter(COST, registry)
         self._unknown_cost = _counter(UNKNOWN_COST, registry)
+        self._estimated_cost = _counter(ESTIMATED_COST, registry)
+        self._reservations = _counter(RESERVATIONS, registry)
+        self._short = _counter(SHORT, registry)
+        self._soft = _counter(SOFT, registry)
+        self._overrun = _counter(OVERRUN, registry)
         self._denied = _counter(DENIED, registry)
         self._rules = _counter(RULES, registry)
         self._withheld = _counter(WITHHELD, registry)
@@ -142,6 +159,15 @@ class Metrics:
         """So many calls are being handled."""
         self._in_flight.set(calls)
 
+    def soft_limit(self, account: str) -> None:
+        """An account has reached its soft limit."""
+        self._soft[_budget(account),].inc()
+
+    def overrun(self, accounts: Iterable[str], nusd: int) -> None:
+        """A call on these accounts cost so much more than was set aside for it."""
+        for budget in {_budget(account) for account in accounts}:
+            self._overrun[budget,].inc(nusd / 1e9)
+
     def dropped(self, view: str, count: int = 1) -> None:
         """A view of a record was not made."""
         self._dropped[view,].inc(count)
@@ -160,10 +186,7 @@ class Metrics:
             self._attempts[target.provider, target.model, attempt.end.value, cause_class(attempt)].inc()
             if attempt.usage is not None:
                 self._count_tokens(route, attempt.usage)
-        if record.cost_nusd:
-            self._cost[route, team].inc(record.cost_nusd / 1e9)
-        elif record.cost_nusd is None and record.attempts:
-            self._unknown_cost[route, team].inc()
+        self._count_money(record, route)
         if record.decision == "deny":
             self._denied[record.rule,].inc()
         if BYPASS in record.labels:
@@ -181,6 +204,21 @@ class Metrics:
     def render(self) -> bytes:
         """Everything in Prometheus' text format, of `METRICS_CONTENT_TYPE`."""
         return generate_latest(self._visible)
+
+    def _count_money(self, record: CallRecord, route: str) -> None:
+        team, cost_nusd = record.principal.team, record.cost_nusd
+        if cost_nusd:
+            self._cost[route, team].inc(cost_nusd / 1e9)
+            if record.estimated_nusd:
+                self._estimated_cost[route, team].inc(record.estimated_nusd / 1e9)
+        elif cost_nusd is None and record.attempts:
+            self._unknown_cost[route, team].inc()
+        if record.reserved_nusd:
+            self._reservations[route, "reserved"].inc(record.reserved_nusd / 1e9)
+            used_nusd = sum(attempt.cost_nusd or 0 for attempt in record.attempts)
+            self._reservations[route, "used"].inc(min(used_nusd, record.reserved_nusd) / 1e9)
+        if record.account:
+            self._short[_budget(record.account), record.code].inc()
 
     def _count_rules(self, reasons: Iterable[JsonObject]) -> None:
         for reason in reasons:
@@ -206,6 +244,11 @@ def cause_class(attempt: Attempt) -> str:
         return cause
     status = _STATUS.fullmatch(cause)
     return f"status:{status[1]}xx" if status else "other"
+
+
+def _budget(account: str) -> str:
+    """The budget of an account. Its subject is no label: callers choose some of them."""
+    return account.partition("/")[0]
 
 
 def forget_worker(pid: int) -> None:

@@ -11,7 +11,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from gateway import __version__
 from gateway.call import CallRecord
 from gateway.clock import Clock
+from gateway.core.money import usd
 from gateway.telemetry.clean import Cleaner
 from gateway.telemetry.log_lines import LEVELS, LINES, call_fields, call_level, event_fields
 from gateway.telemetry.metrics import Metrics
@@ -92,6 +93,16 @@ class Telemetry:
     def reloaded(self, *, ok: bool) -> None:
         """The deployment's files were loaded again, or could not be: then the last good ones stay in force."""
         self._metrics.reloaded(ok=ok)
+
+    def soft_limit(self, account: str, soft_nusd: int, *, call: str) -> None:
+        """An account has just reached its soft limit, by a call of this id."""
+        self._metrics.soft_limit(account)
+        self.event("warning", "budget_soft_limit", account=account, call=call, soft_usd=usd(soft_nusd))
+
+    def overrun(self, accounts: Sequence[str], beyond_nusd: int, *, call: str) -> None:
+        """A call cost more than was set aside for it on these accounts."""
+        self._metrics.overrun(accounts, beyond_nusd)
+        self.event("warning", "budget_overrun", accounts=list(accounts), call=call, beyond_usd=usd(beyond_nusd))
 
     def in_flight(self, calls: int) -> None:
         """So many calls are being handled."""

@@ -114,7 +114,9 @@ class Spans:
             names.ROUTE: route or None, names.OUTCOME: record.outcome.value, names.DECISION: record.decision or None,
             names.RULE: record.rule or None, names.BUNDLE: record.bundle or None,
             names.COST: None if record.cost_nusd is None else usd(record.cost_nusd),
-            names.ATTEMPTS: len(record.attempts),
+            names.ESTIMATED: any(attempt.usage is not None and attempt.usage.estimated for attempt in record.attempts) or None,
+            names.RESERVED: None if record.reserved_nusd is None else usd(record.reserved_nusd),
+            names.ACCOUNT: clean(record.account) or None, names.ATTEMPTS: len(record.attempts),
             **_usage_attributes(record.usage),
         }
         return _present(attributes)
@@ -159,6 +161,7 @@ def _attempt_attributes(attempt: Attempt, operation: str) -> dict[str, Attribute
         names.HTTP_STATUS: attempt.status, names.ERROR_TYPE: attempt.cause or None,
         names.ATTEMPT: attempt.n, names.ATTEMPT_END: attempt.end.value, names.WAITED: attempt.waited_s,
         names.COST: None if attempt.cost_nusd is None else usd(attempt.cost_nusd),
+        names.ESTIMATED: (attempt.usage is not None and attempt.usage.estimated) or None,
         **_usage_attributes(attempt.usage),
     })
 

@@ -9,7 +9,7 @@ import functools
 import io
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
@@ -35,11 +35,12 @@ _LARGE: Final = 1024 * 1024  # bytes from which on a body is handed over in piec
 class _Sending:
     """A request on its way. Its one timeout bounds the connection first and then, from there on, the headers."""
 
-    __slots__ = ("headers_s", "protocol", "timeout", "transport")
+    __slots__ = ("headers_s", "on_sending", "protocol", "timeout", "transport")
 
-    def __init__(self, timeout: asyncio.Timeout, headers_s: float) -> None:
+    def __init__(self, timeout: asyncio.Timeout, headers_s: float, on_sending: Callable[[], None] | None) -> None:
         self.timeout = timeout
         self.headers_s = headers_s
+        self.on_sending = on_sending
         self.protocol: ResponseHandler | None = None
         self.transport: asyncio.Transport | None = None
 
@@ -47,6 +48,8 @@ class _Sending:
         self.protocol = connection.protocol
         self.transport = connection.transport
         self.timeout.reschedule(asyncio.get_running_loop().time() + self.headers_s)
+        if self.on_sending is not None:
+            self.on_sending()
 
 
 _SENDING: Final[ContextVar[_Sending]] = ContextVar("sending")
@@ -243,7 +246,7 @@ class AiohttpTransport:
                         headers_s: float) -> tuple[_Sending, aiohttp.ClientResponse]:
         body = request.body if len(request.body) < _LARGE else io.BytesIO(request.body)
         timeout = asyncio.timeout(connect_s)
-        sending = _Sending(timeout, headers_s)
+        sending = _Sending(timeout, headers_s, request.on_sending)
         _SENDING.set(sending)
         try:
             async with timeout:

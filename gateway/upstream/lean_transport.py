@@ -76,6 +76,8 @@ class LeanTransport:
         length = "" if request.method in message.WITHOUT_BODY and not request.body else f"content-length: {len(request.body)}\r\n"
         head = f"{request.method} {target} HTTP/1.1\r\n{host}{lines}accept-encoding: identity\r\n{length}\r\n"
         connection = pool.take() or await pool.wait(connect_s)
+        if request.on_sending is not None:
+            request.on_sending()
         await connection.exchange(head.encode(), request.body, head_only=request.method == "HEAD", headers_s=headers_s)
         return LeanAnswer(connection, pool)
 

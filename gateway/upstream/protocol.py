@@ -1,6 +1,6 @@
 """The seam to the network: one request out, one answer back, every wait with a deadline, foreign exceptions mapped behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ class HttpRequest:
     """One HTTP request to an upstream from the configuration. `url` is absolute; header names are lower case.
 
     `private`: it may go to any address; else only to public ones, checked after the name is resolved, and connected to as checked.
+    `on_sending` is called once there is a connection, before the first byte leaves: what was not sent was not billed.
     """
 
     method: str
@@ -17,6 +18,7 @@ class HttpRequest:
     headers: Mapping[str, str]
     body: bytes
     private: bool = True
+    on_sending: Callable[[], None] | None = None
 
 
 class HttpAnswer(Protocol):

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from gateway.errors import CallError, Forbidden, RateLimited
+from gateway.errors import BudgetExceeded, CallError, Forbidden, RateLimited
 from gateway.wire.strict_json import dumps
 
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -22,6 +22,8 @@ def problem_fields(error: CallError, call_id: str | None) -> dict[str, Any]:
         told["pointer"] = error.pointer
     if isinstance(error, Forbidden | RateLimited):
         told["rule"] = error.rule
+    if isinstance(error, BudgetExceeded):
+        told |= {"account": error.account, **error.figures}
     if isinstance(error, Forbidden) and error.remedy:
         told["remedy"] = error.remedy
     return told if call_id is None else {**told, "call_id": call_id}

@@ -25,10 +25,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the engine needs to know of a request's body: the public route name and whether to stream the answer."""
+    """What the engine needs to know of a request's body: the public route name, whether to stream the answer, and who asks.
+
+    `user` is the client's own name for its user, empty where it gives none.
+    """
 
     route: str
     stream: bool
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,44 @@ class TestCalls:
         shown = json.loads(_run(config, "show", samples.call_id(1), "--json").stdout)
         assert (shown["cost_usd"], len(shown["attempts"]), shown["response"]) == ("0.0000015", 2, '{"ok":true}')
 
+    async def test_the_money_of_a_call_is_shown_where_it_is_on_record(self, config: Path, store: SqliteStore, samples: ModuleType) -> None:
+        till = samples.Till(store, samples.budget(limit=5000), samples.budget("all", "all", None))
+        await till.begin(5, 3000)
+        open_call = _run(config, "show", samples.call_id(5)).stdout
+        assert "reserved        0.000003 on all/all, team-cap/blue, for an answer of up to 3000 tokens\n" in open_call
+        assert "settled" not in open_call
+        guessed = samples.attempt(1, usage=replace(samples.USAGE, estimated=True), cost_nusd=2000, prices="assumed")
+        await store.journal.finish(samples.completed(5, attempts=(guessed,), usage=guessed.usage, cost_nusd=2000), response=None)
+        shown = _run(config, "show", samples.call_id(5)).stdout
+        assert "settled         0.000002 (settled)\n" in shown
+        assert "cost_usd        0.000002 (estimated)\n" in shown
+        ledger = shown.partition("\nledger\n")[2].splitlines()
+        assert [line.split() for line in ledger[:2]] == [
+            ["n", "target", "cost_usd", "estimated", "images", "prices"], ["1", "alpha/small-1", "0.000002", "True", "0", "assumed"]]
+        money = json.loads(_run(config, "show", samples.call_id(5), "--json").stdout)["money"]
+        assert (money["reserved_nusd"], money["settlement"]["cost_nusd"], len(money["lines"])) == (3000, 2000, 1)
+        await samples.Till(store, samples.budget("all", "all", None)).begin(6, 3000)
+        assert "reserved        0.000003 on all/all\n" in _run(config, "show", samples.call_id(6)).stdout
+
+    async def test_a_suspect_says_what_to_do_and_what_was_decided_says_by_whom(
+        self, config: Path, store: SqliteStore, samples: ModuleType,
+    ) -> None:
+        dying = SqliteStore(config.with_name("data.db"), "dying")
+        await dying.start(now_ns=samples.NOW_NS)
+        await samples.Till(dying, samples.budget(limit=5000)).begin(5, 3000)
+        await dying.close()
+        await store.heartbeat(now_ns=samples.NOW_NS, lease_ns=samples.SECOND_NS)
+        suspect = _run(config, "show", samples.call_id(5)).stdout
+        assert "settled         0.000003 (recovered): a suspect, `lockgate budgets resolve` books what it really was" in suspect
+        await store.budgets.resolve(samples.call_id(5), 1000, author="ada", now_ns=samples.NOW_NS)
+        shown = _run(config, "show", samples.call_id(5)).stdout
+        assert "settled         0.000001 (resolved by ada)\n" in shown
+        assert "-0.000002" in shown
+
+    def test_a_call_without_money_shows_none(self, config: Path, samples: ModuleType) -> None:
+        assert json.loads(_run(config, "show", samples.call_id(2), "--json").stdout)["money"] is None
+        assert "reserved" not in _run(config, "show", samples.call_id(4)).stdout
+
     async def test_what_was_decided_later_and_the_tool_calls_are_shown_too(
         self, config: Path, store: SqliteStore, samples: ModuleType,
     ) -> None:

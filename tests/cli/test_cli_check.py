@@ -91,6 +91,8 @@ def test_a_configuration_that_is_not_there_is_a_problem_and_not_a_traceback(fold
      "otlp.headers.x-api-key: looks like a secret in plain sight"),
     ('[prices."simulator/sim-small"]', '[prices."simulator/sim-smal"]', 'prices."simulator/sim-smal": no route has this target'),
     ('[prices."simulator/sim-small"]', '[prices."simulator/sim-smal"]', "the price of simulator/sim-small is not known"),
+    ('[models."simulator/sim-model"]', '[models."simulator/sim-modle"]', 'models."simulator/sim-modle": no route has this target'),
+    ("[server]", '[budgets.b]\nscope = "all"\nlimit = "1"\nof = ["every"]\n[server]', "budgets.b.of: there is no such subject (it is `all`)"),
 ])
 def test_what_works_and_deserves_a_look_is_a_warning_with_its_place(folder, old, new, expected):
     found = warnings_of(folder, old, new)
@@ -121,3 +123,20 @@ def test_secrets_that_others_may_read_or_guess_are_warned_of(folder):
 def test_a_deployment_without_routes_is_warned_of(folder):
     (folder / "routes/simulator.toml").unlink()
     assert [line for line in run().stderr.splitlines() if "there is no route" in line]
+
+
+def test_the_budgets_are_counted(folder):
+    (folder / "config.toml").write_text((folder / "config.toml").read_text() + '\n[budgets.b]\nscope = "team"\nlimit = "1"\n')
+    done = run()
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert ", 1 budget, bundle " in done.stdout
+    assert json.loads(run("--json").stdout)["loaded"]["budgets"] == 1
+
+
+@pytest.mark.parametrize(("budget", "refused"), [
+    ('limit = "1"', True), ('soft = "1"\nlimits = { a = "1" }', True), ('soft = "1"', False)])
+def test_a_target_without_a_price_is_said_to_be_refused_where_a_budget_binds(folder, budget, refused):
+    unpriced = '[prices."simulator/sim-small"]'
+    found = warnings_of(folder, unpriced, f'[budgets.b]\nscope = "team"\n{budget}\n' + unpriced.replace("small", "smal"))
+    (said,) = [line for line in found if "the price of" in line]
+    assert ("and a call that a budget binds is refused" in said) is refused

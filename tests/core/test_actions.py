@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.accounts import SCOPES
 from gateway.core.actions import action_of
 from gateway.core.decision import Action, Approval, Clamp, Limit, Redaction, Rerouting, Setting
 from gateway.core.detectors import Detectors
@@ -25,7 +26,9 @@ def test_an_effect_that_its_name_says_all_of_has_no_action(effect: str) -> None:
 def test_every_table_becomes_an_action_under_its_rules_id() -> None:
     """One value of each, so that no two are mixed up."""
     assert action("require_approval", approvers=["role:finance"], quorum=2) == Approval("r", ("role:finance",), 2)
-    assert action("limit", {"requests": 5, "per": "1m", "by": ["team", "tool"]}) == Limit("r", 5, 60.0, ("team", "tool"))
+    assert action("limit", {"requests": 5, "per": "1m", "by": ["team", "tool"]}) == Limit("r", 60.0, ("team", "tool"), requests=5)
+    assert action("limit", {"tokens": 7, "per": "1s", "concurrent": 3}) == Limit("r", 1.0, ("key",), tokens=7, concurrent=3)
+    assert action("limit", {"concurrent": 3, "by": ["user", "tag"]}) == Limit("r", 0.0, ("user", "tag"), concurrent=3)
     assert action("route", {"to": "other", "only": ["eu/*"], "remove": ["us/*"]}) == Rerouting("r", "other", ("eu/*",), ("us/*",))
     assert action("set", {"values": {"temperature": 0}, "clamp": {"/max_tokens": {"min": 1, "max": 5}}, "system": "Be kind."}) == Setting(
         "r", {"/temperature": 0}, (Clamp("/max_tokens", 1.0, 5.0),), "Be kind.", replace_system=False)
@@ -34,6 +37,13 @@ def test_every_table_becomes_an_action_under_its_rules_id() -> None:
     assert isinstance(redaction, Redaction)
     assert (redaction.rule, redaction.fields, redaction.replacement) == ("r", ("/user", "/a/*/b"), "[{what}]")
     assert [detector.name for detector in redaction.detectors] == ["email", "pattern"]
+
+
+def test_a_limit_counts_by_every_scope_that_a_budget_can_have() -> None:
+    """A new one fails here."""
+    made = action("limit", {"concurrent": 1, "by": list(SCOPES)})
+    assert isinstance(made, Limit)
+    assert made.by == SCOPES
 
 
 def test_a_family_of_detectors_stands_for_all_of_it() -> None:
@@ -105,3 +115,18 @@ def test_a_system_message_belongs_to_a_request() -> None:
     """Nothing else has messages."""
     with pytest.raises(ValueError, match="phase `request`"):
         action("set", {"system": "Be kind."}, "tool_call")
+
+
+@pytest.mark.parametrize(("table", "phase", "says"), [
+    ({}, "request", "nothing to limit"), ({"per": "1m"}, "request", "nothing to limit"), ({"requests": 1}, "request", "need `per`"),
+    ({"tokens": 1, "concurrent": 1}, "request", "need `per`"), ({"concurrent": 1, "per": "1m"}, "request", "`per` belongs to"),
+    ({"requests": 0, "per": "1m"}, "request", "greater than or equal to 1"), ({"concurrent": -1}, "request", "greater than or equal to 1"),
+    ({"requests": 1, "per": "0s"}, "request", "greater than 0"), ({"requests": 1, "per": "1m", "by": []}, "request", "at least 1 item"),
+    ({"requests": 1, "per": "1m", "by": ["nation"]}, "request", "Input should be"), ({"concurrent": 1}, "tool_call", "only `requests` of a tool call"),
+    ({"tokens": 1, "per": "1m"}, "tool_call", "only `requests` of a tool call"),
+    ({"requests": 1, "tokens": 1, "per": "1m"}, "tool_call", "only `requests` of a tool call"),
+    ({"requests": 1, "per": "1m"}, "response", "no meaning in phase `response`")])
+def test_a_limit_that_would_not_do_what_it_says_is_refused(table: dict[str, Any], phase: str, says: str) -> None:
+    """A proposed tool call has no end that the gateway sees: a count of those under way would never come down."""
+    with pytest.raises(ValueError, match=says):
+        action("limit", table, phase)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import Call, Said, ToolCall, ToolResult
-from gateway.core.decide import at_best, decide, merge
+from gateway.core.decide import LATER, at_best, decide, merge
 from gateway.core.decision import BY_DEFAULT, Allowed, Approval, Decision, Denied, Held, Limit, Phase, Redaction, Rerouting, Setting
 from gateway.core.expressions import Program
 from gateway.core.facts import Facts, facts_of
 from gateway.core.matching import Index, MatchKeys
-from gateway.core.question import LARGE, Question
+from gateway.core.question import LARGE, BudgetFacts, Question
 from gateway.core.rules import Bundle, PhaseRules, Selection, compile_bundle
 from gateway.gather import gather
 from gateway.rule_config import DefaultsConfig, RuleConfig
@@ -420,3 +420,28 @@ def test_a_fact_that_cannot_be_read_is_the_trouble_of_the_rules_that_read_it_alo
     rules = [rule(id="reads", effect="log", when="size(messages) > 0"), rule(id="does-not", effect="log", when="request.size > 1")]
     decision = judged(compile_bundle(rules, "auto"), call(body={"messages": 5}))
     assert [reason.verdict for reason in decision.reasons] == ["error", "matched"]
+
+
+@pytest.mark.parametrize("engine", ["cel-expr-python", "cel-python"])
+@pytest.mark.parametrize("when", ['budget.remaining["team"] < usd("5")', 'budget.spent.team > usd("5")'])
+def test_a_scope_that_no_budget_binds_fails_closed_and_says_how_to_guard_it(engine: str, when: str, call: Make) -> None:
+    """The usual slip in rules on money: who wrote the rule has to see what is missing."""
+    decision = judged(compile_bundle([rule(when=when)], engine), call(), budgets=BudgetFacts({"any": 5}, {"any": 5}, {"any": 0}))
+    assert (decision.name, decision.reasons[0].verdict) == ("deny", "error")
+    assert decision.reasons[0].message.endswith('; guard it with `in`: "team" in budget.remaining && …')
+
+
+@pytest.mark.parametrize("engine", ["cel-expr-python", "cel-python"])
+def test_only_a_key_that_is_missing_is_said_to_want_a_guard(engine: str, call: Make) -> None:
+    """Whatever else goes wrong, and whatever other rules lack."""
+    rules = [rule(id="a", when='budget.remaining["any"] / 0 == 1'), rule(id="b", when='tags["x"] == "y"')]
+    decision = judged(compile_bundle(rules, engine), call(), budgets=BudgetFacts({"any": 5}, {}, {}))
+    assert [(reason.verdict, "guard it" in reason.message) for reason in decision.reasons] == [("error", False)] * 2
+
+
+def test_how_the_accounts_stand_takes_no_tool_out_of_an_offer(call: Make) -> None:
+    """It is looked at when the tool is called: by then it may be otherwise."""
+    bundle = compile_bundle([rule(phase="tool_call", when='"any" in budget.remaining && budget.remaining["any"] < usd("5")')], "auto")
+    asked = Question("tool_call", call(), 0, tool=ToolCall("t", "pay", {}))
+    assert at_best(bundle, gather(bundle, asked, without=LATER)).name == "allow"
+    assert decide(bundle, "tool_call", gather(bundle, asked)).name == "deny"

@@ -185,6 +185,12 @@ def test_arguments_that_do_not_fit_are_the_models_to_change() -> None:
 @pytest.mark.parametrize(("given", "expected"), [
     ({"decision": None, "rule": None, "code": "unknown_route", "reasons": [], "bundle": None}, "The call ended before the rules were asked."),
     ({"decision": "allow", "code": "rate_limited"}, "The rules allow the call, but not so often: wait, or raise the limit."),
+    ({"decision": "allow", "code": "budget_exceeded", "account": "month/blue"},
+     "The rules allow the call, but the account month/blue has not enough money left: wait for its next window, or raise its limit."),
+    ({"decision": "allow", "code": "budget_busy", "account": "month/{x}"},
+     "The rules allow the call, but the rest of the account month/{x} was held by calls in flight: try again."),
+    ({"decision": "allow", "code": "price_unknown"},
+     "The rules allow the call, but a budget binds it, and nobody knows what it costs: set the price of its target."),
 ])
 def test_what_no_rule_ended_says_what_did(given: dict[str, Any], expected: str) -> None:
     """An explanation is asked for any call."""
@@ -205,3 +211,23 @@ def test_no_value_is_long() -> None:
     short = f"{long[:LONGEST_VALUE]}… [65 characters]"
     told = explain(call(reason(values={"a": long, "b": [long, 1], "c": {"d": long}, "e": short})), None)
     assert told["rules"][0]["values"] == {"a": short, "b": [short, 1], "c": {"d": short}, "e": short}
+
+
+@pytest.mark.parametrize("engine", ["cel-expr-python", "cel-python"])
+def test_money_is_told_in_usd_and_decided_in_whole_numbers(engine: str) -> None:
+    """People read 4.5 USD, and the part is evaluated on what was on record."""
+    when = '"team" in budget.remaining && budget.remaining["team"] < usd("5") || session.spend > usd("1") || user == "x"'
+    values = {"budget.remaining": {"team": 4_500_000_000, "any": -1}, "session.spend": 7, "user": "[3 characters]"}
+    told = explain(call(reason(values=values)), content(rule(when)), engine)
+    assert parts(told) == [[('"team" in budget.remaining', True), ('budget.remaining["team"] < usd("5")', True)],
+                           [('session.spend > usd("1")', False)], [('user == "x"', None)]]
+    assert told["rules"][0]["values"] == values
+    assert '(budget.remaining was {"team": "4.5 USD", "any": "-0.000000001 USD"})' in told["change"][0]
+
+
+def test_what_somebody_else_wrote_as_an_amount_is_shown_as_it_is() -> None:
+    """A record is a file, and files are edited."""
+    told = explain(call(reason(values={"session.spend": "much", "budget.limit": {"team": "more"}})),
+                   content(rule("session.spend > 5 && budget.limit.team > 5")))
+    assert '(session.spend was "much")' in told["change"][0]
+    assert '(budget.limit was {"team": "more"})' in told["change"][0]

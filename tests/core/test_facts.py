@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from gateway.call import Call, Origin, Said, ToolCall, ToolResult, Usage
 from gateway.core.body import MAX_VALUES, UnreadableFactError
 from gateway.core.decision import PHASES, Phase
-from gateway.core.facts import FACTS, SESSION_FACTS, TOOLS_FACT, CelType, Fact, facts_of, match_keys, variables_table
-from gateway.core.question import LARGE, Question
+from gateway.core.facts import BUDGET_FACTS, FACTS, SESSION_FACTS, TOOLS_FACT, CelType, Fact, facts_of, match_keys, variables_table
+from gateway.core.question import LARGE, BudgetFacts, Question
 from gateway.session import SessionFacts
 
 NOW_NS = 1_700_000_000_123_456_789
@@ -31,7 +31,8 @@ def asked(phase: Phase, call: Call, **given: Any) -> Question:
         "tool_result": {"tool": ToolCall("t1", "bank.pay", {"amount": 5}, "http", "http"), "result": ToolResult({"ok": True}, '{"ok":true}')},
     }
     session = SessionFacts(90.5, ("secret",), 3, 4_000)
-    return replace(Question(phase, call, NOW_NS, session=session, env={"region": "eu"}), **{**parts[phase], **given})
+    budgets = BudgetFacts({"team": 4, "any": -1}, {"team": 7}, {"all": 3})
+    return replace(Question(phase, call, NOW_NS, session=session, env={"region": "eu"}, budgets=budgets), **{**parts[phase], **given})
 
 
 def read(name: str, question: Question) -> Any:
@@ -45,8 +46,9 @@ def has_type(value: Any, kind: CelType) -> bool:
             return type(value) is list and all(type(item) is str for item in value)
         case "map(string, string)":
             return type(value) is dict and all(type(item) is str for pair in value.items() for item in pair)
-        case "map(string, dyn)":
-            return type(value) is dict and all(type(key) is str for key in value)
+        case "map(string, int)" | "map(string, dyn)":
+            held = "int" if kind == "map(string, int)" else "dyn"
+            return type(value) is dict and all(type(key) is str and has_type(item, held) for key, item in value.items())
         case "int":
             return type(value) is int and -2**63 <= value < 2**63
         case "dyn":
@@ -68,6 +70,7 @@ QUESTIONS = st.fixed_dictionaries({
     "said": st.none() | st.builds(Said, st.text(max_size=3), st.lists(st.text(max_size=3), max_size=3).map(tuple), st.text(max_size=3),
                                   st.none() | st.just(Usage(1, 2))),
     "session": st.none() | st.just(SessionFacts(1.5, ("a",), 2, 3)),
+    "budgets": st.none() | st.just(BudgetFacts({"any": -2}, {}, {"team": 2**62})),
 })
 
 
@@ -92,7 +95,8 @@ EVERYWHERE = {
     "protocol": "openai", "route": "fast", "model": "fast", "request.operation": "chat", "request.model": "fast", "request.stream": True,
     "request.size": 100, "request.max_tokens": 7, "request.params": {"model": "fast", "max_tokens": 7, "temperature": 1}, "request.body": BODY,
     "messages": [{"role": "user"}], "texts": ["x"], "tools_offered": ["f"], "session.id": "s1", "session.age": timedelta(seconds=90.5),
-    "session.labels": ["secret"], "session.calls": 3, "session.spend": 4_000, "run": "r1", "step": "p1", "tags": {"k": "v"},
+    "session.labels": ["secret"], "session.calls": 3, "session.spend": 4_000,
+    "budget.remaining": {"team": 4, "any": -1}, "budget.limit": {"team": 7}, "budget.spent": {"all": 3}, "user": "ada", "run": "r1", "step": "p1", "tags": {"k": "v"},
     "env": {"region": "eu"}, "now": datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)}
 TOOL = {"tool.name": "bank.pay", "tool.args": {"amount": 5, "to": ["x"]}, "tool.via": "model", "tool.server": "", "tool.annotations": {"effect": "read"}}
 IN_PHASE: dict[Phase, dict[str, Any]] = {
@@ -108,15 +112,15 @@ IN_PHASE: dict[Phase, dict[str, Any]] = {
 @pytest.mark.parametrize("phase", PHASES)
 def test_facts_say_what_is_judged(phase: Phase, call: MakeCall) -> None:
     """One value of each, so that no two are mixed up, and every fact of every phase has one."""
-    judged = call(BODY, name="n", team="t", org="o", roles=("a", "b"), stream=True, origin=Origin("s1", "r1", "p1", {"k": "v"}))
+    judged = call(BODY, name="n", team="t", org="o", roles=("a", "b"), stream=True, user="ada", origin=Origin("s1", "r1", "p1", {"k": "v"}))
     question = asked(phase, judged)
     assert {name: fact.extract(question) for name, fact in facts_of(phase).items()} == {**EVERYWHERE, **IN_PHASE[phase]}
 
 
 def test_what_was_not_sent_reads_as_empty(call: MakeCall) -> None:
     """So that a rule need not guard the plain facts."""
-    names = ("session.id", "run", "step", "tags", "env", "request.max_tokens", "messages", "texts", "tools_offered")
-    assert [read(name, Question("request", call(), 0)) for name in names] == ["", "", "", {}, {}, 0, [], [], []]
+    names = ("session.id", "user", "run", "step", "tags", "env", "request.max_tokens", "messages", "texts", "tools_offered")
+    assert [read(name, Question("request", call(), 0)) for name in names] == ["", "", "", "", {}, {}, 0, [], [], []]
 
 
 def test_an_explicit_null_is_the_same_as_leaving_it_out(call: MakeCall) -> None:
@@ -130,7 +134,7 @@ def test_what_there_is_not_is_unreadable_and_never_empty(call: MakeCall) -> None
     for phase in PHASES:
         bare = Question(phase, call(), 0)
         for fact in facts_of(phase).values():
-            beyond = fact.phases != PHASES or fact.name in SESSION_FACTS or (fact.name == "texts" and phase != "request")
+            beyond = fact.phases != PHASES or fact.name in SESSION_FACTS | BUDGET_FACTS or (fact.name == "texts" and phase != "request")
             if beyond:
                 with pytest.raises(UnreadableFactError):
                     fact.extract(bare)

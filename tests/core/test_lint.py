@@ -58,6 +58,9 @@ REALISTIC: list[tuple[Phase, str]] = [
     ("tool_call", 'has(tool.annotations.effect) && tool.annotations["effect"] != "read" && tool.args.exists(k, k.startsWith("admin"))'),
     ("tool_result", "!tool.released || type(result) == map && has(result.error) && result.error != null"),
     ("tool_result", 'result_text.contains("ignore previous") || (type(result) == list && result.exists(r, type(r) == string && r.contains("x")))'),
+    ("request", '"team" in budget.remaining && budget.remaining["team"] < usd("5.00")'),
+    ("request", 'has(budget.spent.user) && budget.spent.user >= usd("1") || user == ""'),
+    ("tool_call", "budget.remaining.exists(s, budget.remaining[s] < usd('0.10'))"),
     ("response", 'response.text.contains("internal only") || response.usage.output_tokens > 10000'),
 ]
 
@@ -73,6 +76,9 @@ def test_nothing_is_said_of_a_rule_that_is_right(phase: Phase, source: str, engi
     ('request.params["x"] == 1', "request.params.x", None),
     ('request.params["x-y"] == 1', 'request.params["x-y"]', 'write "x-y" in request.params && … before it'),
     ('tags["env"] == "prod"', "tags.env", 'write "env" in tags && … before it'),
+    ('budget.remaining["team"] < usd("5")', "budget.remaining.team", 'write "team" in budget.remaining && … before it'),
+    ("budget.spent.any < 5", "budget.spent.any", 'write "any" in budget.spent && … before it'),
+    ('"team" in budget.limit && budget.remaining["team"] < usd("5")', "budget.remaining.team", None),
     ('env.region == "eu"', "env.region", 'write "region" in env && … before it'),
     ("has(request.params.a.b)", "request.params.a", None),
     ("has(request.params.a) && request.params.a.b == 1", "request.params.a.b", None),
@@ -286,3 +292,21 @@ def test_the_second_engine_gives_no_warnings(engine_of: EngineOf) -> None:
 def test_a_problem_without_a_name_is_not_changed() -> None:
     problem = CompileProblem("syntax error", 1, 1)
     assert by_phase(problem, "request") is problem
+
+
+@pytest.mark.parametrize(("source", "level", "hint"), [
+    ('"teem" in budget.remaining && budget.remaining["teem"] < usd("5")', "teem", "did you mean 'team'?"),
+    ("has(budget.spent.users) && budget.spent.users > 5", "users", "did you mean 'user'?"),
+    ('!("blue" in budget.limit)', "blue",
+     "there are any, all, org, team, key, user, session, run, route, tool, tag")])
+def test_a_scope_that_no_budget_can_have_is_pointed_out(source: str, level: str, hint: str, request_engine: Engine) -> None:
+    """Asked for with `in` it is never there, so that the rule would never match, and nobody would see it."""
+    found = compile_expression(request_engine, source).warnings
+    assert {problem.message.partition("` ")[2] for problem in found} == {f"never has {level!r}: it is by scope"}
+    assert {problem.hint for problem in found} == {hint}
+
+
+def test_money_is_compared_with_whole_numbers(request_engine: Engine) -> None:
+    """Amounts are nano-USD: with 5.0 a rule would be about something else."""
+    assert errors(request_engine, '"team" in budget.remaining && budget.remaining["team"] < 5.0') == [
+        "found no matching overload for '_<_' applied to '(int, double)'"]

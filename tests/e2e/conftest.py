@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,19 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gateway.app import Parts
 from gateway.clock import SystemClock, SystemIds
+from gateway.core.budget import Balance
 from gateway.embed import Gateway
 from gateway.keyring import new_key
 from gateway.secret import Secret
 from gateway.simulator import Simulator
+from gateway.store.database import open_readonly
+from gateway.store.doctor import examine
+from gateway.store.protocol import AccountFilter
 
 PEPPER = "pepper-of-the-tests-0123456789abcdef"
 ADMIN = "admin-token-of-the-tests"
@@ -147,6 +153,42 @@ token = "env:ADMIN"
             row: dict[str, Any] = await answer.json()
             return row
 
+    async def accounts(self) -> dict[str, Balance]:
+        """What stands on each account in the window that is now."""
+        app = self.gateway.running
+        standings = await app.store.budgets.accounts(app.snapshot.budgets, AccountFilter(), now_ns=app.clock.now_ns())
+        return {each.account.name: each.counted for each in standings}
+
+    async def spent(self, account: str) -> int:
+        """What is booked on an account once nothing is under way, in nano-USD: by then nothing is set aside, on none of them."""
+        app = self.gateway.running
+        await app.proxy.idle(20)
+        await app.proxy.settler.drained(20)
+        accounts = await self.accounts()
+        assert {name: balance for name, balance in accounts.items() if balance.pending} == {}
+        self.assert_doctor_is_content()
+        return accounts.get(account, Balance()).posted
+
+    def assert_doctor_is_content(self) -> None:
+        """Every invariant holds, and every reservation is resolved; a store in memory has no doctor."""
+        database = self.folder / "lockgate.db"
+        if database.exists():
+            assert self.sql("SELECT seq FROM reservations LEFT JOIN settlements USING (seq) WHERE settlements.seq IS NULL") == []
+            connection = open_readonly(database)
+            try:
+                assert [each for each in examine(connection, now_ns=SystemClock().now_ns()) if not each.invariant.note] == []
+            finally:
+                connection.close()
+
+    def sql(self, query: str) -> list[tuple[Any, ...]]:
+        """What stands in the database."""
+        connection = open_readonly(self.folder / "lockgate.db")
+        try:
+            rows: list[tuple[Any, ...]] = connection.execute(query).fetchall()
+            return rows
+        finally:
+            connection.close()
+
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
@@ -155,6 +197,43 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         one = await stack.enter_async_context(Simulator(port=0))
         two = await stack.enter_async_context(Simulator(port=0))
         yield House(tmp_path, one, two, stack)
+
+
+@dataclass
+class Slow:
+    """A provider that answers when it is told to: what 10 tokens ask, in 20, after each `go`."""
+
+    config: str = ""
+    arrived: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.bodies.append(await request.json())
+        self.arrived.release()
+        await asyncio.wait_for(self.go.wait(), 60)
+        choice = {"index": 0, "message": {"role": "assistant", "content": "done"}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
+        return web.json_response({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
+
+
+@pytest.fixture
+async def slow(aiohttp_server: Callable[[web.Application], Awaitable[TestServer]], house: House) -> AsyncIterator[Slow]:
+    """A route `slow` to such a provider, at 1 and 2 USD a million tokens; `config` is for `house.open`."""
+    made, app = Slow(), web.Application()
+    app.router.add_post("/v1/chat/completions", made.answer)
+    server = await aiohttp_server(app)
+    made.config = f"""
+[providers.slow]
+adapter = "openai"
+base_url = "{server.make_url("/v1")}"
+[prices."slow/m"]
+input = "1.00"
+output = "2.00"
+"""
+    house.write("routes/slow.toml", '[[route]]\nname = "slow"\n[[route.targets]]\nprovider = "slow"\nmodel = "m"\n[route.retry]\nattempts = 1\n')
+    yield made
+    made.go.set()
 
 
 @pytest.fixture

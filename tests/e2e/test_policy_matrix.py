@@ -16,7 +16,9 @@ from gateway.rule_config import PHASES_OF
 EFFECTS = get_args(Effect)
 # What answers and is no governed call: nothing is judged there, because nothing leaves.
 NOT_CALLS = {("GET", "/v1/models"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/-/calls"),
-             ("GET", "/-/calls/{id}"), ("GET", "/-/calls/{id}/explain"), ("POST", "/-/reload"), ("GET", "/tools")}
+             ("GET", "/-/calls/{id}"), ("GET", "/-/calls/{id}/explain"), ("POST", "/-/reload"), ("GET", "/tools"),
+             ("GET", "/-/budgets"), ("GET", "/-/budgets/suspects"), ("POST", "/-/budgets/suspects/{call}"), ("GET", "/-/budgets/{name}"),
+             ("PUT", "/-/budgets/{name}"), ("DELETE", "/-/budgets/{name}"), ("POST", "/-/budgets/{name}/raise"), ("GET", "/-/costs")}
 SECRET = "ada@example.org"
 ROUTES = """
 [[route]]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from yarl import URL
 
 from gateway.app import Parts
 from gateway.errors import StoreUnavailable
@@ -12,7 +13,7 @@ PUBLIC = {"/healthz", "/readyz", "/metrics"}
 ADMIN = {"Authorization": "Bearer admin-token-of-the-tests"}
 
 
-async def ask(house, method: str, path: str, **options):
+async def ask(house, method: str, path: str | URL, **options):
     session = await house.http()
     async with session.request(method, path, **options) as answer:
         return answer.status, answer.headers, await answer.read()
@@ -37,7 +38,7 @@ def check_shape(path: str, headers, body: bytes) -> str:
 async def test_every_endpoint_answers_its_errors_in_its_own_shape(house):
     await house.open()
     endpoints = house.gateway.app.surface.endpoints
-    assert {path for _, path in endpoints} >= PUBLIC | {"/v1/chat/completions", "/v1/models", "/-/calls", "/-/calls/{id}"}
+    assert {path for _, path in endpoints} >= PUBLIC | {"/v1/chat/completions", "/v1/models", "/-/calls", "/-/calls/{id}", "/-/budgets", "/-/budgets/{name}", "/-/costs"}
     for method, path in endpoints:
         if path not in PUBLIC:
             for credential in ({}, {"Authorization": "Bearer \udcff"}, {"Authorization": "Bearer lk_no_such"}, {"x-api-key": "\udcff"}):
@@ -65,6 +66,31 @@ async def test_an_unknown_path_is_told_what_there_is(house, path, there, not_the
     assert f"no POST {path}".encode() in body
     assert there in body
     assert not_there not in body
+
+
+@pytest.mark.parametrize(("method", "path", "allowed"), [
+    ("POST", "/-/calls/call_x", ["GET"]), ("DELETE", "/-/calls/call_x/explain", ["GET"]),
+    ("POST", "/-/budgets/team-month", ["GET", "PUT", "DELETE"]), ("GET", "/-/budgets/team-month/raise", ["POST"]),
+    ("PUT", "/-/budgets/suspects", ["GET"]), ("DELETE", "/-/budgets/suspects", ["GET"]), ("GET", "/-/budgets/suspects/call_x", ["POST"]),
+    ("PUT", "/-/budgets", ["GET"]), ("POST", "/-/costs", ["GET"]),
+])
+async def test_a_path_that_names_something_says_which_methods_it_has(house, method, path, allowed):
+    await house.open()
+    status, headers, body = await ask(house, method, path, headers=ADMIN)
+    assert (status, check_shape(path, headers, body)) == (405, "method_not_allowed")
+    assert f"; {' and '.join(allowed)} is." in json.loads(body)["detail"]
+
+
+@pytest.mark.parametrize("path", [
+    "/-/calls/", "/-/calls//explain", "/-/calls/a/b", "/-/calls/a/explain/b", "/-/budgets/", "/-/budgets//raise", "/-/budgets/a/b", "/-/budgets/a/raise/b",
+    "/-//budgets", "/-/budgets/suspects/", "/-/%62udgets", "/-/budgets/a%2Fraise/b", "/-/budgets/%2e%2e/costs",
+])
+async def test_a_path_that_nearly_names_something_is_none(house, path):
+    """What is authorised is the endpoint that answers: a path has one spelling."""
+    await house.open()
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        status, _, _ = await ask(house, method, URL(path, encoded=True), headers=ADMIN)
+        assert status == 404, (method, path)
 
 
 async def test_an_unknown_path_is_repeated_in_part_only_and_as_plain_text(house):

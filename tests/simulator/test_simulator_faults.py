@@ -21,6 +21,7 @@ from gateway.simulator.faults import FAULT_KEYS, NO_FAULT, Fault, duration_s, pa
     ("stall_after_chunks=1", Fault(stall_after_chunks=1)),
     ("error_event_after_chunks=1", Fault(error_event_after_chunks=1)),
     ("empty", Fault(empty=True)),
+    ("ignore_limits", Fault(ignore_limits=True)),
     ("", NO_FAULT),
 ])
 def test_a_fault_is_written_as_pairs_or_as_json(text, fault):

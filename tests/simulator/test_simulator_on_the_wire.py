@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from gateway.simulator import Fault, FaultRule, Simulator
+from gateway.simulator.answer import Billed
 from gateway.simulator.scenario import Scenario
 
 EVENTS = "text/event-stream; charset=utf-8"
@@ -217,6 +218,72 @@ async def test_usage_is_left_out_on_request(bare, sim, ask):
     _status, _kind, received, _error = await call(bare, sim, body, "no_usage")
     assert b"usage" not in received
     assert [entry.usage for entry in await sim.finished(2)] == [None, None]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_provider_that_ignores_limits_says_all_it_has_to_say(bare, sim, ask, stream):
+    limits = {"max_tokens": 2, "max_completion_tokens": 3}
+    await call(bare, sim, ask("words 40", stream=stream, **limits), "ignore_limits")
+    await call(bare, sim, ask("words 40", stream=stream, **limits))
+    completion = {"model": "sim-model", "prompt": "words 40", "max_tokens": 2, "stream": stream}
+    async with bare.post(f"{sim.url}/completions", json=completion, headers={"x-sim-fault": "ignore_limits"}) as answer:
+        await answer.read()
+    assert [entry.billed.completion_tokens for entry in await sim.finished(3)] == [40, 3, 40]
+
+
+@pytest.mark.parametrize("usage", [True, False])
+async def test_what_is_billed_is_what_a_whole_answer_tells(bare, sim, ask, usage):
+    """However it is sent, and with several choices, tool calls and hidden reasoning in it."""
+    tools = [{"type": "function", "function": {"name": "pay"}}]
+    asked = ask('call pay {"amount": 100000}', tools=tools, n=2, reasoning_effort="low")
+    fault = "" if usage else "no_usage"
+    await call(bare, sim, asked, fault)
+    await call(bare, sim, {**asked, "stream": True, "stream_options": {"include_usage": True}}, fault)
+    await call(bare, sim, {**asked, "stream": True}, fault)
+    await call(bare, sim, {**asked, "stream": True}, f"{fault};chunk_bytes=7")
+    entries = await sim.finished(4)
+    assert {entry.billed for entry in entries} == {Billed(4 + 4 + 10 + 3, 2 * (16 + 1 + 3))}
+    assert [entry.usage is None for entry in entries] == [not usage, not usage, True, True]
+    told = entries[0].to_json()
+    if usage:
+        assert told["billed"] == {name: told["usage"][name] for name in ("prompt_tokens", "completion_tokens")}
+
+
+async def test_embeddings_bill_their_input_and_lists_of_models_nothing(bare, sim):
+    async with bare.post(f"{sim.url}/embeddings", json={"model": "sim-embedding", "input": ["a b", "c"]}) as answer:
+        assert (await answer.json())["usage"]["prompt_tokens"] == 3
+    async with bare.get(f"{sim.url}/models") as answer:
+        await answer.read()
+    assert [entry.billed for entry in await sim.finished(2)] == [Billed(3), None]
+
+
+@pytest.mark.parametrize(("fault", "stream", "completion_tokens"), [
+    ("cut_after_chunks=3", True, 2), ("end_after_chunks=1", True, 0), ("error_event_after_chunks=4", True, 3),
+    ("garbage=json;garbage_after_chunks=2", True, 5), ("drop_done", True, 5),
+    ("reset", True, 5), ("empty", True, 5), ("garbage=html", True, 5),
+    ("cut_after_chunks=1", False, 5), ("end_after_chunks=1", False, 5), ("empty", False, 5), ("reset", False, 5), ("garbage=json", False, 5),
+])
+async def test_what_was_made_is_billed_whatever_becomes_of_it(bare, sim, ask, fault, stream, completion_tokens):
+    await call(bare, sim, ask("say a b c d e", stream=stream), fault)
+    [entry] = await sim.finished(1)
+    assert entry.billed == Billed(4 + 6 + 3, completion_tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_and_refused_requests_bill_nothing(bare, sim, ask, stream):
+    await call(bare, sim, ask(stream=stream), "status=503")
+    await call(bare, sim, {**ask(stream=stream), "model": "missing"})
+    await call(bare, sim, ask(stream=stream), "statis=1")
+    assert [entry.billed for entry in await sim.finished(3)] == [None, None, None]
+
+
+async def test_a_stream_bills_no_more_than_it_had_made_when_its_client_left(bare, sim, ask):
+    async with bare.post(f"{sim.url}/chat/completions", json=ask("words 1000", stream=True),
+                         headers={"x-sim-fault": "stall_after_chunks=8"}) as answer:
+        for _ in range(8):
+            await answer.content.readuntil(b"\n\n")
+    [entry] = await sim.finished(1)
+    assert (entry.end, entry.billed.completion_tokens) == ("client_gone", 7)
 
 
 @pytest.mark.parametrize("stream", [False, True])

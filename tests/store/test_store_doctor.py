@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from gateway.call import AttemptEnd, Outcome, ToolUse
+from gateway.core.accounts import Change
+from gateway.core.rate import Take
+from gateway.core.windows import Window
 from gateway.session import SessionKey
 from gateway.store.bodies import pack
 from gateway.store.database import open_readonly, open_writable
@@ -18,6 +21,7 @@ from gateway.store.protocol import Intent
 from gateway.store.sqlite import SqliteStore
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
+HOUR = Window("rolling", length_ns=3600 * 10**9)
 KEY = "lgk_" + "a" * 12 + "_" + "b" * 32
 
 # Statements that break one invariant of a database with the calls of `_history`. Call 1 completed, 2 was refused, 3 is open.
@@ -44,6 +48,12 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "cost-adds-up": ("UPDATE outcomes SET cost_nusd = 1 WHERE seq = 1",),
     "session-counts-its-calls": ("UPDATE sessions SET calls = calls + 1",),
     "tool-use-has-its-call": ("UPDATE tool_uses SET session = 's-2' WHERE seq = 8",),
+    "balance-adds-up": ("UPDATE balances SET posted_nusd = posted_nusd + 1 WHERE budget = 'per-team'",),
+    "spent-within-limit": ("UPDATE balances SET limit_nusd = 1399 WHERE budget = 'per-team'",),
+    "reservation-ends-with-its-call": ("DELETE FROM settlements WHERE seq = 11",),
+    "settlement-equals-the-ledger": ("UPDATE settlements SET cost_nusd = cost_nusd + 1 WHERE seq = 11",),
+    "cost-is-in-the-ledger": ("DELETE FROM ledger WHERE seq = 10",),
+    "suspects": ("UPDATE settlements SET suspect = 1 WHERE seq = 11",),
     "times-are-in-order": ("UPDATE outcomes SET ended_ns = 1 WHERE seq = 1",),
     "no-key-in-any-row": (f"UPDATE calls SET session = 'my key is {KEY}.' WHERE seq = 1",),  # noqa: S608 - a constant
     "bodies-can-be-read": ("UPDATE outcomes SET response_encoding = 'zlib', response = x'0102' WHERE seq = 1",),
@@ -85,9 +95,24 @@ async def history(store: SqliteStore, samples: ModuleType) -> None:
     await journal.finish(samples.completed(9, tool_uses=(proposed,), answer_labels=("late",)), response=None)
     await journal.begin(samples.intent(10, tool_results=(("c1", "sent"),)))
     await journal.finish(samples.completed(10), response=None)
+    await _spend(store, samples)
     await store.sessions.enter(SessionKey("key000000001", "s-1"), samples.call_id(10), now_ns=1, until_ns=2)
     await store.bundles.keep("sha256:abc", b"rules " * 1000, now_ns=samples.NOW_NS)
     await store.keys.create(samples.key(1))
+
+
+async def _spend(store: SqliteStore, samples: ModuleType) -> None:
+    """A call on two accounts that cost more than was set aside for it, one that was given back, and one whose rate alone is kept."""
+    await store.budgets.change(Change(0, 1, "ada", "set", "hourly", budget=samples.budget("hourly", "key", 5000, window=HOUR)))
+    till = samples.Till(store, samples.budget("per-team", limit=1400))
+    place = Take("one-at-a-time", "key=key000000001", "concurrent", 1, 0)
+    await till.begin(11, 1400, takes=(place,))
+    booked = await till.finish(11, 1500)
+    assert booked.overrun_nusd == 100
+    await till.begin(12, 0)
+    await till.finish(12, outcome=Outcome.CANCELLED, status=499, code="client_gone")
+    await samples.Till(store).begin(13, 5, takes=(place,), key="other")
+    await till.finish(13, 7)
 
 
 @pytest.mark.usefixtures("history")
@@ -118,14 +143,67 @@ class TestDoctor:
         sql(statement)
         assert "session-counts-its-calls" in {finding.invariant.name for finding in diagnose()}
 
+    @pytest.mark.parametrize(("name", "statement"), [
+        ("balance-adds-up", "UPDATE balances SET posted_nusd = posted_nusd - 1 WHERE budget = 'hourly'"),
+        ("balance-adds-up", "UPDATE balances SET pending_nusd = 1 WHERE budget = 'hourly'"),
+        ("balance-adds-up", "UPDATE reservations SET balances = '[77]' WHERE seq = 11"),
+        ("balance-adds-up", "DELETE FROM balances"),
+        ("reservation-ends-with-its-call", "INSERT INTO reservations VALUES (10, 5, NULL, '', '')"),
+        ("reservation-ends-with-its-call", (
+            "INSERT INTO reservations VALUES (3, 5, NULL, '', ''); INSERT INTO settlements VALUES (3, 1, 0, 'settled', 0, '')")),
+        ("reservation-ends-with-its-call", "DELETE FROM reservations WHERE seq = 11"),
+        ("settlement-equals-the-ledger", "INSERT INTO ledger VALUES (11, 0, 1, 'p', 'm', -5, 0, 0, 'operator')"),
+        ("cost-is-in-the-ledger", "UPDATE ledger SET cost_nusd = cost_nusd - 1 WHERE seq = 1"),
+        ("cost-is-in-the-ledger", "INSERT INTO ledger VALUES (10, 2, 1, 'p', 'm', 5, 0, 0, '')"),
+    ])
+    def test_money_that_is_not_where_it_should_be_is_found(
+        self, name: str, statement: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        sql("PRAGMA foreign_keys = OFF")
+        for each in statement.split("; "):
+            sql(each)
+        assert name in {finding.invariant.name for finding in diagnose()}
+
+    @pytest.mark.parametrize(("used", "limits", "over", "found"), [
+        ((60, 40), (100, 100), 0, False),
+        ((60, 41), (100, 100), 0, True),
+        ((60, 41), (100, 100), 1, False),
+        ((90, 60), (100, 150), 0, False),  # it was raised
+        ((90, 60), (150, 100), 0, False),  # and lowered later: what was granted, was granted
+        ((90, 60), (None, 100), 0, False),  # there was no limit before
+    ])
+    def test_every_step_of_a_rolling_window_counts_until_it_is_over(
+        self, used: tuple[int, ...], limits: tuple[int | None, ...], over: int, found: bool, sql: Callable[..., Any],  # noqa: FBT001
+        diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        step_ns = 60 * 10**9
+        for each, limit, at in zip(used, limits, (100 * step_ns, 160 * step_ns), strict=True):
+            sql("INSERT INTO balances (budget, subject, span, window_ns, scope, posted_nusd, pending_nusd, limit_nusd, over_nusd) "
+                "VALUES ('r', 'all', 'rolling 3600s', ?, 'all', ?, 0, ?, ?)", at, each, limit, over)
+        wrong = {finding.invariant.name: finding.rows for finding in diagnose()}
+        assert ("spent-within-limit" in wrong) is found
+        sql("UPDATE balances SET window_ns = window_ns - 1 WHERE budget = 'r' AND window_ns = ?", 100 * step_ns)
+        assert "spent-within-limit" not in {finding.invariant.name for finding in diagnose()}
+
     @pytest.mark.parametrize(("table", "column"), [
         ("calls", "reasons"), ("outcomes", "message"), ("verdicts", "verdicts"), ("tool_uses", "args"), ("tool_results", "text"),
-        ("sessions", "labels"), ("turns", "holder"), ("keys", "name"),
+        ("sessions", "labels"), ("turns", "holder"), ("keys", "name"), ("budget_changes", "note"), ("settlements", "author"),
+        ("ledger", "prices"),
     ])
     def test_a_virtual_key_is_found_wherever_others_can_write(
         self, table: str, column: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
     ) -> None:
         sql(f"UPDATE {table} SET {column} = ?", f'{{"k":"{KEY}"}}')  # noqa: S608 - fixed names
+        found = {finding.invariant.name: finding.rows for finding in diagnose()}
+        assert {row["place"] for row in found["no-key-in-any-row"]} == {table}
+
+    @pytest.mark.parametrize(("table", "statement"), [
+        ("balances", "UPDATE balances SET subject = ? WHERE id = 1"), ("rates", "UPDATE rates SET whose = ?"),
+    ])
+    def test_a_virtual_key_in_a_name_that_a_caller_chose_is_found(
+        self, table: str, statement: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        sql(statement, f"key={KEY}")
         found = {finding.invariant.name: finding.rows for finding in diagnose()}
         assert {row["place"] for row in found["no-key-in-any-row"]} == {table}
 

@@ -16,7 +16,7 @@ import pytest
 import gateway
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.doctor import Finding
-from gateway.store.protocol import CallFilter
+from gateway.store.protocol import Admitted, CallFilter
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writer import Do
 
@@ -90,7 +90,7 @@ async def test_a_full_disk_fails_what_does_not_fit_and_recovers_when_there_is_ro
     big = os.urandom(200_000)
     results = await asyncio.gather(
         store.journal.begin(samples.intent(2)), store.journal.begin(samples.intent(3, request=big)), return_exceptions=True)
-    assert results[0] is None
+    assert isinstance(results[0], Admitted)
     assert isinstance(results[1], StoreUnavailable)
     assert "the disk is full; make room" in results[1].message
     await store._writer.write(Do(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchone()))
@@ -152,7 +152,7 @@ async def test_one_bad_record_does_not_take_its_neighbours_with_it(store: Sqlite
     results = await asyncio.gather(
         *(store.journal.begin(samples.intent(n)) for n in range(5)), store.journal.begin(bad), store.journal.begin(samples.intent(3)),
         *(store.journal.begin(samples.intent(n)) for n in range(7, 10)), return_exceptions=True)
-    assert [type(result) for result in results] == [type(None)] * 5 + [StoreError] * 2 + [type(None)] * 3
+    assert [type(result) for result in results] == [Admitted] * 5 + [StoreError] * 2 + [Admitted] * 3
     assert "cannot be stored" in str(results[5])
     assert "already recorded" in str(results[6])
     assert len(await _all(store)) == 8
@@ -168,10 +168,10 @@ async def test_a_record_that_makes_no_row_is_refused_before_it_costs_a_transacti
 async def test_a_query_that_fails_and_one_too_many_make_the_store_unavailable(store: SqliteStore) -> None:
     with pytest.raises(StoreUnavailable, match="no such column"):
         await store._reader.read(lambda connection: connection.execute("SELECT no_such"))
-    waiting = [asyncio.ensure_future(store.keys.generation()) for _ in range(257)]
+    waiting = [asyncio.ensure_future(store.keys.generation()) for _ in range(8193)]
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [result for result in results if result != 0] == [results[-1]]
-    assert "256 queries already wait" in str(results[-1])
+    assert "8192 queries already wait" in str(results[-1])
 
 
 async def test_a_cancelled_wait_neither_loses_nor_tears_the_record(

@@ -173,13 +173,14 @@ async def test_nothing_that_a_call_does_reads_a_whole_table(life: Any, store: Sq
 
 
 async def test_a_call_that_has_none_of_it_costs_no_statement_more(life: Any, store: SqliteStore) -> None:
+    """Its own rows, the line of the ledger that it cost, and one look at what operators have set since."""
     statements = Statements()
     await statements.watch(store)
     bare = replace(life.record(), origin=Origin(), tool_results=(("c1", "result"),))
     await life.end(await life.begin(bare))
     assert [re.findall(r"\w+", text)[:3] for text in statements.seen if text.startswith("INSERT")] == [
-        ["INSERT", "INTO", table] for table in ("calls", "outcomes", "attempts")]
-    assert len([text for text in statements.seen if not text.startswith(("BEGIN", "COMMIT"))]) == 3
+        ["INSERT", "INTO", table] for table in ("calls", "outcomes", "attempts", "ledger")]
+    assert len([text for text in statements.seen if not text.startswith(("BEGIN", "COMMIT"))]) == 5
 
 
 async def test_a_long_session_is_asked_from_its_index_alone(life: Any, store: SqliteStore, sql: Callable[..., Any]) -> None:

@@ -31,7 +31,7 @@ def test_a_call_says_who_what_where_and_what_it_cost(record, clean):
         "verdicts": [], "attempts": 2, "ms": 250.0, "first_byte_ms": 90.0,
         "tokens": {"input": 30, "output": 12, "cache_read": 10, "cache_write": 4, "reasoning": 5, "input_audio": 2,
                    "output_audio": 1},
-        "cost_usd": "0.001234567", "session": "s-1", "run": "r-1", "step": "3", "message": "",
+        "cost_usd": "0.001234567", "estimated_usd": None, "reserved_usd": None, "account": "", "session": "s-1", "run": "r-1", "step": "3", "message": "",
     }
 
 
@@ -59,6 +59,23 @@ def test_a_call_that_went_nowhere_has_nulls_and_not_zeros(refused, clean):
 def test_our_own_count_of_tokens_is_marked(record, clean):
     assert fields_of(replace(record, usage=Usage(1, 2, estimated=True)), clean)["tokens"] == {
         "input": 1, "output": 2, "estimated": True}
+
+
+def test_what_a_call_costs_by_our_own_count_is_told_apart(record, attempt, clean):
+    """An attempt before the last may be the one whose provider did not say."""
+    first = replace(attempt, n=1, usage=Usage(9, 9, estimated=True), cost_nusd=500)
+    told = fields_of(replace(record, attempts=(first, attempt), cost_nusd=1_235_067), clean)
+    assert (told["cost_usd"], told["estimated_usd"]) == ("0.001235067", "0.0000005")
+
+
+def test_a_call_that_a_budget_refused_names_the_account_without_secrets(refused, clean, secret):
+    """The subject of a user's account is the caller's own word."""
+    told = fields_of(replace(refused, code="budget_exceeded", account=f"per-user/key_01/{secret}", reserved_nusd=12_000), clean)
+    assert (told["account"], told["reserved_usd"]) == ("per-user/key_01/********", "0.000012")
+    assert "account=per-user/key_01/********" in text_line(told).decode()
+    forged = fields_of(replace(refused, account="b/key_01/x\n{}" + "y" * 5000), clean)
+    assert json_line(forged).count(b"\n") == text_line(forged).count(b"\n") == 1
+    assert len(forged["account"]) < 300
 
 
 @pytest.mark.parametrize(("outcome", "code", "level"), [

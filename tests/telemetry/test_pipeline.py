@@ -154,6 +154,22 @@ async def test_a_reload_that_failed_shows_at_once(start):
     assert b'lockgate_reloads_total{result="failed"} 1.0' in telemetry.metrics()
 
 
+async def test_what_budgets_warn_of_is_a_line_and_a_count_even_where_lines_are_not_wanted(start, lines, secret):
+    """The log's level is about lines: an alert on the metric must fire all the same."""
+    loud, quiet = await start(), await start(log_level="error")
+    for telemetry in (loud, quiet):
+        telemetry.soft_limit(f"per-user/key_01/{secret}", 2_000_000, call="call_01")
+        telemetry.overrun(["per-user/key_01/ann", "all/all"], 1, call="call_01")
+        shown = (await telemetry.scrape()).decode()
+        assert 'lockgate_budget_soft_limits_total{budget="per-user"} 1.0' in shown
+        assert 'lockgate_budget_overrun_usd_total{budget="all"} 1e-09' in shown
+    soft, over = lines.json()
+    assert (soft["event"], soft["level"], soft["account"], soft["soft_usd"]) == (
+        "budget_soft_limit", "warning", "per-user/key_01/********", "0.002")
+    assert (over["event"], over["accounts"], over["beyond_usd"], over["call"]) == (
+        "budget_overrun", ["per-user/key_01/ann", "all/all"], "0.000000001", "call_01")
+
+
 async def test_text_is_the_other_format(start, lines, record):
     telemetry = await start(log_format="text")
     telemetry.publish(record)

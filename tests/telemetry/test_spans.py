@@ -70,7 +70,10 @@ def test_an_answer_that_was_withheld_is_no_error_of_the_gateway(export, record):
 
 
 def test_a_call_says_everything_that_is_documented(export, record):
-    failed = replace(record, outcome=Outcome.CUT, code="upstream_failed", message="It broke.", status=200)
+    failed = replace(record, outcome=Outcome.CUT, code="upstream_failed", message="It broke.", status=200, account="b/blue",
+                     reserved_nusd=2_000_000)
+    failed = replace(failed, attempts=tuple(
+        replace(each, usage=replace(each.usage, estimated=True)) if each.usage else each for each in record.attempts))
     root, _first, second = export(failed)
     assert dict(root.attributes or {}) == {
         "gen_ai.operation.name": "chat", "gen_ai.request.model": "small", "gen_ai.request.stream": True,
@@ -81,11 +84,16 @@ def test_a_call_says_everything_that_is_documented(export, record):
         "lockgate.call.id": "call_01", "lockgate.key.id": "key_01", "lockgate.team": "search", "lockgate.route": "small",
         "lockgate.outcome": "cut", "lockgate.decision": "allow", "lockgate.rule": "allow-small",
         "lockgate.bundle": "sha256:aa", "lockgate.run": "r-1", "lockgate.step": "3", "lockgate.cost_usd": "0.001234567",
-        "lockgate.attempts": 2,
+        "lockgate.usage.estimated": True, "lockgate.reserved_usd": "0.002", "lockgate.budget.account": "b/blue", "lockgate.attempts": 2,
     }
     assert set(root.attributes or {}) | {names.TOOL} == set(names.CALL_ATTRIBUTES)
     assert set(second.attributes or {}) | {names.ERROR_TYPE} == set(names.ATTEMPT_ATTRIBUTES)
     assert (root.status.status_code, root.status.description) == (StatusCode.ERROR, "It broke.")
+
+
+def test_an_account_on_a_span_holds_no_secret(export, record, secret):
+    root, *_attempts = export(replace(record, account=f"per-user/key_01/{secret}"))
+    assert (root.attributes or {})["lockgate.budget.account"] == "per-user/key_01/********"
 
 
 def test_an_attempt_says_where_it_went_and_why_it_failed(export, record):
@@ -97,6 +105,7 @@ def test_an_attempt_says_where_it_went_and_why_it_failed(export, record):
     }
     assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, "no capacity")
     assert second.status.status_code is StatusCode.UNSET
+    assert "lockgate.usage.estimated" not in (second.attributes or {})
     assert (second.attributes or {})["gen_ai.response.time_to_first_chunk"] == 0.05
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.call import AttemptEnd, CallRecord, Principal, Usage
+from gateway.call import Attempt, AttemptEnd, CallRecord, Principal, Usage
 from gateway.core.decision import BYPASS
 from gateway.telemetry.metrics import METRICS, Metrics, cause_class
 
@@ -57,6 +57,50 @@ def test_a_denied_call_counts_for_its_rule_and_costs_nothing(metrics, refused):
     assert seen["lockgate_denied_total", ("night",)] == 1
     assert seen["lockgate_calls_total", ("forbidden", "refused", "small", "search")] == 1
     assert not [key for key in seen if "cost" in key[0]]
+
+
+def guessed(attempt: Attempt) -> Attempt:
+    """The attempt with a count of tokens that is ours."""
+    return replace(attempt, usage=Usage(30, 12, estimated=True))
+
+
+def test_what_was_estimated_is_counted_beside_what_it_is_a_part_of(metrics, record, attempt):
+    first = replace(guessed(attempt), n=1, cost_nusd=1_000_000)
+    metrics.count(replace(record, attempts=(first, attempt), cost_nusd=2_234_567))
+    seen = samples(metrics)
+    assert seen["lockgate_cost_usd_total", ("small", "search")] == 0.002234567
+    assert seen["lockgate_estimated_cost_usd_total", ("small", "search")] == 0.001
+
+
+def test_what_is_reserved_is_counted_with_what_of_it_was_used(metrics, record):
+    metrics.count(replace(record, reserved_nusd=5_000_000))
+    metrics.count(replace(record, reserved_nusd=1_000_000))  # it ran over: no more of a reservation is used than there is
+    metrics.count(replace(record, reserved_nusd=None))
+    seen = samples(metrics)
+    assert seen["lockgate_reservations_usd_total", ("small", "reserved")] == 0.006
+    assert seen["lockgate_reservations_usd_total", ("small", "used")] == 0.002234567
+
+
+def test_refusals_of_budgets_are_counted_by_budget_and_never_by_subject(metrics, record, refused):
+    """A caller chooses the subjects of users, sessions, runs and tags: each would be a series for ever."""
+    for n in range(1_000):
+        metrics.count(replace(refused, code="budget_exceeded", account=f"per-user/key_01/made-up-{n}\nlockgate_calls_total 1e9"))
+    metrics.count(replace(refused, code="budget_busy", account="team-month/search"))
+    metrics.count(replace(record, account="team-month/search"))  # the rest of its answer was refused
+    seen = samples(metrics)
+    assert {key[1]: value for key, value in seen.items() if key[0] == "lockgate_budget_refusals_total"} == {
+        ("per-user", "budget_exceeded"): 1_000, ("team-month", "budget_busy"): 1, ("team-month", ""): 1}
+    assert b"made-up" not in metrics.render()
+
+
+def test_soft_limits_and_overruns_are_counted_by_budget(metrics):
+    metrics.soft_limit("per-user/key_01/ann")
+    metrics.soft_limit("per-user/key_01/bob")
+    metrics.overrun(["per-user/key_01/ann", "all/all", "tags/a=b", "tags/c=d"], 2_500_000)
+    seen = samples(metrics)
+    assert seen["lockgate_budget_soft_limits_total", ("per-user",)] == 2
+    assert {key[1]: value for key, value in seen.items() if key[0] == "lockgate_budget_overrun_usd_total"} == {
+        ("per-user",): 0.0025, ("all",): 0.0025, ("tags",): 0.0025}
 
 
 def test_an_unknown_cost_is_counted_as_unknown_and_not_as_nothing(metrics, record, refused):
@@ -166,6 +210,9 @@ def test_every_metric_is_as_documented(metrics, record, refused):
     metrics.count(refused)
     kept = {"phase": "tool_call", "decision": "deny", "rule": "no-mail", "reasons": [reason("no-mail")]}
     metrics.count(replace(record, cost_nusd=None, verdicts=(kept,)))
+    metrics.count(replace(record, attempts=(guessed(record.attempts[1]),), account="b/blue", reserved_nusd=2_000_000))
+    metrics.soft_limit("b/blue")
+    metrics.overrun(["b/blue"], 5)
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     shown = {family.name + ("_total" if family.type == "counter" else ""): family for family in families.values()}
     assert set(shown) == {spec.name for spec in METRICS}

@@ -40,6 +40,28 @@ def test_a_body_that_is_right_is_read(dialect, operation, body, ask):
     assert dialect.read(operation, body) == ask
 
 
+@pytest.mark.parametrize(("body", "user"), [
+    ({}, ""), ({"user": "ada"}, "ada"), ({"user": None}, ""), ({"user": ""}, ""), ({"user": "é 7"}, "é 7"), ({"user": "u" * 200}, "u" * 200),
+    ({"safety_identifier": "s"}, "s"), ({"user": "ada", "safety_identifier": "s"}, "ada"), ({"user": "", "safety_identifier": "s"}, "s")])
+@pytest.mark.parametrize(("operation", "plain"), [("chat", CHAT), ("completions", {"model": "m", "prompt": ""}), ("embeddings", {"model": "m", "input": ""})])
+def test_who_asks_is_read_from_the_field_that_the_api_has_for_it(dialect, operation, plain, body, user):
+    assert dialect.read(operation, {**plain, **body}).user == user
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier"])
+@pytest.mark.parametrize("value", [5, True, ["ada"], {"id": 1}, "u" * 201, "a\nb", "a\x00", "\u202eada", "\ud800"])
+def test_a_name_that_no_account_can_have_is_refused(dialect, name, value):
+    """Two accounts must not look alike in a report, and none may steer a terminal."""
+    with pytest.raises(InvalidRequest) as refused:
+        dialect.read("chat", {**CHAT, name: value})
+    assert refused.value.pointer == f"/{name}"
+
+
+def test_who_asks_is_told_to_the_provider_too(adapter, make_call):
+    call = make_call(user="ada")
+    assert loads(adapter.encode(call, TARGET, None).body)["user"] == "ada"
+
+
 @pytest.mark.parametrize(("operation", "body", "pointer"), [
     ("chat", [CHAT], ""),
     ("chat", {"messages": MESSAGES}, "/model"),

@@ -112,6 +112,12 @@ def test_an_error_without_words_still_says_something(adapter, make_call):
     ("chat", {"prompt_tokens": 1, "completion_tokens": 10**10}, None),
     ("chat", {"prompt_tokens": 1, "completion_tokens": None}, None),
     ("chat", {"prompt_tokens": 0, "completion_tokens": 0}, Usage()),
+    ("chat", {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}, Usage(5, 3)),
+    ("chat", {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": None}, Usage(5, 3)),
+    ("chat", {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": -1}, Usage(5, 3)),
+    ("chat", {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 10**10}, Usage(5, 3)),
+    ("completions", {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 2}, Usage(5, 3)),
+    ("embeddings", {"prompt_tokens": 7, "total_tokens": 9}, Usage(input_tokens=7)),
     ("embeddings", {"prompt_tokens": 7, "total_tokens": 7}, Usage(input_tokens=7)),
     ("embeddings", {"prompt_tokens": 7, "completion_tokens": None}, Usage(input_tokens=7)),
     ("embeddings", {"total_tokens": 7}, None),
@@ -119,6 +125,12 @@ def test_an_error_without_words_still_says_something(adapter, make_call):
 def test_usage_that_cannot_be_trusted_is_unknown_and_never_zero(adapter, make_call, operation, usage, expected):
     body = {"choices": [CHOICE], "data": [{}], "usage": usage}
     assert adapter.decode(make_call(operation), dumps(body)).usage == expected
+
+
+def test_reasoning_that_a_provider_counts_beside_the_completion_is_output(adapter, make_call):
+    """Else a thought of a hundred tokens would cost nothing."""
+    usage = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, "completion_tokens_details": {"reasoning_tokens": 94}}
+    assert adapter.decode(make_call(), body_of(usage=usage)).usage == Usage(32, 103, reasoning_tokens=94)
 
 
 @pytest.mark.parametrize("details", [
@@ -313,11 +325,40 @@ def test_the_official_client_reads_every_error(raised, error, expected):
     assert found.body.get("pointer") == error.pointer
 
 
+FIGURES = {"limit_usd": "2", "used_usd": "1.5", "reserved_usd": "0.4", "needed_usd": "0.123", "resets_at": None}
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    (errors.BudgetExceeded("m", account="b/team", figures=FIGURES), ("insufficient_quota", "budget_exceeded")),
+    (errors.BudgetBusy("m", account="b/team", figures=FIGURES, retry_after_s=1), ("rate_limit_error", "budget_busy"))])
+def test_a_budget_names_its_account_and_its_figures(raised, error, expected):
+    """`insufficient_quota` is this API's word for money that is used up; what only waits for other calls is a rate."""
+    found = raised(error)
+    assert (type(found), found.type, found.code) == (openai.RateLimitError, *expected)
+    assert {name: found.body[name] for name in ("account", *FIGURES)} == {"account": "b/team", **FIGURES}
+
+
+def test_a_rate_that_is_used_up_names_its_rule(raised):
+    found = raised(errors.RateLimited("m", rule="slow-down", retry_after_s=7))
+    assert (type(found), found.type, found.code, found.body["rule"]) == (openai.RateLimitError, "rate_limit_error", "rate_limited", "slow-down")
+
+
+def test_a_price_that_nobody_knows_is_a_refusal(raised):
+    found = raised(errors.PriceUnknown("m"))
+    assert (type(found), found.type, found.code) == (openai.PermissionDeniedError, "permission_error", "price_unknown")
+
+
 def test_a_denial_names_its_rule_and_its_remedy_in_words_and_fields(raised):
     found = raised(errors.Forbidden("No images.", rule="no-images", remedy="Ask the data team."))
     assert (type(found), found.type, found.code) == (openai.PermissionDeniedError, "permission_error", "forbidden")
     assert found.body["message"] == "Denied by rule no-images: No images. Ask the data team."
     assert (found.body["rule"], found.body["remedy"]) == ("no-images", "Ask the data team.")
+
+
+def test_a_rate_names_its_rule_in_a_field(raised):
+    found = raised(errors.RateLimited("Later.", rule="slowly", retry_after_s=3))
+    assert (type(found), found.type, found.code) == (openai.RateLimitError, "rate_limit_error", "rate_limited")
+    assert (found.body["message"], found.body["rule"]) == ("Later.", "slowly")
 
 
 def test_a_denial_without_a_remedy_has_none(dialect):
