@@ -116,7 +116,7 @@ def set_limits(known: Catalogue, name: str, subject: str, limits: tuple[int | No
         return _change(name, "set", stamp, subject=subject, limit_nusd=limit, soft_nusd=soft)
     most = budget.limit_nusd if limit is None else limit
     warned_at = budget.soft_nusd if soft is None else soft
-    if most is not None and warned_at is not None:  # a limit that is lowered takes the soft one along, or nothing else could be changed after
+    if most is not None and warned_at is not None:  # a limit that is lowered takes the soft one along, or nothing else could be changed
         warned_at = min(warned_at, most)
     changed = replace(budget, limit_nusd=most, soft_nusd=warned_at)
     return _change(name, "set", stamp, budget=changed)

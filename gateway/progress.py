@@ -176,7 +176,7 @@ class Progress:
         elif came is not None and broken and bounds.bills_unanswered:
             came += _UNSEEN
         pieces = self.tally.pieces if self.tally is not None else 0
-        least = 0 if self.cut_short else max(pieces, self._came(trying) // BYTES_OF_A_TOKEN)  # what was not paid for, the client did not get
+        least = 0 if self.cut_short else max(pieces, self._came(trying) // BYTES_OF_A_TOKEN)  # what was not paid for, nobody got
         return estimated_usage(measured, bounds, came, trying.units, least)
 
     def cost_nusd(self) -> int | None:

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, time
 from decimal import Decimal
+from typing import Any
 
 import genai_prices.data_snapshot as published
 import pytest
@@ -39,7 +40,7 @@ USAGES = [
 ]
 
 
-def target(model: str = "gpt-4o", price_provider: str | None = "openai", **sections) -> RouteTarget:
+def target(model: Any = "gpt-4o", price_provider: Any = "openai", **sections: Any) -> RouteTarget:
     """The target `mine/MODEL` under a configuration with these sections."""
     provider = {"adapter": "openai", "base_url": "http://127.0.0.1:1/v1", "price_provider": price_provider, **sections.pop("provider", {})}
     return priced_target(Target("mine", model), Config.model_validate({"providers": {"mine": provider}, **sections}), NOW_NS)

@@ -29,7 +29,7 @@ def call_of(body: Any = None, **given: Any) -> Call:
     return Call(**{**usual, **given})
 
 
-def standing(scope: str, limit: int | None, posted: int = 0, pending: int = 0, soft: int | None = None) -> Standing:
+def standing(scope: Any, limit: int | None, posted: int = 0, pending: int = 0, soft: int | None = None) -> Standing:
     return Standing(Account("b", scope, scope, limit, soft_nusd=soft), Balance(posted, pending), 0, None)
 
 
@@ -132,9 +132,9 @@ def test_what_is_left_is_that_of_the_tightest_account_and_never_negative():
     spending = Spending({}, Measure(10))
     assert spending.tightest is None
     spending.standings = [standing("all", None, 5), standing("team", 100, 20, 30), standing("key", 90, 1)]
-    assert spending.tightest is not None and spending.tightest[1] == 50
+    assert spending.tightest == ("b/team", 50)
     spending.standings = [standing("team", 100, 200)]
-    assert spending.tightest is not None and spending.tightest[1] == 0
+    assert spending.tightest == ("b/team", 0)
 
 
 def test_the_accounts_that_have_reached_their_soft_limit_warn():
@@ -167,7 +167,7 @@ def test_a_rate_in_tokens_takes_what_is_likely_and_not_what_is_possible(measured
     assert likely_tokens(measured) == tokens
 
 
-def short(why: str, window: Window, window_ns: int = 0) -> Short:
+def short(why: Any, window: Window, window_ns: int = 0) -> Short:
     account = Account("b", "team", "team", 2_000_000_000, window)
     return Short(Holding(account, window_ns, Balance(1_500_000_000, 400_000_000)), why, 123_000_000)
 

@@ -40,7 +40,7 @@ def taken(take: Take, full_at_ns: int, now_ns: int) -> int | Spent:
     a number beyond that is of a clock that stepped back, and costs nobody anything.
     """
     start = now_ns if full_at_ns > now_ns + _MOST_OWED * take.period_ns else max(full_at_ns, now_ns)
-    full_at = start + max(1, take.period_ns * min(take.amount, take.most) // take.most)  # rounded down, or the last of `most` would not fit
+    full_at = start + take.period_ns * min(take.amount, take.most) // take.most  # rounded down, or the last of `most` would not fit
     over = full_at - now_ns - take.period_ns
     return full_at if over <= 0 else Spent(take, over)
 

@@ -1,5 +1,7 @@
 """Which accounts bind a call, and with which limits: configuration, what operators set, and raises that end."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,14 +10,14 @@ from gateway.core.accounts import HIGHEST_LIMIT_NUSD, NOTHING, Account, Budget, 
 from gateway.core.windows import Window
 
 USD = 10**9
-CALL = {"all": ("all",), "team": ("search",), "key": ("key_1",), "user": ("key_1/ada",), "tag": ("env=prod", "env=prod", "job=7"), "route": ("fast",)}
+CALL: Any = {"all": ("all",), "team": ("search",), "key": ("key_1",), "user": ("key_1/ada",), "tag": ("env=prod", "env=prod", "job=7"), "route": ("fast",)}
 
 
-def budget(name: str = "b", scope: str = "team", limit: int | None = USD, **given) -> Budget:
+def budget(name: str = "b", scope: Any = "team", limit: int | None = USD, **given) -> Budget:
     return Budget(name, scope, limit, **given)
 
 
-def change(number: int, kind: str, name: str = "b", subject: str = "", **given) -> Change:
+def change(number: int, kind: Any, name: str = "b", subject: str = "", **given) -> Change:
     return Change(number, given.pop("at_ns", number), "ada", kind, name, subject, **given)
 
 

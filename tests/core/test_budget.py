@@ -107,7 +107,7 @@ def naive(holdings: list[Holding], need: Need, spent: int, own: int) -> tuple[st
     whole = need.cost(need.most)
 
     def fits(each: Holding, units: int, pending: int) -> bool:
-        return whole == 0 or each.counted.posted + pending - own + spent + need.cost(units) <= each.account.limit_nusd
+        return whole == 0 or each.counted.posted + pending - own + spent + need.cost(units) <= (each.account.limit_nusd or 0)
 
     def least(each: Holding) -> int:
         return need.most if need.rigid or each.account.on_short == "deny" else min(each.account.least, need.most)

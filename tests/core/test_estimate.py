@@ -255,7 +255,7 @@ def test_no_usage_within_the_bounds_costs_more_than_what_is_set_aside(price, see
     share = st.integers(0, 10**6).map(lambda part: part / 10**6)
 
     def part_of(whole: int) -> int:
-        return min(whole, round(whole * data.draw(share)))
+        return int(min(whole, round(whole * data.draw(share))))
 
     used, made = part_of(tokens), part_of(output)
     read = part_of(used)

@@ -47,8 +47,7 @@ def has_type(value: Any, kind: CelType) -> bool:
         case "map(string, string)":
             return type(value) is dict and all(type(item) is str for pair in value.items() for item in pair)
         case "map(string, int)" | "map(string, dyn)":
-            held = "int" if kind == "map(string, int)" else "dyn"
-            return type(value) is dict and all(type(key) is str and has_type(item, held) for key, item in value.items())
+            return type(value) is dict and all(type(key) is str and has_type(item, "int" if kind == "map(string, int)" else "dyn") for key, item in value.items())
         case "int":
             return type(value) is int and -2**63 <= value < 2**63
         case "dyn":

@@ -24,7 +24,7 @@ def stored(store: str) -> str:
     return f'[store]\npath = "{store}"\n'
 
 
-def limit(rule: str = "often", *, more: str = "", **settings: Any) -> str:
+def limit(rule: Any = "often", *, more: Any = "", **settings: Any) -> str:
     told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
     return f'[[rule]]\nid = "{rule}"\neffect = "limit"\nlimit = {{ {told} }}\n{more}\n'
 
@@ -43,7 +43,7 @@ class Turned(SystemClock):
         return self.at_ns
 
 
-async def said(client: openai.AsyncOpenAI, messages: Any, text: str = "say one", **asked: Any) -> str:
+async def said(client: openai.AsyncOpenAI, messages: Any, text: Any = "say one", **asked: Any) -> str:
     """`ok`, or the code of the error."""
     try:
         await client.chat.completions.create(**{"model": "fast", "messages": messages(text), **asked})

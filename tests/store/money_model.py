@@ -89,7 +89,7 @@ class Model:
             held.tries += attempt
         return answer
 
-    def finish(self, n: int, team: str, costs: Sequence[int], tokens: int | None) -> Answer:
+    def finish(self, n: int, team: str, costs: Sequence[int], tokens: int | None, now_ns: int = 0) -> Answer:
         held = self.calls.pop(n)
         cost = sum(costs)
         before = self.standings(held.accounts)
@@ -103,7 +103,8 @@ class Model:
             if at in self.rates and take.measure == "concurrent":
                 self.rates[at] = max(0, self.rates[at] - take.amount)
             elif at in self.rates and take.measure == "tokens" and tokens is not None:
-                self.rates[at] += take.period_ns * (min(tokens, take.most) - min(take.amount, take.most)) // take.most
+                owed = self.rates[at] + take.period_ns * (tokens - min(take.amount, take.most)) // take.most
+                self.rates[at] = min(owed, now_ns + 10 * take.period_ns)
         self.settled[n] = held, cost
         self.ledger += [(team, each) for each in costs if each]
         after = self.standings(held.accounts)
@@ -256,7 +257,8 @@ class Model:
                     return ("spent", take.rule, 0), {}
                 after[at] = value + take.amount
                 continue
-            full = min(max(value - now_ns, 0), take.period_ns) + take.period_ns * min(take.amount, take.most) // take.most
+            owed = 0 if value - now_ns > 10 * take.period_ns else max(value - now_ns, 0)
+            full = owed + take.period_ns * min(take.amount, take.most) // take.most
             if full > take.period_ns:
                 return ("spent", take.rule, full - take.period_ns), {}
             after[at] = now_ns + full

@@ -231,7 +231,7 @@ class MoneyMachine(RuleBasedStateMachine):
             for _ in range(0 if how == "never sent" else self.model.calls[n].tries):
                 costs.append(data.draw(st.one_of(st.just(left), st.just(left * 2 // 3), st.integers(0, left))))
                 left -= costs[-1]
-            expected.append(self.model.finish(n, self.calls[n].team, costs, tokens if costs else 0))
+            expected.append(self.model.finish(n, self.calls[n].team, costs, tokens if costs else 0, self.now_ns))
             records.append(self.ended(n, costs, tokens))
 
         async def all_at_once(store: Store) -> list[Any]:
