@@ -9,6 +9,7 @@ from gateway.core.windows import Kind, Window
 from gateway.units import parse_duration
 
 _CALENDAR: Final[dict[str, Kind]] = {"none": "none", "hour": "hour", "day": "day", "week": "week", "month": "month"}
+_TAKEN: Final = "suspects"
 _SHORTEST_S: Final = 60.0
 _EXACT_S: Final = 1e-6  # a duration is a float: "0.07h" is 252.00000000000003 seconds
 _LEAPING: Final = "right/"  # zones that count leap seconds, which no clock here does
@@ -24,6 +25,8 @@ class BudgetError(ValueError):
 
 def budget_of(name: str, given: BudgetConfig) -> Budget:
     """A budget from its settings. Raises `BudgetError`."""
+    if name == _TAKEN:
+        raise BudgetError("name", f"a budget cannot be called {_TAKEN}: that is an address of its own under /-/budgets")
     if given.limit is None and given.soft is None and not given.limits:
         raise BudgetError("limit", "a budget needs `limit`, `soft` or `limits`")
     if given.limit is not None and given.soft is not None and given.soft > given.limit:

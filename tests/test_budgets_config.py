@@ -115,3 +115,14 @@ def test_two_tiers_that_begin_at_the_same_place_are_refused():
 def test_the_tier_that_is_wrong_is_named():
     with pytest.raises(ValidationError, match=r"\[1\]\.output: \$5000 per million"):
         PriceConfig.model_validate({**PLAIN, "tiers": [{"above": 9, "input": "1", "output": "1"}, {"above": 10, "input": "1", "output": "5000"}]})
+
+
+def test_a_budget_is_not_called_as_an_address_is():
+    with pytest.raises(BudgetError, match="address of its own") as caught:
+        budget_of("suspects", BudgetConfig.model_validate({"scope": "team", "limit": "1"}))
+    assert caught.value.key == "name"
+
+
+def test_a_tag_that_can_never_match_is_refused():
+    with pytest.raises(BudgetError, match="NAME=VALUE"):
+        budget_of("jobs", BudgetConfig.model_validate({"scope": "tag", "limit": "1", "of": ["nightly"]}))
