@@ -3,11 +3,13 @@
 Source: ITU-T I.371, annex A (the virtual scheduling algorithm). One number a count: when its bucket would be empty again.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 _MOST_OWED: Final = 10  # periods
 Measure: TypeAlias = Literal["requests", "tokens", "concurrent"]
+Count: TypeAlias = tuple[str, str, str]  # the rule, whose, and what is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,27 @@ class Spent:
 
     take: Take
     wait_ns: int
+
+
+def all_taken(
+    takes: Sequence[Take], key: Callable[[Take], Count], known_of: Callable[[Count], int], now_ns: int,
+) -> dict[Count, int] | Spent:
+    """What the counts would be with all of these taken; or the first that does not allow it. Nothing is taken yet.
+
+    `key` says where the count of a take is kept, `known_of` how it stands, 0 for a new one.
+    """
+    counts: dict[Count, int] = {}
+    for take in takes:
+        at = key(take)
+        known = counts[at] if at in counts else known_of(at)
+        if take.measure == "concurrent":
+            after: int | Spent = known + take.amount if known + take.amount <= take.most else Spent(take, 0)
+        else:
+            after = taken(take, known, now_ns)
+        if isinstance(after, Spent):
+            return after
+        counts[at] = after
+    return counts
 
 
 def taken(take: Take, full_at_ns: int, now_ns: int) -> int | Spent:

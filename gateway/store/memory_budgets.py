@@ -4,21 +4,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 from gateway.call import CallRecord
 from gateway.core.accounts import NOTHING, UNDER_KEY, Account, Budget, BudgetBook, Change, Settings, Subjects, account_of
 from gateway.core.budget import MOST_NUSD, Balance, Granted, Holding, Need, Short, admit, counted, crossed, reserved, settled
-from gateway.core.rate import Spent, Take, corrected, taken
+from gateway.core.rate import Count, Spent, Take, all_taken, corrected
 from gateway.core.windows import Window
 from gateway.errors import StoreError
 from gateway.store.balances_sql import Seat, seats_of
 from gateway.store.ledger_rows import COST_FIELDS, COST_GROUPS, WINDOW_FIELDS
 from gateway.store.protocol import AccountFilter, Admitted, Booked, Demand, Standing
-from gateway.store.rows import LINE_COLUMNS, Row, bill_of, text
+from gateway.store.rows import LINE_COLUMNS, Row, bill_of, rate_key, text
 from gateway.store.settings_sql import check_change
-
-_Count: TypeAlias = tuple[str, str, str]  # a rule, whose, and what is measured
 
 
 @dataclass(slots=True)
@@ -55,31 +53,20 @@ class MemoryRates:
     """How much of each rate is taken."""
 
     def __init__(self) -> None:
-        self._values: dict[_Count, int] = {}
+        self._values: dict[Count, int] = {}
 
-    def after(self, takes: Sequence[Take], now_ns: int) -> dict[_Count, int] | Spent:
+    def after(self, takes: Sequence[Take], now_ns: int) -> dict[Count, int] | Spent:
         """What there would be with all of these taken, or the first that there is not enough of."""
-        after: dict[_Count, int] = {}
-        for take in takes:
-            at = _count(take)
-            value = after.get(at, self._values.get(at, 0))
-            if take.measure == "concurrent":
-                new: int | Spent = value + take.amount if value + take.amount <= take.most else Spent(take, 0)
-            else:
-                new = taken(take, value, now_ns)
-            if isinstance(new, Spent):
-                return new
-            after[at] = new
-        return after
+        return all_taken(takes, rate_key, lambda at: self._values.get(at, 0), now_ns)
 
-    def keep(self, after: Mapping[_Count, int]) -> None:
+    def keep(self, after: Mapping[Count, int]) -> None:
         """Take them."""
         self._values |= after
 
     def end(self, takes: Sequence[Take], tokens: int, now_ns: int) -> None:
         """What a call took, now that it has ended: its tokens are known, and it is no longer under way."""
         for take in takes:
-            at = _count(take)
+            at = rate_key(take)
             value = self._values.get(at)
             if value is not None and take.measure == "concurrent":
                 self._values[at] = max(0, value - take.amount)
@@ -241,10 +228,6 @@ class MemoryBudgets:
             window.balance = reserved(window.balance, amount_nusd)
             if amount_nusd > 0:
                 window.limit_nusd = account.limit_nusd
-
-
-def _count(take: Take) -> _Count:
-    return text(take.rule), text(take.whose), take.measure
 
 
 def _expect_room(holdings: Sequence[Holding], amount_nusd: int) -> None:

@@ -1,13 +1,11 @@
 """Counts of rates as one transaction sees them: each is read once and written once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
-from gateway.core.rate import Spent, Take, corrected, taken
+from gateway.core.rate import Count, Spent, Take, all_taken, corrected
 from gateway.store.database import Connection
-from gateway.store.rows import text
-
-_Key: TypeAlias = tuple[str, str, str]  # the rule, whose, and what is measured
+from gateway.store.rows import rate_key
 
 _SELECT: Final = "SELECT value FROM rates WHERE rule = ? AND whose = ? AND measure = ?"
 _UPSERT: Final = """
@@ -20,25 +18,14 @@ class Rates:
     """The rows of `rates` that a transaction has looked at. Thrown away at its end."""
 
     def __init__(self) -> None:
-        self._values: dict[_Key, int | None] = {}
-        self._changed: set[_Key] = set()
+        self._values: dict[Count, int | None] = {}
+        self._changed: set[Count] = set()
 
-    def after(self, connection: Connection, takes: Sequence[Take], now_ns: int) -> dict[_Key, int] | Spent:
+    def after(self, connection: Connection, takes: Sequence[Take], now_ns: int) -> dict[Count, int] | Spent:
         """What the counts would be with all of these taken; or the first that does not allow it. Nothing is taken yet."""
-        counts: dict[_Key, int] = {}
-        for take in takes:
-            key = _key(take)
-            value = counts[key] if key in counts else self._value(connection, key) or 0
-            if take.measure == "concurrent":
-                after: int | Spent = value + take.amount if value + take.amount <= take.most else Spent(take, 0)
-            else:
-                after = taken(take, value, now_ns)
-            if isinstance(after, Spent):
-                return after
-            counts[key] = after
-        return counts
+        return all_taken(takes, rate_key, lambda at: self._value(connection, at) or 0, now_ns)
 
-    def keep(self, counts: Mapping[_Key, int]) -> None:
+    def keep(self, counts: Mapping[Count, int]) -> None:
         """Take what `after` has worked out."""
         self._values.update(counts)
         self._changed.update(counts)
@@ -49,7 +36,7 @@ class Rates:
         A count that is no longer there was empty: there is nothing to give back, and what is owed has run out.
         """
         for take in takes:
-            key = _key(take)
+            key = rate_key(take)
             value = self._value(connection, key)
             if value is None:
                 continue
@@ -63,7 +50,7 @@ class Rates:
         if self._changed:
             connection.executemany(_UPSERT, [(*key, self._values[key]) for key in self._changed])
 
-    def _value(self, connection: Connection, key: _Key) -> int | None:
+    def _value(self, connection: Connection, key: Count) -> int | None:
         if key not in self._values:
             row = connection.execute(_SELECT, key).fetchone()
             self._values[key] = None if row is None else row[0]
@@ -73,7 +60,3 @@ class Rates:
 def prune_rates(connection: Connection, now_ns: int) -> None:
     """Forget the counts that are empty again: callers choose whose they are, so there may be many."""
     connection.execute(_PRUNE, (now_ns,))
-
-
-def _key(take: Take) -> _Key:
-    return text(take.rule), text(take.whose), take.measure

@@ -23,6 +23,7 @@ class Reader:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="lockgate-reader")
         self._connection: Connection | None = None
         self._waiting = 0
+        self._running: Callable[[Connection], object] | None = None  # the latest query that has begun
 
     def start(self, connection: Connection) -> None:
         """Take over the connection."""
@@ -42,9 +43,10 @@ class Reader:
         self._waiting += 1
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await asyncio.get_running_loop().run_in_executor(self._executor, query, connection)
+                return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, query, connection)
         except TimeoutError as error:
-            connection.interrupt()
+            if self._running is query:  # one that still waits for its turn must not end another's
+                connection.interrupt()
             raise StoreUnavailable(
                 f"the database {self._path} did not answer in {self._deadline_s:g} s", retry_after_s=1,
             ) from error
@@ -52,6 +54,10 @@ class Reader:
             raise StoreUnavailable(explain(error, self._path), retry_after_s=1) from error
         finally:
             self._waiting -= 1
+
+    def _run(self, query: Callable[[Connection], T], connection: Connection) -> T:
+        self._running = query
+        return query(connection)
 
     async def close(self) -> None:
         """Let queries that run end, and close the connection."""

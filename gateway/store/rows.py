@@ -13,6 +13,7 @@ import orjson
 
 from gateway.call import Attempt, CallRecord, Origin, Outcome, Principal, Target, Usage
 from gateway.core.money import usd
+from gateway.core.rate import Count, Take
 from gateway.store.bodies import unpack
 from gateway.store.protocol import DecidedCall, DispatchIntent
 
@@ -233,6 +234,11 @@ def body_text(encoding: str, data: bytes) -> str | None:
 def text(value: str) -> str:
     """The same text, storable: a lone surrogate (a header that was no UTF-8) becomes a question mark."""
     return value if value.isascii() else value.encode(errors="replace").decode()
+
+
+def rate_key(take: Take) -> Count:
+    """Where a rate's count is kept."""
+    return text(take.rule), text(take.whose), take.measure
 
 
 _ATTEMPT_FIELDS: Final = (

@@ -240,6 +240,89 @@ async def test_a_client_that_leaves_gives_back_what_it_did_not_use_and_pays_what
         assert estimated(house) == [(spent, 1)]
 
 
+class Waiting:
+    """A network that never gets to a provider, or to its answer."""
+
+    def __init__(self, *, connects: bool) -> None:
+        self.asked = asyncio.Event()
+        self._connects = connects
+
+    async def send(self, request: Any, **_kwargs: object) -> NoReturn:
+        if self._connects:
+            request.on_sending()
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("connects", [False, True], ids=["before it was sent", "before it was answered"])
+async def test_a_client_that_leaves_pays_for_what_was_sent_and_for_nothing_else(house, messages, connects):
+    network: Any = Waiting(connects=connects)
+    await house.open(config=budget("0.10", ":memory:"), parts=Parts(transport=network))
+    waiting = asyncio.create_task(one_call(house.client(), messages, max_tokens=100))
+    await asyncio.wait_for(network.asked.wait(), 30)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await house.gateway.app.proxy.idle(20)
+    spent = await house.spent("b/all")
+    assert (spent >= 100 * OUTPUT) if connects else spent == 0
+
+
+@STORES
+async def test_a_client_that_leaves_in_the_middle_pays_for_the_thinking_that_it_never_saw(house, messages, store):
+    await house.open(config=budget("0.10", store))
+    client = house.client()
+    for _ in range(3):
+        stream = await client.chat.completions.create(
+            model="fast", messages=messages("words 100"), max_completion_tokens=2000, reasoning_effort="xhigh", stream=True)
+        async for _chunk in stream:
+            break
+        await stream.close()
+    await house.one.finished(3)
+    thought = sum(entry.billed.completion_tokens for entry in house.one.requests)
+    assert thought > 3 * 100
+    assert await house.spent("b/all") >= thought * OUTPUT
+
+
+class Torn:
+    """A journal whose first outcome waits, and then could not be written."""
+
+    def __init__(self, journal) -> None:
+        self.asked = asyncio.Event()
+        self.let = asyncio.Event()
+        self._journal = journal
+
+    def __getattr__(self, name: str):
+        return getattr(self._journal, name)
+
+    async def finish(self, record: Any, *, response: bytes | None) -> Any:
+        if not self.asked.is_set():
+            self.asked.set()
+            await self.let.wait()
+            raise StoreUnavailable("the disk is busy")
+        return await self._journal.finish(record, response=response)
+
+
+@STORES
+async def test_a_client_that_leaves_while_its_outcome_waits_for_a_disk_that_fails_leaves_no_money_behind(house, messages, store):
+    """Nobody waits for that write any more: somebody has to see to it that it is done."""
+    made = made_store(house, store)
+    torn: Any = Torn(made.journal)
+    made.journal = torn
+    await house.open(config=budget("0.10", store), parts=Parts(store=made))
+    waiting = asyncio.create_task(one_call(house.client(), messages))
+    await asyncio.wait_for(torn.asked.wait(), 30)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await house.gateway.app.proxy.idle(20)
+    torn.let.set()
+    await house.gateway.app.proxy.settler.drained()
+    assert await house.spent("b/all") > 0
+
+
 @STORES
 @pytest.mark.parametrize("first", [False, True], ids=["before it is on record", "when it just is"])
 async def test_a_client_that_leaves_while_its_call_is_written_down_holds_no_money(house, messages, store, first):

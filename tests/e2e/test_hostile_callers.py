@@ -205,12 +205,13 @@ async def test_fifty_reloads_at_once_are_a_few(house, shop):
     assert sum(b'"event":"reloaded"' in line for line in b"".join(house.lines).splitlines()) <= 10
 
 
-async def test_a_session_that_is_named_twice_is_nobodys(house, shop):
-    """A proxy that appends the caller's real session would be overruled by the caller's own header."""
+@pytest.mark.parametrize("name", ["Session", "Run", "Step", "Tags", "User"])
+async def test_what_a_call_belongs_to_is_named_once(house, shop, name):
+    """A proxy that appends the caller's real session, or user, would be overruled by the caller's own header."""
     await house.open(routes=declared(shop), policies=ALLOW)
     session = await house.http()
-    headers = [("Authorization", f"Bearer {house.key}"), ("X-Lockgate-Session", "mine"), ("X-Lockgate-Session", "theirs")]
+    headers = [("Authorization", f"Bearer {house.key}"), (f"X-Lockgate-{name}", "a=mine"), (f"X-Lockgate-{name}", "a=theirs")]
     async with session.post("/tools/shop", json={}, headers=headers) as answer:
         assert answer.status == 400
-        assert "X-Lockgate-Session" in await answer.text()
+        assert f"X-Lockgate-{name}" in await answer.text()
     assert shop.asked == []
