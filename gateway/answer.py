@@ -29,8 +29,8 @@ def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, 
     if isinstance(error, RateLimited):  # no decision says it: the rules let the call go on, but not so often
         headers["X-Lockgate-Rule"] = error.rule
     if case.begun:
-        target = case.trying.tried.to.target if case.trying else case.attempts[-1].target if case.attempts else None
-        headers["X-Lockgate-Attempts"] = str(len(case.attempts) + (case.trying is not None))
+        target = case.trying.to.target if case.trying else case.delivering.target if case.delivering else None
+        headers["X-Lockgate-Attempts"] = str(case.begun_attempts)
         if target is not None:
             headers["X-Lockgate-Target"] = str(target)
     spending = case.spending

@@ -1,15 +1,21 @@
 """The composition root: the one place that knows every part. `serve`, the embedded gateway and the tests all start here."""
 
+import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
 from gateway.background import Background
+from gateway.breakers import Breakers
+from gateway.call import Target
 from gateway.clock import Clock, Ids, SystemClock, SystemIds
+from gateway.core.plan import RouteTarget
+from gateway.health import HealthChecks
 from gateway.http.control import Control
 from gateway.http.server import Listener, Surface
 from gateway.keyring import KeyRing
@@ -32,6 +38,7 @@ _LEASE_NS: Final = 10_000_000_000  # how long after its last sign of life a proc
 _HEARTBEAT_S: Final = 2.0
 _CUT_S: Final = 5.0  # for what is cut short at the end of the drain: an outcome, an error to the client
 _FLUSH_S: Final = 0.2  # for bytes of answers that are done; calls themselves were waited for before
+_BREAKERS_S: Final = 0.25  # what another worker has found out about a target is known so soon
 KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
 
 
@@ -61,18 +68,21 @@ class App:
             otlp=_otlp(snapshot), resource={"service.instance.id": str(os.getpid())},
         )
         self.keyring = KeyRing(snapshot.pepper, self.clock) if snapshot.pepper is not None and config.auth.required else None
-        self.proxy = Proxy(snapshot, keyring=self.keyring, journal=self.store.journal, sessions=self.store.sessions,
-                           budgets=self.store.budgets, transport=self.transport, telemetry=self.telemetry, clock=self.clock, ids=self.ids)
+        self.breakers = Breakers(self.store.breakers, self.clock, self.ids, self.telemetry)
+        self.proxy = Proxy(
+            snapshot, keyring=self.keyring, journal=self.store.journal, sessions=self.store.sessions, budgets=self.store.budgets,
+            breakers=self.breakers, transport=self.transport, telemetry=self.telemetry, clock=self.clock, ids=self.ids)
         self.reloader = Reloader(loaded, self._swap, bundles=self.store.bundles, telemetry=self.telemetry, clock=self.clock)
         self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight, self.reloader)
         self.surface = Surface(self.proxy, self.control, self.telemetry, self.ids)
         self.background = Background(self.clock, self.telemetry)
+        self.health = HealthChecks(self.transport, self.breakers, self.background, self.telemetry, self.ids)
         self._watch = watch
+        self._listener = Listener(self.surface, max_body=config.server.max_body)
         self._runner: web.ServerRunner | None = None
 
     async def start(self, sock: socket.socket) -> None:
         """Open the store, learn the keys, then open the doors: nothing is accepted before it can be judged and recorded."""
-        server = self.snapshot.config.server
         await self.store.start(now_ns=self.clock.now_ns())
         bundle = self.snapshot.bundle
         await self.store.bundles.keep(bundle.digest, bundle.content, now_ns=self.clock.now_ns())  # before a call is decided under it
@@ -80,11 +90,13 @@ class App:
         if self.keyring is not None:
             await self.keyring.load(self.store.keys)
             self.background.every(KEYS_S, self.keyring.refresh, name="keys")
-        self.telemetry.serving(bundle=bundle.digest, routes=self.snapshot.routes)
+        self.telemetry.serving(bundle=bundle.digest, routes=_names(self.snapshot))
         await self.telemetry.start()
         self.background.every(_HEARTBEAT_S, self._heartbeat, name="heartbeat")
-        self._runner = web.ServerRunner(
-            Listener(self.surface, max_body=server.max_body), handle_signals=False, shutdown_timeout=_FLUSH_S)
+        self.breakers.serve(_targets(self.snapshot))
+        self.background.every(_BREAKERS_S, self.breakers.refresh, name="breakers")
+        self.health.follow(self.snapshot)
+        self._runner = web.ServerRunner(self._listener, handle_signals=False, shutdown_timeout=_FLUSH_S)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()
         self.telemetry.event("info", "started", routes=len(self.snapshot.routes), rules=bundle.digest)
@@ -92,17 +104,27 @@ class App:
             self.background.whenever(self._watch.changes(), self.reloader.report, name="watch")
 
     async def stop(self) -> None:
-        """Stop accepting, let what runs end (bounded by `server.drain_timeout`), write every record, close. Safe after a failed start."""
-        self.control.draining = self.proxy.draining = True
+        """Stop accepting, let what runs end (bounded by `server.drain_timeout`), write every record, close. Safe after a failed start.
+
+        Connections that are open are answered as ever, each for a last time: so no caller who knows of nothing is turned away.
+        """
+        server = self.snapshot.config.server
+        self.control.draining = True
         self.telemetry.event("info", "draining", in_flight=self.proxy.in_flight)
         if self._runner is not None:
             for site in list(self._runner.sites):
                 await site.stop()
-            await self.proxy.idle(self.snapshot.config.server.drain_timeout)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(server.drain_timeout):
+                    await self._listener.retire(server.grace)
+                    await self.proxy.idle(server.drain_timeout)  # calls whose client is gone are still being written down
             await self.proxy.cut(_CUT_S)
             await self._runner.cleanup()
+        await self.proxy.errands.close(_CUT_S, _CUT_S)
+        await self.proxy.keep_alive.close()
         await self.proxy.settler.drained()
         await self.background.stop()
+        await self.breakers.close()
         await self.reloader.reload.close()
         await self.transport.close()
         await self.store.close()
@@ -117,7 +139,9 @@ class App:
     def _swap(self, snapshot: Snapshot) -> None:
         self._scrubber.learn(snapshot.secrets)
         self.proxy.swap(snapshot)
-        self.telemetry.serving(bundle=snapshot.bundle.digest, routes=snapshot.routes)
+        self.breakers.serve(_targets(snapshot))
+        self.health.follow(snapshot)
+        self.telemetry.serving(bundle=snapshot.bundle.digest, routes=_names(snapshot))
 
     def _in_flight(self) -> int:
         return self.proxy.in_flight
@@ -127,6 +151,20 @@ class App:
         interrupted = await self.store.heartbeat(now_ns=self.clock.now_ns(), lease_ns=_LEASE_NS)
         if interrupted:
             self.telemetry.event("warning", "calls_interrupted", calls=interrupted)
+
+
+def _names(snapshot: Snapshot) -> Mapping[str, str]:
+    """What a route may be called, each with the route's own name."""
+    return {name: route.name for name, route in snapshot.routes.items()}
+
+
+def _targets(snapshot: Snapshot) -> Iterator[RouteTarget]:
+    """Every target that a call may go to, each once."""
+    known: dict[Target, RouteTarget] = {}
+    for route in snapshot.routes.values():
+        for to in (*route.targets, *(mirror.to for mirror in route.mirrors), *([route.classifier.to] if route.classifier else [])):
+            known.setdefault(to.target, to)
+    yield from known.values()
 
 
 def _make_store(snapshot: Snapshot, ids: Ids) -> Store:

@@ -1,7 +1,8 @@
 """The background task runner: every task beside the calls has an owner, and a failure in one is told and does not end it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 
 from gateway.clock import Clock
 from gateway.telemetry import Telemetry
@@ -13,11 +14,11 @@ class Background:
     def __init__(self, clock: Clock, telemetry: Telemetry) -> None:
         self._clock = clock
         self._telemetry = telemetry
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def every(self, interval_s: float, work: Callable[[], Awaitable[object]], *, name: str) -> None:
-        """Run `work` now and then, `interval_s` apart, until `stop`."""
-        self._tasks.append(asyncio.get_running_loop().create_task(self._repeat(interval_s, work, name), name=name))
+    def every(self, interval_s: float | Callable[[], float], work: Callable[[], Awaitable[object]], *, name: str) -> asyncio.Task[None]:
+        """Run `work` now and then until `stop`, or until the task is cancelled; `interval_s` apart, which may be asked for each time."""
+        return self._own(self._repeat(interval_s, work, name), name)
 
     def whenever(self, told: AsyncIterator[None], work: Callable[[], Awaitable[object]], *, name: str) -> None:
         """Run `work` each time that `told` yields, until `stop`."""
@@ -25,12 +26,18 @@ class Background:
             async for _ in told:
                 await self._try(work, name)
 
-        self._tasks.append(asyncio.get_running_loop().create_task(self._try(follow, name), name=name))
+        self._own(self._try(follow, name), name)
 
-    async def _repeat(self, interval_s: float, work: Callable[[], Awaitable[object]], name: str) -> None:
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _repeat(self, interval_s: float | Callable[[], float], work: Callable[[], Awaitable[object]], name: str) -> None:
         while True:
             await self._try(work, name)
-            await self._clock.sleep(interval_s)
+            await self._clock.sleep(interval_s() if callable(interval_s) else interval_s)
 
     async def _try(self, work: Callable[[], Awaitable[object]], name: str) -> None:
         try:
@@ -40,7 +47,7 @@ class Background:
 
     async def stop(self) -> None:
         """Cancel every task and wait until it is gone."""
-        for task in self._tasks:
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)

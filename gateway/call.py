@@ -164,7 +164,10 @@ class AttemptEnd(StrEnum):
 class Attempt:
     """One try of one target, after it ended. `cause` is `AttemptFailed.cause`, empty on success; times are wall nanoseconds.
 
-    `waited_s` is the backoff before it. `cost_nusd` is None where the price is unknown; `prices` says where the price comes from.
+    `waited_s` is the backoff before it. `cost_nusd` is None where the price is unknown; `prices` says where the price comes from. `why` is
+    empty for the first one, else `retry`, `fallback`, `hedge`, `cascade` (the answer before was not good enough), `continuation` (of a
+    stream that broke off). `breaker` is the state that the target's breaker was in, `last_resort` where it was tried although it did not
+    admit calls; `retries_left` what the route's retry budget held once this attempt was taken from it, None for one that it does not count.
     """
 
     n: int
@@ -180,6 +183,10 @@ class Attempt:
     usage: Usage | None = None
     cost_nusd: int | None = None
     prices: str = ""
+    why: str = ""
+    breaker: str = "closed"
+    retries_left: float | None = None
+    largest_gap_s: float | None = None  # between two pieces of its stream
 
 
 class Outcome(StrEnum):
@@ -205,7 +212,8 @@ class CallRecord:
     before anything left; `verdicts` and `answer_labels` are of what came back (JSON-ready, one for each decision that did more than
     let it pass); `tool_uses` are the tool calls that the call made or proposed, `tool_results` the results that it brought, by the id of
     their tool call. `account` is the one whose budget refused the call or ended its answer, empty where none did; `reserved_nusd` what was
-    set aside for the call, None where no budget bound it.
+    set aside for the call, None where no budget bound it. `plan` says which targets were to be tried and why, JSON-ready; None where the
+    route has one target that was well. `part_of` is the call that this one was made for, by the gateway itself: a mirror's or a classifier's.
     """
 
     id: str
@@ -237,6 +245,8 @@ class CallRecord:
     tool_results: tuple[tuple[str, str], ...] = ()
     account: str = ""
     reserved_nusd: int | None = None
+    plan: JsonObject | None = None
+    part_of: str = ""
 
     @property
     def estimated_nusd(self) -> int:

@@ -12,6 +12,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.case_config import CaseConfig
 from gateway.errors import Problem
+from gateway.resilience_config import BreakerConfig, HealthConfig
+from gateway.route_config import RouteConfig
 from gateway.rule_config import DefaultsConfig, RuleConfig
 from gateway.toml_source import KeyPath, Source
 from gateway.tool_config import Headers, ToolConfig
@@ -19,14 +21,12 @@ from gateway.units import (
     Duration,
     Globs,
     Label,
-    ModelName,
     Money,
     Name,
     Names,
     PositiveDuration,
     Reference,
     RequestPrice,
-    RouteName,
     Size,
     TokenPrice,
     Url,
@@ -36,7 +36,6 @@ from gateway.units import (
 from gateway.validation import Strict
 
 MIB: Final = 1024 * 1024
-OPERATIONS: Final = ("chat", "completions", "embeddings")
 
 
 class ServerConfig(Strict):
@@ -49,8 +48,15 @@ class ServerConfig(Strict):
     max_depth: int = Field(default=128, ge=1, le=250, description="How deep arrays and objects of a body may be nested.")
     body_timeout: PositiveDuration = Field(default=30.0, description="How long a request's body may take to arrive.")
     drain_timeout: Duration = Field(default=30.0, description="How long calls in flight may take to finish after SIGTERM.")
+    grace: Duration = Field(default=2.0, description=(
+        "How long connections that are open are still answered after SIGTERM: a client may be writing its next request."))
     max_in_flight: int = Field(default=1000, ge=1, le=1_000_000, description=(
-        "How many calls one process works on at a time; more are refused with `overloaded`."))
+        "How many calls one process works on at a time; more wait in `queue`."))
+    queue: int = Field(default=1000, ge=0, le=1_000_000, description=(
+        "How many calls may wait for their turn, which goes round between keys; more are refused with `overloaded`."))
+    queue_wait: Duration = Field(default=5.0, description="The longest that a call waits for its turn.")
+    keep_alive: PositiveDuration = Field(default=10.0, description=(
+        "How long an open stream may be silent before a comment is sent, for proxies that cut what is."))
     dialects: Names = Field(default=("openai",), min_length=1, description="The APIs that clients may speak, by the name of their adapter.")
 
 
@@ -151,6 +157,8 @@ class ProviderConfig(Strict):
     bills_unanswered: bool = Field(default=True, description=(
         "Whether an attempt that was sent and brought no answer (a timeout, a lost connection) may have cost as much as a whole one. False "
         "books its input alone."))
+    breaker: BreakerConfig = Field(default=BreakerConfig(), description="What is other than in `[breaker]` for its targets.")
+    health: HealthConfig | None = Field(default=None, description="Asks whether it is well, now and then.")
 
 
 _FORCE: Final = "If it is right, set `force = true` beside it"
@@ -261,46 +269,6 @@ class BudgetConfig(Strict):
     least_output: int = Field(default=16, ge=1, le=1_000_000, description="The shortest answer that is worth it, in tokens, with `clamp`.")
 
 
-class TargetConfig(Strict):
-    """`[[route.targets]]`: one place where the call may go; the next one is for when the one before has failed."""
-
-    provider: Label = Field(description="The name of a `[providers.NAME]`.")
-    model: ModelName = Field(description="The model's name there.")
-
-
-class DeadlinesConfig(Strict):
-    """`[route.deadlines]`: how long to wait for what."""
-
-    connect: PositiveDuration = Field(default=5.0, description="To connect to a provider, TLS included.")
-    headers: PositiveDuration = Field(default=300.0, description=(
-        "For the head of its answer. A plain answer's comes when the model has finished, so this bounds its thinking."))
-    first_token: PositiveDuration = Field(default=120.0, description="For the first event of a stream.")
-    idle: PositiveDuration = Field(default=60.0, description="Between two pieces of a stream.")
-    total: PositiveDuration = Field(default=600.0, description="For the call, all attempts together.")
-
-
-class RetryConfig(Strict):
-    """`[route.retry]`: how often one target is tried before the next."""
-
-    attempts: int = Field(default=2, ge=1, le=10, description="Tries of one target; 1 is no retry.")
-    base: Duration = Field(default=0.25, description=(
-        "The wait before the second try, doubled with each; the real wait is drawn from 0 to this."))
-    cap: Duration = Field(default=5.0, description="The longest wait. A provider that asks for more is passed over for the next target.")
-
-
-class RouteConfig(Strict):
-    """`[[route]]`: a public model name and where its calls go."""
-
-    name: RouteName = Field(description="What clients send as `model`.")
-    operations: Annotated[tuple[Literal["chat", "completions", "embeddings"], ...], Field(strict=False)] = Field(
-        default=OPERATIONS, min_length=1, description="What may be asked of it.")
-    targets: Annotated[tuple[TargetConfig, ...], Field(strict=False)] = Field(
-        min_length=1, max_length=32, description="Where calls go, in order: the next one is for when the one before has failed.")
-    deadlines: DeadlinesConfig = DeadlinesConfig()
-    retry: RetryConfig = RetryConfig()
-    source: str = Field(default="", exclude=True, description="`file:line`; set by the loader.")
-
-
 class RoutesFile(Strict):
     """A file of `routes/`."""
 
@@ -326,6 +294,7 @@ class Config(Strict):
     prices: Mapping[str, PriceConfig] = Field(default_factory=dict)
     models: Mapping[str, ModelConfig] = Field(default_factory=dict)
     budgets: Mapping[Label, BudgetConfig] = Field(default_factory=dict)
+    breaker: BreakerConfig = BreakerConfig()
 
 
 @dataclass(frozen=True, slots=True)

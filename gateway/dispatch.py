@@ -1,25 +1,49 @@
-"""Sending a call: one target after another until one answers. Nothing has reached the client while this runs."""
+"""Sending a call: one attempt after another, now and then two beside each other, until one answers. Nothing has reached the client yet."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, TypeAlias
 
-from gateway.call import Attempt, AttemptEnd, Call, Reply, Target
-from gateway.clock import Clock, Ids
+from gateway.breakers import Breakers, Permit
+from gateway.call import Attempt, AttemptEnd, Call, Reply
+from gateway.clock import Clock
+from gateway.core.answer_checks import NOT_ACCEPTED
+from gateway.core.breaker import ended_of
 from gateway.core.budget import Short
-from gateway.core.plan import Deadlines, Retry, Route, Try, backoff_s, plan
-from gateway.errors import AttemptFailed, CallError, UpstreamFailed, UpstreamRejected, UpstreamTimeout
-from gateway.progress import Progress
-from gateway.relay import OpenStream, first_event
+from gateway.core.plan import Deadlines, Route
+from gateway.core.question import LARGE
+from gateway.errors import ApprovalUnavailable, AttemptFailed, CallError, UpstreamFailed, UpstreamRejected, UpstreamTimeout
+from gateway.meter import meter_of
+from gateway.progress import Progress, Trying
+from gateway.relay import Limits, LiveStream, Source, hold
 from gateway.snapshot import Provider, Snapshot
 from gateway.spending import refusal
-from gateway.store.protocol import DispatchIntent, Journal
+from gateway.store.protocol import Budgets, DispatchIntent, Journal
 from gateway.tools import ToolAdapter
+from gateway.tries import Tries, Try, busy
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
 from gateway.wire.protocol import Adapter
 from gateway.wire.text_size import text_size
 
-_ERROR_BODY_LIMIT = 64 * 1024
-_ERROR_BODY_WAIT_S = 5.0
+Answered: TypeAlias = Reply | Source
+
+_ERROR_BODY_LIMIT: Final = 64 * 1024
+_ERROR_BODY_WAIT_S: Final = 5.0
+_VALIDATORS: Final = "validators"  # who asks for a person where no rule does
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One call on its way out: what does not change between its attempts. `going_on`: it asks for the rest of a half answer."""
+
+    case: Progress
+    call: Call
+    route: Route
+    tries: Tries
+    snapshot: Snapshot
+    going_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,55 +52,58 @@ class Dispatcher:
 
     transport: Transport
     journal: Journal
+    budgets: Budgets
+    breakers: Breakers
     clock: Clock
-    ids: Ids
     scrub: Callable[[str], str]  # a provider's words may repeat a key
 
-    async def send(self, case: Progress, call: Call, route: Route, snapshot: Snapshot) -> Reply | OpenStream:
-        """Try the route's targets in order; the first whole answer, or the first stream with a valid event, wins.
+    async def send(self, errand: Errand, first: Try) -> Answered:
+        """Try what may be tried, `first` first; the first whole answer, or the first stream that says something, wins.
 
         Raises:
             UpstreamRejected: a provider refused the request itself; another would too.
-            UpstreamFailed, UpstreamTimeout: no target answered; lists every attempt.
+            UpstreamFailed, UpstreamTimeout, UpstreamBusy: no target answered; lists every attempt.
+            ApprovalUnavailable: no answer was what the route asks for, and a person was to look.
         """
-        failure: AttemptFailed | None = None
-        short: CallError | None = None
-        hopeless: Target | None = None  # this target will not answer better if it is asked again
-        for tried in plan(route):
-            target = tried.to.target
-            if tried.earlier and target is hopeless:
-                continue
-            waited_s = self._wait_s(route.retry, tried, failure)
-            if waited_s is None:
-                hopeless = target
-                continue
-            if waited_s:
-                await self.clock.sleep(waited_s)
-            if failure is not None:  # the first attempt's intent is part of the call's own
-                short = await self._record_intent(case, tried, waited_s)
-                if short is not None:
-                    hopeless = target  # another one may be cheaper
-                    continue
-            case.start_attempt(tried, started_ns=self.clock.now_ns(), waited_s=waited_s, sent=False)
+        trying = self._start(errand, first)
+        while True:
             try:
-                return await self._try(case, call, route.deadlines, snapshot.providers[target.provider], target)
+                return await self._either(errand, trying)
             except AttemptFailed as error:
                 failure = error
-                hopeless = None if error.retryable else target
-        raise short or sum_up(case.attempts) from failure
+            errand.tries.failed(trying.to, trying.made, failure)
+            further, short = await self._further(errand, "cascade" if failure.cause == NOT_ACCEPTED else "fallback")
+            if further is None:
+                raise short or _exhausted(errand, failure) from failure
+            trying = further
 
-    def _wait_s(self, retry: Retry, tried: Try, failure: AttemptFailed | None) -> float | None:
-        if tried.earlier == 0 or failure is None:
-            return 0.0  # a fresh target owes nobody a wait
-        return backoff_s(retry, tried.earlier, self.ids.jitter(), failure.retry_after_s)
+    async def resume(self, errand: Errand, broken: Trying, failure: AttemptFailed) -> Source | None:
+        """Have a target go on with a stream that broke off; `errand.call` asks for that. None where nobody does."""
+        errand.tries.onward(broken.to, broken.made, failure)
+        while (further := (await self._further(errand, "continuation"))[0]) is not None:
+            try:
+                got = await self._try(errand, further)
+            except (AttemptFailed, UpstreamRejected):
+                continue
+            return None if isinstance(got, Reply) else got
+        return None
 
-    async def _record_intent(self, case: Progress, tried: Try, waited_s: float) -> CallError | None:
+    async def _further(self, errand: Errand, why: str) -> tuple[Trying | None, CallError | None]:
+        """The next attempt, with its intent on disk and its money aside; None where there is none, and why if that is for want of money."""
+        short: CallError | None = None
+        while (tried := await errand.tries.next(why)) is not None:
+            short = await self._record_intent(errand.case, tried)
+            if short is None:
+                return self._start(errand, tried), None
+            errand.tries.close()  # another one may be cheaper
+        return None, short
+
+    async def _record_intent(self, case: Progress, tried: Try) -> CallError | None:
         """Put a further attempt's intent on disk and its money aside; the error where that does not reach."""
-        target = tried.to.target
-        spending = case.spending
+        target, spending = tried.to.target, case.spending
         answer = await self.journal.dispatch(DispatchIntent(
-            call_id=case.id, n=len(case.attempts) + 1, target=target, started_ns=self.clock.now_ns(), waited_s=waited_s,
-            need=spending.need(tried.to) if spending else None, spent_nusd=sum(attempt.cost_nusd or 0 for attempt in case.attempts)))
+            call_id=case.id, n=case.begun_attempts + 1, target=target, started_ns=self.clock.now_ns(), waited_s=tried.waited_s,
+            need=spending.need(tried.to) if spending else None, spent_nusd=case.spent_nusd))
         if isinstance(answer, Short):
             case.account = answer.holding.account.name
             return refusal(answer, str(target))
@@ -84,50 +111,140 @@ class Dispatcher:
             spending.granted = answer
         return None
 
-    async def _try(self, case: Progress, call: Call, deadlines: Deadlines, provider: Provider, target: Target) -> Reply | OpenStream:
-        """One try of one target. Its end goes on record here, unless it is an open stream: then whoever relays that records it."""
-        sent = call if case.spending is None or case.trying is None else replace(call, body=case.spending.body(call, case.trying.tried.to))
-        request = _request(case, sent, provider, target)
-        answer: HttpAnswer | None = None
+    def _start(self, errand: Errand, tried: Try) -> Trying:
+        errand.tries.under_way()
+        case = errand.case
+        return case.start_attempt(Trying(
+            case.begun_attempts + 1, tried.to, self.clock.now_ns(), tried.made, tried.waited_s, sent=False, why=tried.why,
+            breaker=tried.permit.state, retries_left=tried.retries_left, ended=partial(self._ended, tried.permit)))
+
+    def _ended(self, permit: Permit, attempt: Attempt, failure: AttemptFailed | None) -> None:
+        self.breakers.ended(permit, ended_of(attempt, failure.retry_after_s if failure else None))
+
+    async def _either(self, errand: Errand, trying: Trying) -> Answered:
+        """One attempt, and another one beside it where the route says so and it is slow. Raises what `_try` does, where neither answers."""
+        hedge = errand.route.hedge
+        if not hedge.after_s:
+            return await self._try(errand, trying)
+        racing = {asyncio.create_task(self._try(errand, trying)): trying}
+        won: asyncio.Task[Answered] | None = None
         try:
-            answer = await self.transport.send(request, connect_s=deadlines.connect_s, headers_s=deadlines.headers_s)
-            if not 200 <= answer.status < 300:
-                raise provider.adapter.decode_error(answer.status, answer.headers, await _error_page(answer))
-            adapter = provider.adapter
-            if call.stream and not isinstance(adapter, ToolAdapter):
-                decoder = adapter.decoder(call)
-                stream = OpenStream(answer, decoder, await first_event(answer, decoder, deadlines.first_token_s))
-                case.first_byte_ns = self.clock.now_ns()
-                answer = None  # the stream's from here on
-                return stream
-            first_byte_ns = self.clock.now_ns()
-            body = await answer.read(limit=provider.max_answer, timeout_s=deadlines.total_s)
-            reply = _decoded(adapter, call, answer, body)
-            if case.trying is not None:  # of one that cannot be read nobody knows how much was made for it
-                case.trying.received = text_size(reply.body)
+            done, _ = await asyncio.wait(racing, timeout=hedge.after_s)
+            if not done and (second := await self._beside(errand, trying)) is not None:
+                racing[asyncio.create_task(self._try(errand, second))] = second
+            won = await _first_answer(racing)
+            return won.result()
+        finally:
+            await self._drop(errand.case, racing, won)
+
+    async def _beside(self, errand: Errand, trying: Trying) -> Trying | None:
+        tried = await errand.tries.beside(trying.to, trying.made)
+        if tried is None:
+            return None
+        if await self._record_intent(errand.case, tried) is not None:
+            errand.tries.close()
+            return None
+        return self._start(errand, tried)
+
+    async def _drop(self, case: Progress, racing: Mapping[asyncio.Task[Answered], Trying], won: asyncio.Task[Answered] | None) -> None:
+        """End what did not win. Where nothing did, because the call is over, its end is that of all of them."""
+        losers = [task for task in racing if task is not won]
+        for task in losers:
+            task.cancel()
+        await asyncio.gather(*losers, return_exceptions=True)
+        if won is None:
+            return
+        for task in losers:
+            if not task.cancelled() and task.exception() is None and not isinstance(got := task.result(), Reply):
+                got.abort()
+            late = AttemptFailed("hedged", "another attempt answered first", retryable=False)
+            case.end_attempt(racing[task], AttemptEnd.CANCELLED, ended_ns=self.clock.now_ns(), failure=late)
+
+    async def _try(self, errand: Errand, trying: Trying) -> Answered:
+        """One attempt. Its end goes on record here, unless it is an open stream: then whoever relays that records it."""
+        case, call = errand.case, errand.call
+        streams = call.stream and call.operation != "tool"
+        try:
+            if streams:
+                return await self._streamed(errand, trying)
+            status, reply = await self._plain(errand, trying)
         except AttemptFailed as failure:
             failure.scrub(self.scrub)
-            case.end_attempt(AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
+            case.end_attempt(trying, AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
             raise
         except UpstreamRejected as refusal:
             refusal.scrub(self.scrub)
-            case.end_attempt(AttemptEnd.REJECTED, ended_ns=self.clock.now_ns(), status=refusal.status, message=refusal.message)
+            case.end_attempt(trying, AttemptEnd.REJECTED, ended_ns=self.clock.now_ns(), status=refusal.status, message=refusal.message)
             raise
-        finally:
-            if answer is not None:
-                answer.release()  # back to the pool if it was read to its end, else closed: the provider stops working
-        case.first_byte_ns = first_byte_ns
         case.finish_reasons = tuple(map(self.scrub, reply.finish_reasons))
-        case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=answer.status, usage=reply.usage)
+        case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=status)
         return reply
 
+    async def _plain(self, errand: Errand, trying: Trying) -> tuple[int, Reply]:
+        provider = errand.snapshot.providers[trying.to.target.provider]
+        deadlines = errand.route.deadlines
+        answer = await self._head(errand, trying, provider, deadlines)
+        try:
+            trying.first_byte_ns = self.clock.now_ns()
+            body = await answer.read(limit=provider.max_answer, idle_s=deadlines.idle_s)
+            reply = _decoded(provider.adapter, errand.call, answer, body)
+        finally:
+            answer.release()  # back to the pool if it was read to its end, else closed: the provider stops working
+        receipt = trying.receipt
+        receipt.answered, receipt.text_bytes = True, text_size(reply.body)
+        receipt.usage, receipt.usage_bytes = reply.usage, receipt.text_bytes
+        await _check(errand, trying, reply)
+        return answer.status, reply
 
-def _request(case: Progress, call: Call, provider: Provider, target: Target) -> HttpRequest:
-    made = provider.adapter.encode(call, target, provider.api_key)
-    headers = {**provider.headers, **made.headers, "x-client-request-id": f"{case.id}.{len(case.attempts) + 1}"}
+    async def _streamed(self, errand: Errand, trying: Trying) -> Source:
+        provider = errand.snapshot.providers[trying.to.target.provider]
+        deadlines = errand.route.deadlines
+        stream: LiveStream | None = None
+        begun = False
+        try:
+            async with asyncio.timeout(deadlines.first_token_s):
+                answer = await self._head(errand, trying, provider, deadlines)
+                decoder = _model(provider.adapter).decoder(errand.call)
+                stream = LiveStream(answer, decoder, trying.receipt, Limits(deadlines.idle_s, provider.max_answer), self.clock)
+                await stream.begin(2 * deadlines.first_token_s)  # the deadline around it is the one that counts
+            trying.first_byte_ns = self.clock.now_ns()
+            if errand.route.checks is None:
+                begun = True
+                return stream
+            held, reply = await hold(stream, meter_of(errand.case, trying, self.budgets))
+            await _check(errand, trying, reply)
+            begun = True
+        except TimeoutError as error:
+            told = f"nothing was said within {deadlines.first_token_s:g} s"
+            raise AttemptFailed("timeout:first_token", told, retryable=True) from error
+        finally:
+            if stream is not None and not begun:
+                stream.abort()
+        await stream.to_end()
+        return held
+
+    async def _head(self, errand: Errand, trying: Trying, provider: Provider, deadlines: Deadlines) -> HttpAnswer:
+        """Send it and wait for the head of a 2xx answer. Raises what another one means."""
+        case, call = errand.case, errand.call
+        sent = call if case.spending is None else replace(call, body=case.spending.body(call, trying.to))
+        if errand.going_on:
+            sent = replace(sent, body={**sent.body, **(trying.to.continues or {})})
+        request = _request(sent, provider, trying, f"{case.id}.{trying.n}")
+        answer = await self.transport.send(request, connect_s=deadlines.connect_s, headers_s=deadlines.headers_s)
+        if 200 <= answer.status < 300:
+            return answer
+        try:
+            raise provider.adapter.decode_error(answer.status, answer.headers, await _error_page(answer))
+        finally:
+            answer.release()
+
+
+def _request(call: Call, provider: Provider, trying: Trying, name: str) -> HttpRequest:
+    made = provider.adapter.encode(call, trying.to.target, provider.api_key)
+    headers = {**provider.headers, **made.headers, "x-client-request-id": name}
     if call.origin.traceparent is not None:
         headers["traceparent"] = call.origin.traceparent
-    return HttpRequest(made.method, provider.base_url + made.path, headers, made.body, provider.private, case.sending)
+    return HttpRequest(made.method, provider.base_url + made.path, headers, made.body, provider.private, trying.sending)
 
 
 def _decoded(adapter: Adapter | ToolAdapter, call: Call, answer: HttpAnswer, body: bytes) -> Reply:
@@ -135,17 +252,61 @@ def _decoded(adapter: Adapter | ToolAdapter, call: Call, answer: HttpAnswer, bod
     return adapter.decode(answer.status, answer.headers, body) if isinstance(adapter, ToolAdapter) else adapter.decode(call, body)
 
 
+async def _check(errand: Errand, trying: Trying, reply: Reply) -> None:
+    """Raise `AttemptFailed` for an answer that is not what the route asks for; of a cascade, while there is another target to ask."""
+    checks = errand.route.checks
+    if checks is None:
+        return
+    look = partial(checks.fault, reply, str(trying.to.target), accepting=errand.tries.others)
+    fault = await asyncio.to_thread(look) if trying.receipt.text_bytes >= LARGE else look()
+    if fault == NOT_ACCEPTED:
+        raise AttemptFailed(fault, "the answer is not what the cascade accepts", retryable=False)
+    if fault is not None:
+        raise AttemptFailed(fault, "the answer is not what the route asks for", retryable=True)
+
+
+async def _first_answer(racing: Mapping[asyncio.Task[Answered], Trying]) -> asyncio.Task[Answered]:
+    """The first of two that has an answer, or that says that the request itself is refused; the first one where both fail."""
+    left = set(racing)
+    while True:
+        done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task.exception() is None or not isinstance(task.exception(), AttemptFailed):
+                return task
+        if not left:
+            return next(iter(racing))
+
+
 async def _error_page(answer: HttpAnswer) -> bytes:
     """The body of an error answer; nothing where it is cut, huge or slow: the status is what decides."""
     try:
-        return await answer.read(limit=_ERROR_BODY_LIMIT, timeout_s=_ERROR_BODY_WAIT_S)
-    except AttemptFailed:
+        async with asyncio.timeout(_ERROR_BODY_WAIT_S):
+            return await answer.read(limit=_ERROR_BODY_LIMIT, idle_s=_ERROR_BODY_WAIT_S)
+    except (AttemptFailed, TimeoutError):
         return b""
 
 
+def _exhausted(errand: Errand, failure: AttemptFailed) -> CallError:
+    """The one error for a call that no target answered."""
+    attempts = errand.case.attempts
+    if failure.retryable and all(attempt.cause == "status:429" for attempt in attempts):
+        return busy(errand.tries.rest_s())
+    if errand.route.approve and failure.cause.startswith("check:"):
+        return ApprovalUnavailable("No target gave an answer that is what this route asks for, and nobody can be asked to look at it here.",
+                                   rule=_VALIDATORS)
+    return sum_up(attempts)
+
+
 def sum_up(attempts: Sequence[Attempt]) -> CallError:
-    """The one error for a call that no target answered: what was tried and how each try ended."""
+    """What was tried and how each try ended."""
     told = "; ".join(f"{attempt.n}. {attempt.target}: {attempt.cause} ({attempt.message})" for attempt in attempts)
     if attempts and all(attempt.cause.startswith("timeout:") for attempt in attempts):
         return UpstreamTimeout(f"No target answered in time. Attempts: {told}")
     return UpstreamFailed(f"Every attempt failed. Attempts: {told}")
+
+
+def _model(adapter: Adapter | ToolAdapter) -> Adapter:
+    """The adapter of a model: only those stream."""
+    if isinstance(adapter, ToolAdapter):
+        raise TypeError("an HTTP tool does not stream")
+    return adapter

@@ -38,6 +38,7 @@ CODES: Final[Mapping[str, CodeRule]] = {
     "upstream_rejected": CodeRule(400, should_retry=False),
     "upstream_failed": CodeRule(502, should_retry=False),
     "upstream_timeout": CodeRule(504, should_retry=False),
+    "upstream_busy": CodeRule(429, should_retry=True),
     "overloaded": CodeRule(503, should_retry=True),
     "store_unavailable": CodeRule(503, should_retry=True),
 }
@@ -217,6 +218,12 @@ class UpstreamTimeout(CallError):
     code = "upstream_timeout"
 
 
+class UpstreamBusy(CallError):
+    """Every target has asked to be left alone for a while (429). Try again after `retry_after_s`."""
+
+    code = "upstream_busy"
+
+
 class Overloaded(CallError):
     """Shed before any work was done. Try again after `retry_after_s`."""
 
@@ -233,7 +240,8 @@ class AttemptFailed(LockgateError):
     """One try of one target failed. Never reaches a client as it is: the proxy retries, falls back or sums up.
 
     `cause` is one of `connect`, `tls`, `reset`, `timeout:connect|headers|first_token|idle|total`, `status:<n>`,
-    `malformed`, `cut`, `stream_error`, `too_large`. `retryable` says whether the same request may be sent again.
+    `malformed`, `cut`, `stream_error`, `too_large`, `too_long` (for its money), `check:<validator>`, `not_accepted` (of a cascade), `hedged`
+    (another answered first). `retryable` says whether the same request may be sent again.
     `retry_after_s` is what the provider asked for, in seconds.
     """
 

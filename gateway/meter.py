@@ -4,12 +4,14 @@ A provider that keeps to the limit it was given never gets here. For one that do
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.call import Json, JsonObject, Usage
+from gateway.core.budget import Short
 from gateway.core.estimate import BYTES_OF_A_TOKEN
-from gateway.progress import Tally
+from gateway.progress import Progress, Receipt, Trying
+from gateway.store.protocol import Budgets
 from gateway.wire.protocol import Event
 
 _STEP: Final = 256  # tokens that are asked for at a time
@@ -19,9 +21,9 @@ _HEAD: Final = ("id", "object", "created", "model", "system_fingerprint")
 
 @dataclass(slots=True)
 class Meter:
-    """Counts what one stream has brought. `units` is what is set aside for each of `choices`; `extend` asks for so many in all."""
+    """Counts what one attempt's stream has brought. `units` is set aside for each of `choices`; `extend` asks for so many in all."""
 
-    tally: Tally
+    receipt: Receipt
     units: int
     choices: int
     extend: Callable[[int], Awaitable[int]]
@@ -31,8 +33,8 @@ class Meter:
     _head: JsonObject = field(default_factory=dict)
 
     async def covers(self, event: Event) -> bool:
-        """Whether what has come, this event included, is paid for. The tally has been told of it."""
-        brought = max(self.tally.pieces, self.tally.text_bytes // BYTES_OF_A_TOKEN)
+        """Whether what has come, this event included, is paid for. The receipt has been told of it."""
+        brought = max(self.receipt.pieces, self.receipt.text_bytes // BYTES_OF_A_TOKEN)
         if brought > self.units * self.choices:
             wanted = max(-(-brought // self.choices) + _STEP, self.units)
             self.units = max(self.units, await self.extend(wanted))
@@ -73,3 +75,22 @@ class Meter:
                     self._ended.add(index)
             elif len(self._open) < self.choices:
                 self._open.add(index)
+
+
+def meter_of(case: Progress, trying: Trying, budgets: Budgets) -> Meter | None:
+    """What watches that an attempt's stream does not run over its money; None where no account limits it."""
+    spending = case.spending
+    if spending is None or trying.units is None:
+        return None
+
+    async def extend(units: int) -> int:
+        spent = sum(attempt.cost_nusd or 0 for attempt in case.attempts)
+        answer = await budgets.extend(case.id, replace(spending.need(trying.to), most=units), spent_nusd=spent)
+        if isinstance(answer, Short):
+            case.account = answer.holding.account.name
+            return 0
+        spending.granted = answer
+        trying.units = answer.units
+        return units if answer.units is None else answer.units
+
+    return Meter(trying.receipt, trying.units, spending.measured.choices, extend)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
-from gateway.config import OPERATIONS
+from gateway.route_config import OPERATIONS
 from gateway.core.detectors import Detector
 from gateway.errors import ConfigError, Problem
 from gateway.validation import nearest

@@ -1,14 +1,15 @@
 """What is known of one call so far. Owned by the one task that handles the call; becomes a frozen `CallRecord` at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Final
 
 from gateway.call import Attempt, AttemptEnd, Call, CallRecord, JsonObject, Origin, Outcome, Principal, ToolUse, Usage
 from gateway.core.decision import Decision, Denied, Limit, reasons_json, strictest, verdict_json
 from gateway.core.estimate import BYTES_OF_A_TOKEN, estimated_usage
 from gateway.core.money import cost_nusd
-from gateway.core.plan import Try
+from gateway.core.plan import RouteTarget
 from gateway.errors import AttemptFailed
 from gateway.spending import Spending
 from gateway.store.protocol import NOTHING_BOOKED, Booked
@@ -25,27 +26,18 @@ _UNBILLED: Final = ("connect", "tls", "timeout:connect")
 
 
 @dataclass(slots=True)
-class Trying:
-    """The attempt under way."""
+class Receipt:
+    """What an attempt has brought so far; right at any moment, so that one that breaks off can be settled from it.
 
-    tried: Try
-    started_ns: int
-    waited_s: float
-    units: int | None = None  # what was granted for each choice of its answer
-    sent: bool = True  # a first byte may have left
-    received: int | None = None  # bytes of text of a whole answer, None where none came
+    `answered`: there is an answer, or a stream of one has begun; until then nobody knows how much was made.
+    """
 
-
-@dataclass(slots=True)
-class Tally:
-    """What a stream has said so far; right at any moment, so that a stream that breaks can be settled from it."""
-
-    assembler: Assembler | None
     usage: Usage | None = None
-    finish_reasons: list[str] = field(default_factory=list)
     pieces: int = 0  # chunks that brought text
     text_bytes: int = 0  # of what the provider wrote, whether the client got it or not
     usage_bytes: int = 0  # of that, what had come when it last said what it used
+    answered: bool = False
+    largest_gap_s: float | None = None  # between two pieces of a stream
 
     def meter(self, event: Event) -> None:
         """Note what the provider sent, and what it says it used: that is owed whatever becomes of the answer."""
@@ -54,6 +46,45 @@ class Tally:
             self.text_bytes += size
         if event.usage is not None and (self.usage is None or _total(event.usage) >= _total(self.usage)):
             self.usage, self.usage_bytes = event.usage, self.text_bytes
+
+    @property
+    def stated(self) -> Usage | None:
+        """What the provider said that it used; a report that words came after is none of the whole."""
+        return self.usage if self.text_bytes <= self.usage_bytes else None
+
+
+@dataclass(slots=True, eq=False)
+class Trying:
+    """An attempt under way. `why`, `breaker` and `retries_left` are those of `Attempt`; `ended` hears of its end, once.
+
+    `units` is what was granted for each choice of its answer. `sent`: a first byte may have left.
+    """
+
+    n: int
+    to: RouteTarget
+    started_ns: int
+    made: int = 1  # tries of this target, this one included
+    waited_s: float = 0.0
+    units: int | None = None
+    sent: bool = True
+    why: str = ""
+    breaker: str = "closed"
+    retries_left: float | None = None
+    ended: Callable[[Attempt, AttemptFailed | None], None] | None = None
+    first_byte_ns: int | None = None
+    receipt: Receipt = field(default_factory=Receipt)
+
+    def sending(self) -> None:
+        """It leaves: from here on its provider may have worked."""
+        self.sent = True
+
+
+@dataclass(slots=True)
+class Tally:
+    """What of a stream the client has got."""
+
+    assembler: Assembler | None
+    finish_reasons: list[str] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         """Note one event that goes to the client."""
@@ -84,7 +115,7 @@ class Progress:
     results: dict[str, str] = field(default_factory=dict)  # what tools gave back, by the id of the call
     answered: bool = False  # a provider has answered: from here on rules judge what came back
     withheld: bool = False  # a rule keeps the answer from the client
-    trying: Trying | None = None
+    open: list[Trying] = field(default_factory=list)  # attempts under way: one, or two beside each other
     attempts: list[Attempt] = field(default_factory=list)
     limits: list[tuple[Limit, str]] = field(default_factory=list)  # rates that the call takes, each with the tool it is about, if any
     spending: Spending | None = None
@@ -92,11 +123,14 @@ class Progress:
     account: str = ""  # the one whose budget refused the call or ended its answer
     cut_short: bool = False  # the answer was ended because its money was used up
     finish_reasons: tuple[str, ...] = ()
-    first_byte_ns: int | None = None
-    tally: Tally | None = None  # set once a stream is open to the client: from then on an error is an event in it
-    encoder: StreamEncoder | None = None  # the one that writes the open stream, to its end
+    tally: Tally | None = None  # set once a stream is relayed to the client
+    encoder: StreamEncoder | None = None  # the one that writes the open stream, to its end: from then on an error is an event in it
+    notes: list[str] = field(default_factory=list)  # what came of the question for the call's task
+    plan: JsonObject | None = None  # which targets were to be tried and why, where there was a choice
+    part_of: str = ""  # the call that this one is made for
     begun: bool = False  # the intent is in the journal, so an outcome must follow
     doubtful: bool = False  # nobody can say whether the intent is in the journal: the store failed while it was written
+    inside: bool = False  # it has a place in the house
     settled: bool = False  # the outcome is on its way to the journal, so no second one may
 
     @property
@@ -114,29 +148,43 @@ class Progress:
         (self.verdicts if self.answered else self.decisions).append(decision)
         self.labels.update(dict.fromkeys(decision.labels))
 
-    def sending(self) -> None:
-        """The attempt under way leaves: from here on its provider may have worked."""
-        if self.trying is not None:
-            self.trying.sent = True
+    @property
+    def trying(self) -> Trying | None:
+        """The attempt under way, of two the later one."""
+        return self.open[-1] if self.open else None
 
-    def start_attempt(self, tried: Try, *, started_ns: int, waited_s: float, sent: bool = True) -> None:
-        """An attempt is about to be sent; `sent`: nobody will say when it leaves."""
+    @property
+    def begun_attempts(self) -> int:
+        """How many attempts there were so far, those under way included."""
+        return len(self.attempts) + len(self.open)
+
+    def start_attempt(self, trying: Trying) -> Trying:
+        """An attempt is about to be sent, with what was granted for it."""
         granted = self.spending.granted if self.spending else None
-        self.trying = Trying(tried, started_ns, waited_s, granted.units if granted else None, sent)
+        trying.units = granted.units if granted else None
+        self.open.append(trying)
+        return trying
+
+    def end_attempts(
+        self, end: AttemptEnd, *, ended_ns: int, failure: AttemptFailed | None = None, status: int | None = None, message: str = "",
+    ) -> None:
+        """Put what is still under way on record."""
+        for trying in tuple(self.open):
+            self.end_attempt(trying, end, ended_ns=ended_ns, failure=failure, status=status, message=message)
 
     def end_attempt(
-        self, end: AttemptEnd, *, ended_ns: int, failure: AttemptFailed | None = None, status: int | None = None,
-        message: str = "", usage: Usage | None = None,
+        self, trying: Trying, end: AttemptEnd, *, ended_ns: int, failure: AttemptFailed | None = None, status: int | None = None,
+        message: str = "",
     ) -> None:
-        """Put the attempt under way on record, priced where that is possible; nothing where none is."""
-        if self.trying is None:
+        """Put an attempt on record, priced where that is possible; nothing where it has ended already."""
+        if trying not in self.open:
             return
-        trying, self.trying = self.trying, None
-        if usage is None and self.tally is not None and self.tally.text_bytes <= self.tally.usage_bytes:
-            usage = self.tally.usage  # a report that words came after is none of the whole
+        self.open.remove(trying)
+        receipt = trying.receipt
+        usage = receipt.stated
         cause = failure.cause if failure else ""
-        price = trying.tried.to.price
-        if usage is not None and self._came(trying) > 0 and not (usage.input_tokens and usage.output_tokens):
+        price = trying.to.price
+        if usage is not None and receipt.text_bytes > 0 and not (usage.input_tokens and usage.output_tokens):
             usage = None  # words came, and it says that there were none
         refused = end is AttemptEnd.REJECTED or cause in _UNBILLED or cause.startswith("status:")
         unbilled = usage is None and (refused or not trying.sent)
@@ -145,19 +193,24 @@ class Progress:
         elif usage is not None and self.spending is not None and self.spending.measured.images:
             usage = replace(usage, images=self.spending.measured.images)
         cost = 0 if unbilled else cost_nusd(price, usage) if price and usage else None
-        self.attempts.append(Attempt(
-            n=len(self.attempts) + 1, target=trying.tried.to.target, started_ns=trying.started_ns, ended_ns=ended_ns, end=end,
+        attempt = Attempt(
+            n=trying.n, target=trying.to.target, started_ns=trying.started_ns, ended_ns=ended_ns, end=end,
             cause=cause, message=failure.message if failure else message, status=failure.status if failure else status,
-            first_byte_ns=self.first_byte_ns, waited_s=trying.waited_s, usage=usage, cost_nusd=cost, prices=trying.tried.to.prices,
-        ))
+            first_byte_ns=trying.first_byte_ns, waited_s=trying.waited_s, usage=usage, cost_nusd=cost, prices=trying.to.prices,
+            why=trying.why, breaker=trying.breaker, retries_left=trying.retries_left, largest_gap_s=receipt.largest_gap_s)
+        self.attempts.append(attempt)
+        if trying.ended is not None:
+            trying.ended(attempt, failure)
 
-    def estimated_so_far(self) -> Usage | None:
-        """What the attempt under way has used at the most, as far as anybody knows."""
-        return None if self.trying is None else self._estimated(self.trying, broken=False)
+    @property
+    def delivering(self) -> Attempt | None:
+        """The attempt that delivered, else the last one that ended; None where none has."""
+        delivered = [attempt for attempt in self.attempts if attempt.end not in (AttemptEnd.FAILED, AttemptEnd.CANCELLED)]
+        return (delivered or self.attempts)[-1] if self.attempts else None
 
-    def _came(self, trying: Trying) -> int:
-        """The bytes of text that the attempt has brought."""
-        return self.tally.text_bytes if self.tally is not None else trying.received or 0
+    def estimated_so_far(self, trying: Trying) -> Usage | None:
+        """What an attempt under way has used at the most, as far as anybody knows."""
+        return self._estimated(trying, broken=False)
 
     def _estimated(self, trying: Trying, *, broken: bool) -> Usage | None:
         """What an attempt used whose provider did not say: an upper bound of what came, never nothing.
@@ -167,17 +220,22 @@ class Progress:
         """
         if self.spending is None:
             return None
-        bounds, measured = trying.tried.to.bounds, self.spending.measured
-        came: int | None = self._came(trying)
-        answered = self.tally is not None or trying.received is not None
+        bounds, measured, receipt = trying.to.bounds, self.spending.measured, trying.receipt
+        came: int | None = receipt.text_bytes
         thinks = measured.thinks if bounds.hidden_reasoning is None else bounds.hidden_reasoning
-        if bounds.bills_unanswered and (thinks or (not came and (broken or not answered))):
+        if bounds.bills_unanswered and (thinks or (not came and (broken or not receipt.answered))):
             came = None
         elif came is not None and broken and bounds.bills_unanswered:
             came += _UNSEEN
-        pieces = self.tally.pieces if self.tally is not None else 0
-        least = 0 if self.cut_short else max(pieces, self._came(trying) // BYTES_OF_A_TOKEN)  # what was not paid for, nobody got
+        least = 0 if self.cut_short else max(receipt.pieces, receipt.text_bytes // BYTES_OF_A_TOKEN)  # what was not paid for, nobody got
         return estimated_usage(measured, bounds, came, trying.units, least)
+
+    @property
+    def spent_nusd(self) -> int:
+        """What the attempts so far cost at the most, those under way included: what a further one comes on top of."""
+        ended = sum(attempt.cost_nusd or 0 for attempt in self.attempts)
+        granted = self.spending.granted if self.spending else None
+        return max(ended, granted.amount_nusd) if self.open and granted else ended
 
     def cost_nusd(self) -> int | None:
         """What the call cost, in nano-USD: the known costs together, None where the attempt that delivered has no known cost.
@@ -208,12 +266,13 @@ class Progress:
             received_ns=self.received_ns, ended_ns=ended_ns, outcome=outcome, status=status, code=code, message=message,
             decision=decision.name if decision else "", rule=(decision.rule or "") if decision else "",
             labels=tuple(self.labels), bundle=decision.bundle if decision else "", reasons=self._reasons(),
-            attempts=tuple(self.attempts), usage=_last_usage(self.attempts), cost_nusd=self.cost_nusd(),
-            first_byte_ns=self.first_byte_ns, finish_reasons=self.finish_reasons,
+            attempts=tuple(sorted(self.attempts, key=attrgetter("n"))), cost_nusd=self.cost_nusd(),
+            usage=self.delivering.usage if self.delivering else None,
+            first_byte_ns=self.delivering.first_byte_ns if self.delivering else None, finish_reasons=self.finish_reasons,
             verdicts=tuple([verdict_json(each, self.bodies) for each in self.verdicts if _says_something(each)]),
             answer_labels=tuple(dict.fromkeys(label for each in self.verdicts for label in each.labels)),
             tool_uses=tuple(self.uses), tool_results=tuple(self.results.items()), account=self.account,
-            reserved_nusd=self._reserved_nusd(),
+            reserved_nusd=self._reserved_nusd(), plan=self.plan, part_of=self.part_of,
         )
 
     def _reserved_nusd(self) -> int | None:
@@ -233,7 +292,3 @@ def _says_something(decision: Decision) -> bool:
 
 def _total(usage: Usage) -> int:
     return usage.input_tokens + usage.output_tokens
-
-
-def _last_usage(attempts: Sequence[Attempt]) -> Usage | None:
-    return attempts[-1].usage if attempts else None

@@ -2,18 +2,23 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from math import inf
+from typing import Any
 
+from gateway.admission import Admission, House
 from gateway.answer import answer_headers, closing_figures
-from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply, Target
+from gateway.breakers import Breakers
+from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply
 from gateway.clock import Clock, Ids
-from gateway.core.budget import Short
+from gateway.core.order import plan_json
 from gateway.core.plan import Route
 from gateway.core.question import LARGE
-from gateway.dispatch import Dispatcher
+from gateway.deadline import shortened, waits_s
+from gateway.dispatch import Answered, Dispatcher, Errand
+from gateway.errands import Errands
 from gateway.errors import (
     AttemptFailed,
     CallError,
@@ -27,28 +32,31 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
+from gateway.keep_alive import KeepAlive
 from gateway.keyring import ANONYMOUS, KeyRing
-from gateway.meter import Meter
 from gateway.origin import read_origin
-from gateway.progress import Progress, Tally
-from gateway.relay import Limits, OpenStream, Outlet, read_to_end, relay
+from gateway.progress import Progress
+from gateway.relay import Client, Source
+from gateway.routing import Routing
 from gateway.rulings import Rulings
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
 from gateway.spending import spending_of
 from gateway.store.protocol import Budgets, Journal, Sessions
 from gateway.store.scrub import Scrubber
+from gateway.streaming import Streaming, Way
 from gateway.telemetry import Telemetry
 from gateway.tools import OPERATION, head_of
+from gateway.tries import Pursuit, Try
 from gateway.turns import Turns
 from gateway.upstream.protocol import Transport
-from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Dialect
 from gateway.wire.strict_json import loads
 
 _CLIENT_CLOSED = 499  # nginx's status for a client that went away; only ever written down, never sent
 _MOST_NAMES = 20
 _STORE_FAILS = "The store cannot be used at the moment, so it cannot be known whether this call is allowed, nor put on record. Try again."
+_REST_S = 1.0
 _DEFECT_S = 5.0  # how long the answer to a defect waits for its record
 
 
@@ -65,63 +73,36 @@ class Arrival:
     tool: str | None = None  # the HTTP tool that is called; empty where the caller asks which there are
 
 
-class Client(Protocol):
-    """The way back. Each verb raises `ClientGone` when there is nobody to send to."""
-
-    async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None) -> None:
-        """Send a whole answer; without a content type JSON, or an error of this client's kind."""
-        ...
-
-    async def open(self, status: int, headers: Mapping[str, str], content_type: str) -> None:
-        """Begin a streamed answer."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Send a part of a streamed answer; waits while the client is slow."""
-        ...
-
-    async def end(self, data: bytes) -> None:
-        """Send the last part of a streamed answer and close it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A streamed answer on its way: where it comes from, whose words it is written in, who gets it."""
-
-    opened: OpenStream
-    dialect: Dialect
-    client: Client
-    idle_s: float
-    contiguous: bool  # the client's own helper counts tool calls by their place, and fails where an index is left out
-
-
 class Proxy:
     """Takes calls from their arrival to a settled record. One per gateway; `snapshot` is what new calls are handled under."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part it puts in
-        self, snapshot: Snapshot, *, keyring: KeyRing | None, journal: Journal, sessions: Sessions, budgets: Budgets, transport: Transport,
-        telemetry: Telemetry, clock: Clock, ids: Ids,
+        self, snapshot: Snapshot, *, keyring: KeyRing | None, journal: Journal, sessions: Sessions, budgets: Budgets, breakers: Breakers,
+        transport: Transport, telemetry: Telemetry, clock: Clock, ids: Ids,
     ) -> None:
         self.snapshot = snapshot
         self.in_flight = 0
+        self.admission = Admission(clock, ids, telemetry)
+        self.keep_alive = KeepAlive(clock)
         self._keyring = keyring
         self._clock = clock
-        self._scrubber = Scrubber(snapshot.secrets)
-        self._dispatcher = Dispatcher(transport, journal, clock, ids, self._scrubber.text)
+        self._scrubber = scrubber = Scrubber(snapshot.secrets)
         self._turns = Turns(sessions, clock)
-        self._budgets = budgets
-        self._rulings = Rulings(sessions, self._turns, budgets, clock, self._scrubber.text)
-        self.settler = Settler(journal, telemetry, clock, self._scrubber)
+        self._rulings = Rulings(sessions, self._turns, budgets, clock, scrubber.text)
+        self.settler = Settler(journal, telemetry, clock, scrubber)
+        self._dispatcher = Dispatcher(transport, journal, budgets, breakers, clock, scrubber.text)
+        self._pursuit = Pursuit(breakers, telemetry, clock, ids)
+        self.errands = Errands(self._dispatcher, self._pursuit, self.settler)
+        self._routing = Routing(breakers.condition, self.errands.classify, sessions, budgets, clock, ids)
+        self._streaming = Streaming(self._dispatcher, self._rulings, budgets, self.keep_alive, clock, scrubber.text, scrubber.bytes)
         self._running: set[asyncio.Task[Any] | None] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.draining = False  # no new calls
 
     async def handle(self, case: Progress, snapshot: Snapshot, arrival: Arrival, client: Client) -> None:
         """The steps of one call, in their order. Whatever this raises, `serve` settles and tells."""
-        self._admit(snapshot)  # first of all: a full house does no work
-        case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing
+        case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing, and waits for nobody
+        await self._enter(case, snapshot, arrival)  # a full house does no work; who waits is let in in fair turns
         case.origin = self._origin(arrival)
         case.tool = arrival.tool if arrival.tool and arrival.tool in snapshot.tools else ""
         body = await arrival.body()
@@ -131,19 +112,27 @@ class Proxy:
             received = call.body
             call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
             spending = spending_of(call, route, received, self._scrubber.text)
-            async with asyncio.timeout(route.deadlines.total_s):
-                await self.settler.begin(case, call, route.targets[0], snapshot.budgets, spending)  # on disk before anything leaves
-                try:
-                    got = await self._dispatcher.send(case, call, route, snapshot)
-                except (UpstreamRejected, UpstreamFailed) as refusal:
-                    await self._rulings.rejected(case, snapshot, call, refusal)
-                    raise
-                case.answered = True
-                if isinstance(got, OpenStream):
-                    helped = "X-Stainless-Helper-Method" in arrival.headers
-                    rest = await self._relay(case, snapshot, call, Stream(got, arrival.dialect, client, route.deadlines.idle_s, helped))
-                else:
-                    got = await self._rulings.reply(case, snapshot, call, got)
+            route = replace(route, deadlines=shortened(route.deadlines, arrival.headers, stream=call.stream))
+            begun_s = asyncio.get_running_loop().time()
+            async with asyncio.timeout_at(begun_s + _patience_s(route, call)) as limit:
+                plan = await self._routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
+                case.plan = plan_json(plan)
+                with self._way(case, snapshot, arrival, client) as way, contextlib.closing(self._pursuit.of(case.id, route, plan)) as tries:
+                    first = await tries.first()
+                    await self.settler.begin(case, call, first.to, snapshot.budgets, spending)  # on disk before anything leaves
+                    self.errands.mirror(case, call, route, snapshot)
+                    errand = Errand(case, call, route, tries, snapshot)
+                    try:
+                        got = await self._sent(errand, first, way)
+                    except (UpstreamRejected, UpstreamFailed) as refusal:
+                        await self._rulings.rejected(case, snapshot, call, refusal)
+                        raise
+                    case.answered = True
+                    if way is not None and not isinstance(got, Reply):
+                        limit.reschedule(begun_s + route.deadlines.total_s)  # from here on the client hears something
+                        got, rest = await self._streaming.relay(errand, got, way)
+                    else:
+                        got = await self._rulings.reply(case, snapshot, call, got)
             if isinstance(got, Reply):  # settled before the answer's last byte, and outside the deadline: the provider has done its work
                 await self._answer(case, call, arrival.dialect, client, got)
             else:
@@ -168,8 +157,8 @@ class Proxy:
             await self._tell(case, error, arrival.dialect, client)
         except TimeoutError:
             failure = AttemptFailed("timeout:total", "the call's time was up", retryable=False)
-            case.end_attempt(AttemptEnd.CUT if case.tally else AttemptEnd.FAILED, ended_ns=self._clock.now_ns(), failure=failure)
-            late = UpstreamTimeout("The route's `total` deadline passed before the answer was complete.")
+            case.end_attempts(AttemptEnd.CUT if case.tally else AttemptEnd.FAILED, ended_ns=self._clock.now_ns(), failure=failure)
+            late = UpstreamTimeout("The answer was not complete in time: the route's `total` deadline passed, or the client's own.")
             await self._tell(case, late, arrival.dialect, client)
         except asyncio.CancelledError:
             if case.settled:
@@ -177,20 +166,25 @@ class Proxy:
             if not self.settler.stopping:
                 self._gone(case)
                 raise
-            case.end_attempt(AttemptEnd.CANCELLED, ended_ns=self._clock.now_ns())  # `cut` did this, and the client is still there
+            case.end_attempts(AttemptEnd.CANCELLED, ended_ns=self._clock.now_ns())  # `cut` did this, and the client is still there
             await self._tell(case, Overloaded("The gateway was stopped before the answer was complete."), arrival.dialect, client)
         except ClientGone:
             if not case.settled:
                 self._gone(case)
             raise
         finally:
-            self._running.discard(task)
-            self.in_flight -= 1
-            if self.in_flight == 0:
-                self._idle.set()
+            self._left(case, task)
             if not case.settled:  # a defect on the way: whoever catches it answers, once the books are closed
                 defect = InternalError("The gateway failed inside; see its log.")
                 await asyncio.wait({self.settler.settle_later(case, case.outcome_of_failure, defect.status, defect)}, timeout=_DEFECT_S)
+
+    def _left(self, case: Progress, task: asyncio.Task[Any] | None) -> None:
+        self._running.discard(task)
+        self.in_flight -= 1
+        if case.inside:
+            self.admission.leave()
+        if self.in_flight == 0:
+            self._idle.set()
 
     def models(self, arrival: Arrival) -> bytes:
         """The models this caller may use, or the HTTP tools, in its dialect. Raises `Unauthenticated`."""
@@ -200,6 +194,7 @@ class Proxy:
 
     def swap(self, snapshot: Snapshot) -> None:
         """Handle new calls under this snapshot. Those in flight end under the one that they began with."""
+        self._pursuit.forget([route.name for route in snapshot.routes.values()])
         self._scrubber.learn(snapshot.secrets)
         self.snapshot = snapshot
 
@@ -212,16 +207,17 @@ class Proxy:
     async def cut(self, timeout_s: float) -> None:
         """End every call in flight: each is settled, and its client told. Waits `timeout_s` at most."""
         self.settler.stopping = True
+        self.admission.close()
         for task in list(self._running):
             if task is not None:
                 task.cancel()
         await self.idle(timeout_s)
 
-    def _admit(self, snapshot: Snapshot) -> None:
-        if self.draining:
-            raise Overloaded("This gateway is stopping. Try again: another one answers, or this one when it is back.", retry_after_s=1)
-        if self.in_flight > snapshot.config.server.max_in_flight:
-            raise Overloaded("The gateway is handling as many calls as it may. Try again in a moment.", retry_after_s=1)
+    async def _enter(self, case: Progress, snapshot: Snapshot, arrival: Arrival) -> None:
+        server = snapshot.config.server
+        house = House(server.max_in_flight, server.queue, server.queue_wait)
+        await self.admission.enter(case.principal.id, house, deadline_s=waits_s(arrival.headers))
+        case.inside = True
 
     def _authenticate(self, arrival: Arrival) -> Principal:
         if self._keyring is None:
@@ -241,74 +237,38 @@ class Proxy:
         await self.settler.settle(case, Outcome.COMPLETED, status, response=reply.body)
         await client.answer(status, answer_headers(case), body, content_type)
 
-    async def _relay(self, case: Progress, snapshot: Snapshot, call: Call, stream: Stream) -> bytes:
-        """Relay a stream up to its end, which is held back; returns the bytes that go out with the end."""
-        encoder = stream.dialect.encoder(call)
-        most_bytes = snapshot.providers[_target(case).provider].max_answer
-        case.tally = tally = Tally(Assembler() if case.bodies != "none" else None)
-        ended = False
+    @contextlib.contextmanager
+    def _way(self, case: Progress, snapshot: Snapshot, arrival: Arrival, client: Client) -> Iterator[Way | None]:
+        """The client's side of a streamed answer; None where it is a plain one."""
+        call = case.call
+        if call is None or not call.stream:
+            yield None
+            return
+        every_s = min(snapshot.config.server.keep_alive, (waits_s(arrival.headers) or inf) / 2)
+        way = Way(case, call, arrival.dialect, client, every_s=every_s, contiguous="X-Stainless-Helper-Method" in arrival.headers)
         try:
-            gate = await self._rulings.gate(case, snapshot, call, contiguous=stream.contiguous)
-            case.encoder = encoder
-            await stream.client.open(200, answer_headers(case), stream.dialect.stream_content_type)
-            meter = self._meter(case)
-            outlet = Outlet(gate, tally, lambda event: self._scrubber.bytes(encoder.event(event)), meter)
-            rest = await relay(stream.opened, outlet, stream.client, Limits(stream.idle_s, most_bytes))
-            if meter is not None and outlet.cut_short:
-                case.cut_short = True
-                case.account = case.account or ((case.spending and case.spending.tightest) or ("",))[0]
-                stream.opened.answer.abort()
-                rest += await outlet.end(meter.last(tally.usage or case.estimated_so_far()))
-            ended = True
-        except AttemptFailed as failure:
-            failure.scrub(self._scrubber.text)
-            case.end_attempt(AttemptEnd.CUT, ended_ns=self._clock.now_ns(), failure=failure)
-            raise UpstreamFailed(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
-        except StoreUnavailable:  # more money could not be asked for
-            case.end_attempt(AttemptEnd.CUT, ended_ns=self._clock.now_ns(), status=stream.opened.answer.status)
-            raise
-        except CallError:  # a rule's: the provider has done its work
-            case.withheld = True
-            case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.opened.answer.status)
-            raise
+            yield way
         finally:
-            case.finish_reasons = tuple(map(self._scrubber.text, tally.finish_reasons))
-            if not ended:
-                stream.opened.answer.abort()  # the provider stops working, and billing, at once
-        return rest
+            way.close(self.keep_alive)
 
-    def _meter(self, case: Progress) -> Meter | None:
-        """What watches that a stream does not run over its money; None where no account limits it."""
-        spending, trying, tally = case.spending, case.trying, case.tally
-        if spending is None or trying is None or tally is None or trying.units is None:
-            return None
+    async def _sent(self, errand: Errand, first: Try, way: Way | None) -> Answered:
+        sending = self._dispatcher.send(errand, first)
+        return await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending))
 
-        async def extend(units: int) -> int:
-            spent = sum(attempt.cost_nusd or 0 for attempt in case.attempts)
-            answer = await self._budgets.extend(case.id, replace(spending.need(trying.tried.to), most=units), spent_nusd=spent)
-            if isinstance(answer, Short):
-                case.account = answer.holding.account.name
-                return 0
-            spending.granted = answer
-            trying.units = answer.units
-            return units if answer.units is None else answer.units
-
-        return Meter(tally, trying.units, spending.measured.choices, extend)
-
-    async def _end_stream(self, case: Progress, client: Client, stream: OpenStream, rest: bytes) -> None:
-        case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.answer.status)
+    async def _end_stream(self, case: Progress, client: Client, stream: Source, rest: bytes) -> None:
+        case.end_attempts(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.status)
         try:
             await self.settler.settle(case, Outcome.COMPLETED, 200)
             if case.encoder is not None:
                 await client.end(rest + case.encoder.comment(closing_figures(case)) + case.encoder.end())
         finally:
             if not case.cut_short:
-                self.settler.own(read_to_end(stream.answer))
+                self.settler.own(_rest_of(stream))
 
     async def _tell(self, case: Progress, error: CallError, dialect: Dialect, client: Client) -> None:
         """Settle a call that ended with an error, then give the client that error in its own dialect."""
         outcome = case.outcome_of_failure
-        case.end_attempt(AttemptEnd.REJECTED, ended_ns=self._clock.now_ns(), message=error.message)  # one that could not even be written
+        case.end_attempts(AttemptEnd.REJECTED, ended_ns=self._clock.now_ns(), message=error.message)  # one that could not even be written
         try:
             if isinstance(error, StoreUnavailable):
                 raise error
@@ -326,10 +286,18 @@ class Proxy:
         self.settler.settle_later(case, Outcome.CANCELLED, _CLIENT_CLOSED, gone)
 
 
-def _target(case: Progress) -> Target:
-    if case.trying is None:
-        raise InternalError("A stream is open without an attempt.")
-    return case.trying.tried.to.target
+def _patience_s(route: Route, call: Call) -> float:
+    """How long a call may take until its answer, or the first of a streamed one, is there."""
+    return min(route.deadlines.total_s, route.deadlines.silence_s) if call.stream else route.deadlines.total_s
+
+
+async def _rest_of(stream: Source) -> None:
+    """Take what is left of an answer whose last event has come, so that its connection can be used again. Gives up after a second."""
+    try:
+        async with asyncio.timeout(_REST_S):
+            await stream.to_end()
+    except TimeoutError:
+        stream.abort()
 
 
 async def _read_call(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -> Call:

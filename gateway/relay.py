@@ -1,18 +1,21 @@
-"""A streamed answer on its way to the client: back-pressure from the client's socket, the end held back until the books are closed."""
+"""Streamed answers on their way to the client: where events come from, what they pass through, back-pressure from the client's socket."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from gateway.call import Reply
+from gateway.clock import Clock
 from gateway.errors import AttemptFailed
 from gateway.gate import Gate
 from gateway.meter import Meter
-from gateway.progress import Tally
+from gateway.progress import Receipt, Tally
 from gateway.upstream.protocol import HttpAnswer
+from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event, StreamDecoder
 
-_REST_S: Final = 1.0
+_MOST_UNSAID: Final = 64  # events before the first that says something
 
 
 class Writer(Protocol):
@@ -23,13 +26,49 @@ class Writer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class OpenStream:
-    """A streamed answer whose first valid event has arrived, so that it may be shown to the client."""
+class Client(Protocol):
+    """The way back. Each verb raises `ClientGone` when there is nobody to send to."""
 
-    answer: HttpAnswer
-    decoder: StreamDecoder
-    first: Event
+    async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None) -> None:
+        """Send a whole answer; without a content type JSON, or an error of this client's kind."""
+        ...
+
+    async def open(self, status: int, headers: Mapping[str, str], content_type: str) -> None:
+        """Begin a streamed answer."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send a part of a streamed answer; waits while the client is slow."""
+        ...
+
+    async def end(self, data: bytes) -> None:
+        """Send the last part of a streamed answer and close it."""
+        ...
+
+
+class Source(Protocol):
+    """A streamed answer that may be shown to the client. Its last event is `done`."""
+
+    @property
+    def status(self) -> int:
+        """The status that its provider answered with."""
+        ...
+
+    def take(self) -> Event | None:
+        """The next event that is there, None while more has to be waited for. Raises `AttemptFailed` where the stream broke."""
+        ...
+
+    async def more(self) -> None:
+        """Wait until there is more. Raises `AttemptFailed`."""
+        ...
+
+    def abort(self) -> None:
+        """Have the provider stop working, and billing, at once."""
+        ...
+
+    async def to_end(self) -> None:
+        """Take what comes after the last event, so that the connection can be used again."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +79,123 @@ class Limits:
     most_bytes: int
 
 
-async def first_event(answer: HttpAnswer, decoder: StreamDecoder, first_token_s: float) -> Event:
-    """The first valid event. Raises `AttemptFailed`, `timeout:first_token` where there is none in time."""
-    try:
-        async with asyncio.timeout(first_token_s):
-            event = None
-            while event is None:
-                event, _size = await _read_on(answer, decoder, 2 * first_token_s)  # the deadline above is the one that counts
-    except TimeoutError as error:
-        raise AttemptFailed("timeout:first_token", f"no event within {first_token_s:g} s", retryable=True) from error
-    return event
+class LiveStream:
+    """A streamed answer as it comes. What it brings is noted in the receipt of its attempt."""
+
+    __slots__ = ("_ahead", "_answer", "_clock", "_decoder", "_limits", "_receipt", "_size", "status")
+
+    def __init__(self, answer: HttpAnswer, decoder: StreamDecoder, receipt: Receipt, limits: Limits, clock: Clock) -> None:
+        self._answer = answer
+        self._decoder = decoder
+        self._receipt = receipt
+        self._limits = limits
+        self._clock = clock
+        self._size = 0
+        self._ahead: deque[Event] = deque()
+        self.status = answer.status
+
+    async def begin(self, timeout_s: float) -> None:
+        """Wait for the first event that says something: until then another target may still answer unseen. Raises `AttemptFailed`."""
+        while len(self._ahead) < _MOST_UNSAID:
+            event = self._next() or await self._read(timeout_s)
+            if event is None:
+                continue
+            self._ahead.append(event)
+            if self._receipt.pieces or event.finish_reason or event.done or event.usage:
+                break
+        self._receipt.answered = True
+
+    def take(self) -> Event | None:
+        return self._ahead.popleft() if self._ahead else self._next()
+
+    async def more(self) -> None:
+        since_s = self._clock.monotonic()
+        last = await self._read(self._limits.idle_s)
+        if last is not None:
+            self._ahead.append(last)
+        gap_s = self._clock.monotonic() - since_s
+        if self._receipt.largest_gap_s is None or gap_s > self._receipt.largest_gap_s:
+            self._receipt.largest_gap_s = gap_s
+
+    def abort(self) -> None:
+        self._answer.abort()
+
+    async def to_end(self) -> None:
+        try:
+            while await self._answer.chunk(timeout_s=self._limits.idle_s):
+                pass
+        except AttemptFailed:
+            self._answer.abort()
+        finally:
+            self._answer.release()
+
+    def _next(self) -> Event | None:
+        event = self._decoder.next_event()
+        if event is not None:
+            self._receipt.meter(event)
+        return event
+
+    async def _read(self, timeout_s: float) -> Event | None:
+        """Wait for bytes; the last event, where they are the end."""
+        data = await self._answer.chunk(timeout_s=timeout_s)
+        self._decoder.feed(data)
+        self._size += len(data)
+        if self._size > self._limits.most_bytes:
+            raise AttemptFailed("too_large", f"the stream is over {self._limits.most_bytes} bytes", retryable=False)
+        if data:
+            return None
+        event = self._next()
+        if event is None:  # an adapter of one's own that says nothing of the end must not be asked for ever
+            raise AttemptFailed("cut", "the stream ended before its end", retryable=True)
+        return event
+
+
+@dataclass(slots=True)
+class HeldStream:
+    """A streamed answer that was read to its end before any of it is shown."""
+
+    status: int
+    events: deque[Event]
+
+    def take(self) -> Event | None:
+        return self.events.popleft() if self.events else None
+
+    async def more(self) -> None:
+        raise AttemptFailed("cut", "the stream ended before its end", retryable=False)
+
+    def abort(self) -> None:
+        """Nothing: the provider has done its work."""
+
+    async def to_end(self) -> None:
+        """Nothing is left."""
+
+
+async def hold(stream: LiveStream, meter: Meter | None) -> tuple[HeldStream, Reply]:
+    """Read a stream to its end: the same stream, to be shown if it will do, and the plain answer that it amounts to.
+
+    Raises:
+        AttemptFailed: it broke, is too large to be held, or is longer than there is money for.
+    """
+    events: deque[Event] = deque()
+    whole = Assembler()
+    usage, reasons = None, []
+    while not (events and events[-1].done):
+        event = stream.take()
+        if event is None:
+            await stream.more()
+            continue
+        events.append(event)
+        if event.body is not None:
+            whole.add(event.body)
+        if event.finish_reason:
+            reasons.append(event.finish_reason)
+        usage = event.usage or usage
+        if meter is not None and not await meter.covers(event):
+            raise AttemptFailed("too_long", "the answer is longer than there is money for", retryable=False)
+    body = whole.body()
+    if body.get("lockgate_truncated"):
+        raise AttemptFailed("too_large", "the answer is too long to be held and looked at as a whole", retryable=False)
+    return HeldStream(stream.status, events), Reply(body, usage, tuple(reasons))
 
 
 @dataclass(slots=True)
@@ -61,10 +207,12 @@ class Outlet:
     encode: Callable[[Event], bytes]
     meter: Meter | None = None
     cut_short: bool = False  # the money is used up: nothing more of the provider's is passed on
+    heard: Callable[[Event], None] | None = field(default=None, repr=False)  # hears what the provider says, before the gate does
 
     async def pass_on(self, event: Event) -> list[bytes]:
         """The bytes that may go out after this event."""
-        self.tally.meter(event)
+        if self.heard is not None:
+            self.heard(event)
         if self.meter is not None and not await self.meter.covers(event):
             self.cut_short = True
             return []
@@ -87,7 +235,7 @@ class Outlet:
         return self.encode(event)
 
 
-async def relay(stream: OpenStream, outlet: Outlet, writer: Writer, limits: Limits) -> bytes:
+async def relay(source: Source, outlet: Outlet, writer: Writer) -> bytes:
     """Pass events on until the upstream ends the stream; returns the bytes not yet sent, which go out with the end.
 
     Raises:
@@ -95,49 +243,19 @@ async def relay(stream: OpenStream, outlet: Outlet, writer: Writer, limits: Limi
         ClientGone: the client closed its connection.
         CallError: a rule ends the answer.
     """
-    event: Event | None = stream.first
-    decoder, answer = stream.decoder, stream.answer
-    size = 0
     while True:
         ready: list[bytes] = []
         try:
-            while event is not None:
+            while (event := source.take()) is not None:
                 if event.done:
-                    outlet.tally.meter(event)
                     return b"".join(ready + await outlet.rest())
                 ready += await outlet.pass_on(event)
                 if outlet.cut_short:
                     return b"".join(ready)
-                event = decoder.next_event()
         except AttemptFailed:  # what came whole before it broke is the client's
             if data := b"".join(ready):
                 await writer.write(data)
             raise
         if data := b"".join(ready):
             await writer.write(data)
-        event, more = await _read_on(answer, decoder, limits.idle_s)
-        size += more
-        if size > limits.most_bytes:
-            raise AttemptFailed("too_large", f"the stream is over {limits.most_bytes} bytes", retryable=False)
-
-
-async def _read_on(answer: HttpAnswer, decoder: StreamDecoder, timeout_s: float) -> tuple[Event | None, int]:
-    """The next event, if the next bytes complete one, and how many bytes those were."""
-    data = await answer.chunk(timeout_s=timeout_s)
-    decoder.feed(data)
-    event = decoder.next_event()
-    if event is None and not data:  # an adapter of one's own that says nothing of the end must not be asked for ever
-        raise AttemptFailed("cut", "the stream ended before its end", retryable=True)
-    return event, len(data)
-
-
-async def read_to_end(answer: HttpAnswer) -> None:
-    """Take what is left of an answer whose last event has come, so that its connection can be used again. Gives up after a second."""
-    try:
-        async with asyncio.timeout(_REST_S):
-            while await answer.chunk(timeout_s=2 * _REST_S):
-                pass
-    except (AttemptFailed, TimeoutError):
-        answer.abort()
-    finally:
-        answer.release()
+        await source.more()

@@ -100,7 +100,7 @@ class Settler:
     def settle_later(self, case: Progress, outcome: Outcome, status: int, error: LockgateError) -> asyncio.Task[None]:
         """Settle in a task of its own: neither a cancelled caller nor a store that fails for a while can take the record with it."""
         cancelled = outcome in (Outcome.CANCELLED, Outcome.INTERRUPTED)
-        case.end_attempt(AttemptEnd.CANCELLED if cancelled else AttemptEnd.FAILED, ended_ns=self._clock.now_ns())
+        case.end_attempts(AttemptEnd.CANCELLED if cancelled else AttemptEnd.FAILED, ended_ns=self._clock.now_ns())
         case.settled = True
         record, write = self._closing(case, outcome, status, error, None)
         self._telemetry.publish(record)

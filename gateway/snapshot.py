@@ -15,19 +15,20 @@ from urllib.parse import urlsplit
 from gateway.budgets import BudgetError, budget_of
 from gateway.call import Target
 from gateway.clock import Clock, SystemClock
-from gateway.config import Config, Deployment, ProviderConfig, RouteConfig
+from gateway.config import Config, Deployment, ProviderConfig
 from gateway.core.accounts import Budget, BudgetBook
 from gateway.core.detectors import Detector, Detectors
-from gateway.core.money import Price
-from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
+from gateway.core.expressions import Library
+from gateway.core.plan import Route
 from gateway.core.rules import Bundle, compile_bundle
 from gateway.errors import ConfigError, Problem, SetupError
 from gateway.plugins import load_adapter, load_detectors, load_dialect, shipped
-from gateway.prices import CONFIGURED, knows_provider, price_providers, priced_target
+from gateway.prices import knows_provider, price_providers
+from gateway.route_compile import RouteCompilation
 from gateway.secret import Secret, resolve
 from gateway.toml_source import KeyPath
-from gateway.tool_config import ToolConfig, split_template
-from gateway.tools import ACCEPT, OPERATION, Tool, ToolAdapter, ToolProblem, compile_tool
+from gateway.tool_config import split_template
+from gateway.tools import ACCEPT, Tool, ToolAdapter, ToolProblem, compile_tool
 from gateway.upstream.addresses import is_local_host
 from gateway.validation import nearest
 from gateway.wire.protocol import Adapter, Dialect
@@ -62,7 +63,7 @@ class Snapshot:
     """Everything that the handling of a call reads. `secrets` is every secret known, for scrubbing; `folder` that of config.toml.
 
     `tools` are the HTTP tools by name; each is a route and has a provider as well. `longest_s` is the longest `total` of all routes: a
-    rule may send a call over any of them.
+    rule may send a call over any of them. A route stands under its name and under each of its aliases.
     """
 
     config: Config
@@ -86,12 +87,16 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     Raises:
         ConfigError: with every problem found.
     """
-    work = _Compilation(deployment, environ, clock or SystemClock())
+    work = _Compilation(deployment, environ)
     config = deployment.config
     providers = {name: made for name, given in config.providers.items() if (made := work.provider(name, given)) is not None}
-    routes = work.routes(providers)
-    tools = work.tools(providers, routes)
-    bundle = work.bundle()
+    library = work.library()
+    compilation = RouteCompilation(deployment, {name: each.adapter.operations for name, each in providers.items()}, library,
+                                   (clock or SystemClock()).now_ns())
+    routes = compilation.routes()
+    tools = work.tools(providers, routes, compilation)
+    work.problems += compilation.problems
+    bundle = work.bundle(library) if library is not None else None
     dialects = work.dialects()
     pepper = work.secret(("auth", "pepper"), config.auth.pepper) if config.auth.required else None
     admin_token = work.secret(("admin", "token"), config.admin.token)
@@ -126,6 +131,16 @@ def keep_fixed(old: Snapshot, new: Snapshot) -> tuple[Snapshot, tuple[str, ...]]
 
 def compile_rules(given: Deployment) -> Bundle:
     """The rules of a deployment, compiled; of the rest no more is looked at than its detectors. Raises `ConfigError` with every problem."""
+    return _bundle_of(given, library_of(given))
+
+
+def _bundle_of(given: Deployment, library: Library) -> Bundle:
+    return compile_bundle(given.rules, given.config.policy.engine, given.problem_in, defaults=given.defaults, lists=library.lists,
+                          detectors=library.detectors)
+
+
+def library_of(given: Deployment) -> Library:
+    """What the expressions of a deployment look into: its lists, and the detectors, its own included. Raises `ConfigError`."""
     folders = (given.folder / given.config.paths.adapters, shipped("adapters"))
     own: list[Detector] = []
     problems: list[Problem] = []
@@ -135,14 +150,12 @@ def compile_rules(given: Deployment) -> Bundle:
         except ConfigError as error:
             problems += [problem if problem.file else given.problem(("policy", "detectors", number), problem.message, problem.hint)
                          for problem in error.problems]
-    try:
-        detectors = Detectors(tuple(own))
-    except ValueError as error:
-        problems.append(given.problem(("policy", "detectors"), str(error)))
     if problems:
         raise ConfigError(problems)
-    return compile_bundle(given.rules, given.config.policy.engine, given.problem_in, defaults=given.defaults, lists=given.lists,
-                          detectors=detectors)
+    try:
+        return Library(given.lists, Detectors(tuple(own)))
+    except ValueError as error:
+        raise ConfigError([given.problem(("policy", "detectors"), str(error))]) from error
 
 
 def refuse_open_doors(host: str, deployment: Deployment) -> None:
@@ -176,13 +189,12 @@ def _open_doors(host: str, config: Config) -> list[tuple[KeyPath, str, str]]:
 class _Compilation:
     """One run of the compiler: what it has found wrong and the secrets it has seen."""
 
-    def __init__(self, deployment: Deployment, environ: Mapping[str, str], clock: Clock) -> None:
+    def __init__(self, deployment: Deployment, environ: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
         self.secrets: list[Secret] = []
         self._deployment = deployment
         self._config = deployment.config
         self._environ = environ
-        self._now_ns = clock.now_ns()
         self._plugins = (deployment.folder / deployment.config.paths.adapters, shipped("adapters"))
 
     def provider(self, name: str, given: ProviderConfig) -> Provider | None:
@@ -200,48 +212,10 @@ class _Compilation:
             return None
         return Provider(name, adapter, given.base_url, api_key, headers, given.max_answer)
 
-    def routes(self, providers: Mapping[str, Provider]) -> dict[str, Route]:
-        """Every route by its name."""
-        first: dict[str, RouteConfig] = {}
-        for given in self._deployment.routes:
-            if first.setdefault(given.name, given) is not given:
-                self.problems.append(self._deployment.problem_in(
-                    given.source, ("name",), f"the route {given.name!r} is defined twice", f"first at {first[given.name].source}"))
-        return {name: self._route(given, providers) for name, given in first.items()}
-
-    def _route(self, given: RouteConfig, providers: Mapping[str, Provider]) -> Route:
-        targets = []
-        for number, each in enumerate(given.targets):
-            if each.provider not in self._config.providers:
-                self.problems.append(self._deployment.problem_in(
-                    given.source, ("targets", number, "provider"), f"there is no provider {each.provider!r}",
-                    nearest(each.provider, self._config.providers)))
-                continue
-            target = Target(each.provider, each.model)
-            targets.append(priced_target(target, self._config, self._now_ns))
-        adapters = [providers[each.provider].adapter for each in given.targets if each.provider in providers]
-        deadlines, retry = given.deadlines, given.retry
-        return Route(
-            given.name, self._operations(given, adapters), tuple(targets),
-            Deadlines(deadlines.connect, deadlines.headers, deadlines.first_token, deadlines.idle, deadlines.total),
-            Retry(retry.attempts, retry.base, retry.cap),
-        )
-
-    def _operations(self, given: RouteConfig, adapters: list[Adapter | ToolAdapter]) -> frozenset[str]:
-        """What every target can do. What a route promises by itself and a target cannot do is a problem, or a fallback would fail."""
-        possible = frozenset(given.operations).intersection(*(adapter.operations for adapter in adapters))
-        promised = set(given.operations) if "operations" in given.model_fields_set else set()
-        if not possible or promised - possible:
-            lacking = ", ".join(sorted(promised - possible or given.operations))
-            self.problems.append(self._deployment.problem_in(
-                given.source, ("operations",), f"not every target's adapter can do this: {lacking}",
-                "name what all of them can do, or give the target a route of its own"))
-        return possible
-
-    def tools(self, providers: dict[str, Provider], routes: dict[str, Route]) -> dict[str, Tool]:
+    def tools(self, providers: dict[str, Provider], routes: dict[str, Route], compilation: RouteCompilation) -> dict[str, Tool]:
         """Every HTTP tool by its name. Each is put among the routes and the providers: from there on it is called as a model is."""
         made: dict[str, Tool] = {}
-        first = {given.name: given.source for given in self._deployment.routes}
+        first = dict(compilation.named)
         for given in self._deployment.tools:
             tool, problems = compile_tool(given)
             headers = self.headers(("headers",), given.headers, given.source)
@@ -259,13 +233,21 @@ class _Compilation:
             made[tool.name] = tool
             providers[target.provider] = Provider(target.provider, ToolAdapter(tool), origin, None,
                                                   MappingProxyType({"accept": ACCEPT, **headers}), given.max_answer, given.private)
-            routes[tool.name] = _tool_route(given, target)
+            routes[tool.name] = compilation.tool(given, target)
         return made
 
-    def bundle(self) -> Bundle | None:
+    def library(self) -> Library | None:
+        """What expressions look into; None where that cannot be had."""
+        try:
+            return library_of(self._deployment)
+        except ConfigError as error:
+            self.problems += error.problems
+            return None
+
+    def bundle(self, library: Library) -> Bundle | None:
         """The compiled rules; None where one of them is wrong."""
         try:
-            return compile_rules(self._deployment)
+            return _bundle_of(self._deployment, library)
         except ConfigError as error:
             self.problems += error.problems
             return None
@@ -349,11 +331,3 @@ class _Compilation:
         self.problems += [problem if problem.file else self._deployment.problem(path, problem.message, problem.hint)
                           for problem in error.problems]
 
-
-def _tool_route(given: ToolConfig, target: Target) -> Route:
-    """A tool as a route with one target. A call that must not be made twice is tried once."""
-    deadlines, retry = given.deadlines, given.retry
-    return Route(
-        given.name, frozenset({OPERATION}), (RouteTarget(target, Price(0, 0, request=given.price), prices=CONFIGURED),),
-        Deadlines(deadlines.connect, deadlines.headers, deadlines.headers, deadlines.headers, deadlines.total),
-        Retry(1 if given.effect == "at_most_once" else retry.attempts, retry.base, retry.cap))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field
 
+from gateway.resilience_config import BreakerConfig, HedgeConfig, RetryBudgetConfig
 from gateway.units import Duration, HeaderName, HeaderValue, Label, PositiveDuration, RequestPrice, Size, Written, parse_url
 from gateway.validation import Strict
 
@@ -61,6 +62,7 @@ class ToolRetryConfig(Strict):
     base: Duration = Field(default=0.25, description=(
         "The wait before the second try, doubled with each; the real wait is drawn from 0 to this."))
     cap: Duration = Field(default=5.0, description="The longest wait. An upstream that asks for more is not tried again.")
+    budget: RetryBudgetConfig = RetryBudgetConfig()
 
 
 class ToolConfig(Strict):
@@ -85,4 +87,6 @@ class ToolConfig(Strict):
         "A JSON Schema of the arguments, of type object. Without `additionalProperties` no others than its `properties` are taken."))
     deadlines: ToolDeadlinesConfig = ToolDeadlinesConfig()
     retry: ToolRetryConfig = ToolRetryConfig()
+    hedge: HedgeConfig = HedgeConfig()
+    breaker: BreakerConfig = Field(default=BreakerConfig(), description="What is other than in `[breaker]` for it.")
     source: str = Field(default="", exclude=True, description="`file:line`; set by the loader.")

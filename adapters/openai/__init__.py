@@ -43,6 +43,9 @@ class OpenAIAdapter:
     def decoder(self, call: Call) -> StreamDecoder:
         return stream.OpenAIStreamDecoder(call)
 
+    def health(self, path: str, api_key: Secret | None) -> UpstreamRequest:
+        return request.health(path, api_key)
+
 
 class OpenAIDialect:
     """Speaks to clients of OpenAI's API as its SDKs read and write it."""

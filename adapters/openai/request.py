@@ -86,9 +86,16 @@ def encode(call: Call, target: Target, api_key: Secret | None) -> UpstreamReques
         "content-type": "application/json",
         "accept": "text/event-stream" if call.stream else "application/json",
     }
-    if api_key is not None:
-        headers["authorization"] = f"Bearer {api_key.reveal()}"
-    return UpstreamRequest("POST", PATHS[call.operation], headers, dumps(body))
+    return UpstreamRequest("POST", PATHS[call.operation], {**headers, **_credential(api_key)}, dumps(body))
+
+
+def health(path: str, api_key: Secret | None) -> UpstreamRequest:
+    """The request that asks whether the provider is well."""
+    return UpstreamRequest("GET", path, {"accept": "application/json", **_credential(api_key)}, b"")
+
+
+def _credential(api_key: Secret | None) -> dict[str, str]:
+    return {} if api_key is None else {"authorization": f"Bearer {api_key.reveal()}"}
 
 
 def _check_content(operation: str, body: JsonObject) -> None:

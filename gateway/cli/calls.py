@@ -12,6 +12,7 @@ import orjson
 from gateway.call import Outcome
 from gateway.cli.deployment import open_deployment
 from gateway.cli.output import config_option, emit_columns, emit_json, emit_json_line, emit_rows, json_option, printable
+from gateway.core.explain_path import kind_of
 from gateway.store.call_money import call_money
 from gateway.store.database import Connection
 from gateway.store.protocol import CallFilter
@@ -20,7 +21,9 @@ from gateway.store.rows import JOURNAL_FIELDS, OPEN
 
 _COLUMNS: Final = ("time", "id", "key", "route", "target", "outcome", "code", "cost_usd", "seconds")
 _WIDTHS: Final = (20, 31, 12, 16, 24, 11, 17, 10, 7)  # of these, where lines are printed before the next is known
-_ATTEMPT_COLUMNS: Final = ("n", "target", "end", "cause", "status", "waited_s", "seconds", "cost_usd", "message")
+_ATTEMPT_COLUMNS: Final = (
+    "n", "target", "why", "end", "cause", "status", "waited_s", "seconds", "breaker", "retries_left", "cost_usd", "message",
+)
 _REASON_COLUMNS: Final = ("phase", "subject", "rule", "effect", "verdict", "mode", "source", "message")
 _VERDICT_COLUMNS: Final = ("phase", "subject", "decision", "rule", "message")
 _LINE_COLUMNS: Final = ("n", "target", "cost_usd", "estimated", "images", "prices")
@@ -28,7 +31,7 @@ _USE_COLUMNS: Final = ("id", "name", "via", "released", "args")
 _FACTS: Final = (
     "id", "time", "outcome", "status", "code", "message", "decision", "rule", "withheld", "labels", "bundle", "key", "name", "team", "org",
     "dialect", "operation", "route", "target", "stream", "session", "run", "step", "tags", "traceparent", "seconds", "first_byte_s",
-    "finish_reasons", "usage", "cost_usd", "reserved", "settled",
+    "finish_reasons", "usage", "cost_usd", "reserved", "settled", "part_of", "parts",
 )
 _POLL_S: Final = 0.5
 _PAGE: Final = 500
@@ -41,6 +44,7 @@ _FILTERS: Final = {
     "outcome": click.option("--outcome", type=click.Choice(_OUTCOMES), help=f"Only calls that ended so; {OPEN}: that have not ended."),
     "code": click.option("--code", help="Only calls that ended with this error code, `forbidden` for one."),
     "session": click.option("--session", help="Only calls of this session."),
+    "part_of": click.option("--part-of", help="Only calls that were made for this call (its id), a mirror's for one; '': callers' own."),
 }
 
 
@@ -71,7 +75,7 @@ def tail(*, count: int, follow: bool, config_path: str, as_json: bool, **filters
             _follow(ended_calls(connection, wanted, wait=lambda: never.wait(_POLL_S)), as_json=as_json)
             return
         rows = list_calls(connection, wanted)[::-1]
-    emit_rows(rows if as_json else [_shown(row) for row in rows], _COLUMNS, as_json=as_json)
+    emit_rows(rows if as_json else [_listed(row) for row in rows], _COLUMNS, as_json=as_json)
 
 
 def _follow(rows: Iterator[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -81,7 +85,7 @@ def _follow(rows: Iterator[Mapping[str, Any]], *, as_json: bool) -> None:
         if as_json:
             emit_json_line(row)
         else:
-            shown = _shown(row)
+            shown = _listed(row)
             emit_columns([_line(shown[column]) for column in _COLUMNS], _WIDTHS)
 
 
@@ -90,7 +94,7 @@ def _follow(rows: Iterator[Mapping[str, Any]], *, as_json: bool) -> None:
 @config_option
 @json_option
 def show(*, call_id: str, config_path: str, as_json: bool) -> None:
-    """Show one call: decisions, reasons, tool calls, attempts, usage, cost and bodies."""
+    """Show one call: decisions, reasons, tool calls, attempts, usage, cost and bodies. `lockgate explain` tells its story."""
     _path, opened = open_deployment(config_path)
     with contextlib.closing(opened) as connection:
         call = one_call(connection, call_id)
@@ -161,6 +165,11 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as one line of many, where a call that the gateway made itself is to be told from a caller's."""
+    return {**_shown(row), "route": f"{row['route']} ({kind_of(row['labels'])})" if row["part_of"] else row["route"]}
+
+
 def _reasons(call: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The reasons of every decision on a call, in order."""
     told = [*call["reasons"], *(reason for verdict in call["verdicts"] for reason in verdict.get("reasons", []))]
@@ -168,8 +177,9 @@ def _reasons(call: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _timed(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    held = attempt["retries_left"]
     return {
-        **attempt, "seconds": _seconds(attempt["started_ns"], attempt["ended_ns"]),
+        **attempt, "retries_left": None if held is None else f"{held:.1f}", "seconds": _seconds(attempt["started_ns"], attempt["ended_ns"]),
         "cost_usd": _cost(attempt, is_open=attempt["end"] is None),
     }
 

@@ -14,12 +14,11 @@ from gateway.case_config import CaseConfig
 from gateway.cases import CaseResult, CasesResult, Recorded, run_cases
 from gateway.cli.check import placed
 from gateway.cli.deployment import database_of, open_deployment
+from gateway.cli.explain import tell_call
 from gateway.cli.junit import write_junit
 from gateway.cli.output import config_option, count, emit_json, emit_problem, emit_rows, json_option, printable
-from gateway.cli.story import story
 from gateway.clock import SystemClock
 from gateway.config import Deployment
-from gateway.core.explain import explain as explained
 from gateway.core.money import usd
 from gateway.deployment import read_deployment, read_policies
 from gateway.errors import ConfigError, Problem
@@ -27,7 +26,6 @@ from gateway.recorded import Judgement, effects_of, judgements
 from gateway.replay import Replayed
 from gateway.replay import replay as replayed
 from gateway.snapshot import compile_rules
-from gateway.store.bundles import bundle_content
 from gateway.store.database import Connection, open_readonly
 from gateway.store.protocol import CallFilter, DecidedCall
 from gateway.store.reads import decided_calls, list_calls, one_call
@@ -97,19 +95,8 @@ def test(
 @config_option
 @json_option
 def explain(*, call_id: str, config_path: str, as_json: bool) -> None:
-    """Say why a call was decided as it was, and what would have to change. Works when the rules have changed since."""
-    _path, opened = open_deployment(config_path)
-    with contextlib.closing(opened) as connection:
-        call = one_call(connection, call_id)
-        content = bundle_content(connection, call["bundle"]) if call and call["bundle"] else None
-    if call is None:
-        raise click.ClickException(f"there is no call {call_id!r} on record; `lockgate calls tail` lists the latest")
-    told = explained(call, content)
-    if as_json:
-        emit_json(told)
-        return
-    for line in story(told):
-        click.echo(line)
+    """Say why a call was decided as it was, and what would have to change: the same as `lockgate explain`."""
+    tell_call(call_id, config_path, as_json=as_json)
 
 
 @policy.command(short_help="Decide recorded calls under other rules.")

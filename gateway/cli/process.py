@@ -42,15 +42,16 @@ def settle_memory() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-class HangUp:
-    """SIGHUP, as asking for a reload. One that comes before anybody listens to it is not lost."""
+class Signalled:
+    """A signal that asks for something: SIGHUP for a reload, SIGUSR2 for a restart. One that comes before anybody waits is not lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
         self._came = asyncio.Event()
 
     def listen(self) -> None:
         """Take the signal on the running loop: from now on it ends nothing."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._came.set)
+        asyncio.get_running_loop().add_signal_handler(self._number, self._came.set)
 
     async def asked(self) -> AsyncIterator[None]:
         """Yield for each, or once for several that came meanwhile."""

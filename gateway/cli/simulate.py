@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.process import run_loop
+from gateway.cli.process import allow_descriptors, run_loop, settle_memory
 from gateway.clock import SystemClock
 from gateway.simulator import RequestLog, Scenario, Simulator, read_scenario
 from gateway.simulator.server import run
+
+_CONNECTIONS = 1024  # what it may hold open at least; it takes what the system allows
 
 
 @click.command()
@@ -29,6 +31,8 @@ def simulate(host: str, port: int, scenario_path: Path | None, log_path: Path | 
     It speaks OpenAI's API on /v1 and prints its address when it is ready. See docs/simulator.md.
     """
     scenario = Scenario() if scenario_path is None else read_scenario(scenario_path)
+    allow_descriptors(_CONNECTIONS)
+    settle_memory()
     with RequestLog(SystemClock(), keep=keep, path=log_path) as log:
         simulator = Simulator(scenario, host=host, port=port, api_key=api_key, log=log)
         run_loop(run(simulator, lambda url: click.echo(f"simulator ready on {url}")))

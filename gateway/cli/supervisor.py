@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import click
 
-from gateway.cli.process import HangUp
+from gateway.cli.process import Signalled
 from gateway.cli.tie import Tie
 from gateway.cli.worker import RELOAD_S
 from gateway.config import Deployment
-from gateway.errors import InternalError, SetupError
+from gateway.deployment import read_deployment
+from gateway.errors import ConfigError, InternalError, SetupError
 from gateway.reload import Fresh, Report
 from gateway.telemetry import forget_worker
 from gateway.watch import Watch
@@ -31,14 +32,19 @@ _LONGEST_PAUSE_S: Final = 30.0
 
 @dataclass(slots=True)
 class Attached:
-    """A worker that is ready, as its supervisor sees it: the tie, and who waits for its report on which round of reloads."""
+    """A worker that is ready, as its supervisor sees it: the tie, and who waits for its report on which round of reloads.
+
+    `dismissed`: it was told to stop, so that no new call is handled under its files, and none of its reports counts any more.
+    """
 
     pid: int
     tie: Tie
+    drain_s: float
     gone: bool = False
-    waiting: dict[int, asyncio.Future[Report]] = field(default_factory=dict)
+    dismissed: bool = False
+    waiting: dict[int, asyncio.Future[Report | None]] = field(default_factory=dict)
 
-    async def listen(self, asked: Callable[[int], None]) -> None:
+    async def listen(self, asked: Callable[[int], object]) -> None:
         """Take what the worker says, until it is gone. `asked` gets the number of each question for a reload of all."""
         while (message := await self.tie.receive()) is not None:
             if "ask" in message:
@@ -47,34 +53,48 @@ class Attached:
                 self._answer(message["done"], message["report"])
         self.gone = True
         for number in list(self.waiting):
-            self._answer(number, self._failed("The worker ended."))
+            self._answer(number, self._ended())
 
-    async def reload(self, number: int) -> Report:
-        """What came of a reload in this worker; always an answer, and in bounded time."""
+    async def reload(self, number: int) -> Report | None:
+        """What came of a reload in this worker, None where it was dismissed; always an answer, and in bounded time."""
         if self.gone:
-            return self._failed("The worker ended.")
+            return self._ended()
         self.waiting[number] = waiting = asyncio.get_running_loop().create_future()
         self.tie.send({"reload": number})
         try:
             async with asyncio.timeout(RELOAD_S):
-                report: Report = await waiting
+                report: Report | None = await waiting
         except TimeoutError:
             return self._failed("The worker did not answer in time.")
         finally:
             del self.waiting[number]
         return report
 
-    def _answer(self, number: int, report: Report) -> None:
+    def _answer(self, number: int, report: Report | None) -> None:
         waiting = self.waiting.get(number)
         if waiting is not None and not waiting.done():
             waiting.set_result(report)
+
+    def _ended(self) -> Report | None:
+        return None if self.dismissed else self._failed("The worker ended.")
 
     def _failed(self, message: str) -> Report:
         return {"pid": self.pid, "ok": False, "code": InternalError.code, "message": message, "problems": []}
 
 
+@dataclass(eq=False, slots=True)
+class Post:
+    """One of the places that a worker always stands at. Whoever puts another there holds `changing`."""
+
+    process: asyncio.subprocess.Process | None = None
+    since: float = 0.0  # on the loop's clock
+    pause_s: float = _PAUSE_S
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Supervisor:
-    """Starts workers, starts a new one where one dies, has all of them reload, passes a stop on and waits for the drain.
+    """Starts workers, starts a new one where one dies, has all of them reload, replaces them one after another when a restart is asked for,
+    passes a stop on and waits for the drain.
 
     Workers share the socket itself rather than the port: a connection that waits in its queue is served by whichever is alive.
     """
@@ -82,10 +102,12 @@ class Supervisor:
     def __init__(self, sock: socket.socket, deployment: Deployment, workers: int) -> None:
         self._sock = sock
         self._deployment = deployment
-        self._workers = workers
+        self._posts = [Post() for _ in range(workers)]
         self._stop = asyncio.Event()
-        self._hang_up = HangUp()
-        self._watch = Watch(deployment) if deployment.config.policy.watch else None
+        self._hang_up = Signalled(signal.SIGHUP)
+        self._restart = Signalled(signal.SIGUSR2)
+        self._watch = Watch(deployment) if deployment.config.policy.watch else None  # now: what changes while workers start is a change
+        self._watching: asyncio.Task[None] | None = None
         self._reload: Fresh[list[Report]] = Fresh(self._reload_all)
         self._rounds = 0
         self._good = asyncio.Event()  # set when the files were found good; then another takes its place
@@ -101,16 +123,16 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._hang_up.listen()
+        self._restart.listen()
         try:
             async with asyncio.TaskGroup() as starting:  # one that cannot start ends the others' wait
-                for _ in range(self._workers):
-                    starting.create_task(self._start())
+                for post in self._posts:
+                    starting.create_task(self._man(post))
             host, port = self._sock.getsockname()[:2]
             click.echo(f"lockgate ready on http://{f'[{host}]' if ':' in host else host}:{port}")
-            for process in list(self._processes):
-                self._own(self._keep(process))
-            for asked in (self._hang_up.asked(), *([self._watch.changes()] if self._watch else [])):
-                self._own(self._reload_on(asked))
+            self._own(self._reload_on(self._hang_up.asked()))
+            self._own(self._restart_on(self._restart.asked()))
+            self._follow(self._watch)
             await self._stop.wait()
         except* SetupError as failed:
             raise failed.exceptions[0] from None
@@ -138,7 +160,7 @@ class Supervisor:
                 pass_fds=(self._sock.fileno(), theirs.fileno()),
                 start_new_session=True,  # a Ctrl-C in the terminal goes to the supervisor alone, which passes it on in order
             )
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             ours.close()
             raise
         finally:
@@ -146,38 +168,105 @@ class Supervisor:
         self._processes.add(process)
         tie = await Tie.hold(ours)
         told: dict[str, Any] | None = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_READY_S):
-                told = await tie.receive()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_READY_S):
+                    told = await tie.receive()
+        finally:
+            if told is None:
+                tie.cut()
         if told is None:
-            tie.cut()
             if process.returncode is None:
                 process.kill()
             await process.wait()
             self._processes.discard(process)
             raise SetupError("A worker did not start; what it said stands above.")
-        self._attached[process.pid] = worker = Attached(process.pid, tie)
+        self._attached[process.pid] = worker = Attached(process.pid, tie, told["drain_s"])
         self._own(worker.listen(lambda question: self._own(self._tell(worker, question))))
         return process
 
-    async def _keep(self, process: asyncio.subprocess.Process) -> None:
-        """Replace a worker that dies, for as long as the supervisor runs."""
+    async def _man(self, post: Post) -> None:
+        """Put a new worker at a post. Whoever stood there goes on until it is dismissed."""
+        process = await self._start()
+        post.process, post.since = process, asyncio.get_running_loop().time()
+        self._own(self._keep(post, process))
+
+    async def _keep(self, post: Post, process: asyncio.subprocess.Process) -> None:
+        """Wait until a worker ends, and put another at its post if none stands there by then."""
         loop = asyncio.get_running_loop()
-        pause = _PAUSE_S
-        while True:
-            started = loop.time()
-            code = await process.wait()
-            self._processes.discard(process)
-            self._untie(process)
-            forget_worker(process.pid)
-            pause = _PAUSE_S if loop.time() - started > _LONGEST_PAUSE_S else min(pause * 2, _LONGEST_PAUSE_S)
-            click.echo(f"a worker ended with code {code}; a new one starts in {pause:g} s", err=True)
+        code = await process.wait()
+        self._processes.discard(process)
+        self._untie(process)
+        forget_worker(process.pid)
+        while post.process is process:
+            young = loop.time() - post.since <= _LONGEST_PAUSE_S
+            post.pause_s = min(post.pause_s * 2, _LONGEST_PAUSE_S) if young else _PAUSE_S
+            post.since = loop.time()  # one that cannot start has died young
+            click.echo(f"a worker ended with code {code}; a new one starts in {post.pause_s:g} s", err=True)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(post.pause_s):
                     await self._good.wait()
-            with contextlib.suppress(SetupError, OSError):  # it said why, or no process can be had; the next round tries again
-                process = await self._start()
-                self._own(self._reload_together())
+            async with post.changing:
+                if post.process is process:
+                    with contextlib.suppress(SetupError, OSError):  # it said why, or no process can be had; the next round tries again
+                        await self._man(post)
+                        self._own(self._reload_together())
+
+    async def _restart_on(self, asked: AsyncIterator[None]) -> None:
+        """A restart for each; one for all that are asked for while another is under way."""
+        async for _ in asked:
+            try:
+                deployment = read_deployment(self._deployment.folder / self._deployment.file)
+            except ConfigError as error:
+                click.echo(f"restart: not begun: {error.message}", err=True)
+                continue
+            watch = Watch(deployment) if deployment.config.policy.watch else None  # now: what changes while workers start is a change
+            if await self._restart_all():
+                self._follow(watch)
+
+    async def _restart_all(self) -> bool:
+        """Replace every worker, one after another: a new one is ready before the old one is told to stop, and that ends before the next.
+
+        Whether all are new; a new one that does not start ends the round, and the old ones stay.
+        """
+        count = len(self._posts)
+        click.echo(f"restart: replacing {count} workers, one after another", err=True)
+        for number, post in enumerate(self._posts, 1):
+            async with post.changing:
+                old = post.process
+                try:
+                    await self._man(post)
+                except (SetupError, OSError) as error:
+                    click.echo(f"restart: given up at worker {number} of {count}, those not yet replaced stay: {error}", err=True)
+                    return False
+            self._own(self._reload_together())
+            if old is not None:
+                await self._dismiss(old)
+        click.echo(f"restart: done, {count} workers replaced", err=True)
+        return True
+
+    async def _dismiss(self, process: asyncio.subprocess.Process) -> None:
+        """Have a worker finish what it has begun; it is killed where that takes longer than it may."""
+        worker = self._attached.pop(process.pid, None)
+        if worker is None:  # it has died already
+            return
+        worker.dismissed = True
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(worker.drain_s + _GRACE_S):
+                await process.wait()
+        except TimeoutError:
+            click.echo("restart: a worker did not end in time and is killed", err=True)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        finally:
+            worker.tie.cut()
+
+    def _follow(self, watch: Watch | None) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = self._own(self._reload_on(watch.changes())) if watch is not None else None
 
     async def _tell(self, worker: Attached, question: int) -> None:
         worker.tie.send({"told": question, "reports": await self._reload_asked()})
@@ -201,19 +290,21 @@ class Supervisor:
     async def _reload_all(self) -> list[Report]:
         """Have every worker reload; each says in its own log what came of it."""
         self._rounds += 1
-        return await asyncio.gather(*(worker.reload(self._rounds) for worker in list(self._attached.values())))
+        reports = await asyncio.gather(*(worker.reload(self._rounds) for worker in list(self._attached.values())))
+        return [report for report in reports if report is not None]
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _end(self) -> bool:
         self._sock.close()
         running = [process for process in self._processes if process.returncode is None]
         for process in running:
             process.terminate()
-        drain_s = self._deployment.config.server.drain_timeout
+        drain_s = max((worker.drain_s for worker in self._attached.values()), default=self._deployment.config.server.drain_timeout)
         waits = [asyncio.create_task(process.wait()) for process in running]
         _done, late = await asyncio.wait(waits, timeout=drain_s + _GRACE_S) if waits else (set(), set())
         for process in running:

@@ -14,18 +14,19 @@ _PATIENCE_S: Final = 5.0  # for the supervisor, beyond what it gives the workers
 
 
 class Worker:
-    """The worker's side of the tie. `report` reloads this process and says what came of it."""
+    """The worker's side of the tie. `report` reloads this process and says what came of it; `drain_s` is how long its drain may take."""
 
-    def __init__(self, tie: Tie, report: Callable[[], Awaitable[Report]]) -> None:
+    def __init__(self, tie: Tie, report: Callable[[], Awaitable[Report]], *, drain_s: float) -> None:
         self._tie = tie
         self._report = report
+        self._drain_s = drain_s
         self._asked: dict[int, asyncio.Future[Sequence[Report]]] = {}
         self._reloading: set[asyncio.Task[None]] = set()
         self._questions = 0
 
     async def serve(self) -> None:
         """Say that this worker is ready, then do as the supervisor says until it is gone."""
-        self._tie.send({"ready": True})
+        self._tie.send({"ready": True, "drain_s": self._drain_s})
         while (message := await self._tie.receive()) is not None:
             if "reload" in message:
                 task = asyncio.get_running_loop().create_task(self._reload(message["reload"]))

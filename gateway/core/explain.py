@@ -1,4 +1,4 @@
-"""Why a call was decided as it was, and what would have to change: made of its record and of the rules that were in force then. Pure.
+"""Why a call was decided as it was, what would have to change, and how it found its way: made of its record and of the rules of then. Pure.
 
 The record holds the rules that contributed and what they read, shortened; the bundle's content, kept by its digest, what they say.
 """
@@ -13,6 +13,7 @@ from typing import Any, Final
 from gateway.call import Json, JsonObject
 from gateway.core.decision import BAD_ARGUMENTS, BY_DEFAULT, Phase
 from gateway.core.detectors import Detectors
+from gateway.core.explain_path import path_of
 from gateway.core.expressions import Engine, ExpressionError, Fault, Library, compile_expression, evaluate, open_engine
 from gateway.core.facts import BUDGET_FACTS, facts_of
 from gateway.core.matching import MATCH_KEYS
@@ -49,10 +50,11 @@ class _Rules:
                 if rule["effect"] == "allow" and rule.get("phase", "request") == phase and rule.get("mode", "enforce") == "enforce"]
 
 
-def explain(call: JsonObject, content: bytes | None, engine: str = "auto") -> dict[str, Json]:
-    """What `policy explain` and the endpoint tell, JSON-ready.
+def explain(call: JsonObject, content: bytes | None, engine: str = "auto", parts: Sequence[JsonObject] = ()) -> dict[str, Json]:
+    """What `lockgate explain` and the endpoint tell, JSON-ready.
 
-    `call` is a call as the journal gives it, `content` that of the bundle it was decided under, None where it is not known any more.
+    `call` is a call as the journal gives it, `content` that of the bundle it was decided under, None where it is not known any more;
+    `parts` are the calls that were made for it, as the journal lists them.
     """
     rules = _read(content)
     before = {"phase": "tool_call" if call.get("operation") == "tool" else "request",
@@ -64,6 +66,7 @@ def explain(call: JsonObject, content: bytes | None, engine: str = "auto") -> di
         **_explained(before, rules, engine, _cause(call)),
         "later": [{"phase": verdict["phase"], "subject": verdict.get("subject", ""),
                    **_explained({"labels": [], **verdict}, rules, engine, "")} for verdict in call.get("verdicts") or ()],
+        **path_of(call, parts),
     }
 
 

@@ -1,54 +1,123 @@
-"""Route in, ordered attempts out. Pure: time, chance and what went wrong come in as arguments."""
+"""Routes: where calls may go, and how rules change that. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import inf
+from typing import Literal, TypeAlias
 
-from gateway.call import Target
+from gateway.call import JsonObject, Target
+from gateway.core.answer_checks import AnswerChecks
+from gateway.core.breaker import BreakerRules
 from gateway.core.decision import Rerouting
 from gateway.core.estimate import Bounds
 from gateway.core.money import Price
+from gateway.core.route_rules import RouteRules
+
+Strategy: TypeAlias = Literal["priority", "weighted", "cheapest", "fastest", "sticky", "cascade"]
 
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """The five deadlines of a route, in seconds. `total_s` spans all attempts together; the others are for one attempt."""
+    """The five deadlines of a route, in seconds. `total_s` spans all attempts together; the others are for one attempt.
+
+    `silence_s` is how long the client of a stream waits from one byte to the next, as far as it says.
+    """
 
     connect_s: float
     headers_s: float
     first_token_s: float
     idle_s: float
     total_s: float
+    silence_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often one target is tried (`attempts` of 1: no retry) and how the wait between two tries grows, in seconds."""
+    """How often one target is tried (`attempts` of 1: no retry) and how the wait between two tries grows, in seconds.
+
+    `share` and `per_second` are the retry budget: how many further attempts a route may make for each call, and a second on top.
+    """
 
     attempts: int
     base_s: float
     cap_s: float
+    share: float = 0.2
+    per_second: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """A second attempt beside one that has not answered after `after_s` seconds (0: none ever), for `share` of the calls at the most."""
+
+    after_s: float = 0.0
+    share: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class RouteTarget:
-    """A target of a route with its price, None where that is not known, and what bounds a call's cost. `prices` says whose price it is."""
+    """A target of a route with its price, None where nobody knows it, and what bounds a call's cost. `prices` says whose price it is.
+
+    `canary` is the percentage of sessions that go here first, while the others never do; None where it is no canary. `canary_from` is where
+    its share begins, of 100: the shares of a route's canaries lie side by side. `continues` are the fields of a body that have it go on with a
+    half answer; None where it cannot.
+    """
 
     target: Target
     price: Price | None
     bounds: Bounds = field(default_factory=Bounds)
     prices: str = ""
+    weight: int = 1
+    canary: float | None = None
+    canary_from: float = 0.0
+    continues: JsonObject | None = None
+    breaker: BreakerRules = field(default_factory=BreakerRules)
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A target that gets a copy of a percentage of the calls."""
+
+    to: RouteTarget
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A small model that says which of `tasks` a call is; `default` where it does not. Its word on a text holds for `cache_s` seconds."""
+
+    to: RouteTarget
+    tasks: tuple[str, ...]
+    default: str
+    instructions: str
+    deadline_s: float
+    cache_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A public model name and the ordered targets behind it."""
+    """A public name and the targets behind it. `aliases` are its other names.
+
+    `checks` say what an answer must be, None where it may be anything; `approve`: a person is asked where no target's answer is that.
+    `continues`: a stream that breaks off may go on at another target. `early_s`: after so many seconds without an event a stream begins
+    with a comment; 0: never.
+    """
 
     name: str
     operations: frozenset[str]
     targets: tuple[RouteTarget, ...]
     deadlines: Deadlines
     retry: Retry
+    strategy: Strategy = "priority"
+    aliases: tuple[str, ...] = ()
+    rules: RouteRules | None = None
+    classifier: Classifier | None = None
+    mirrors: tuple[Mirror, ...] = ()
+    checks: AnswerChecks | None = None
+    approve: bool = False
+    hedge: Hedge = field(default_factory=Hedge)
+    continues: bool = False
+    early_s: float = 0.0
 
 
 class NowhereError(ValueError):
@@ -81,34 +150,12 @@ def reroute(route: Route, operation: str, reroutings: Sequence[Rerouting], route
     return route
 
 
+def permitted(to: RouteTarget, reroutings: Sequence[Rerouting]) -> bool:
+    """Whether rules let a call, or a part of it, go to a target that is none of its route's: a mirror's or a classifier's."""
+    return all(_stays(str(to.target), each) for each in reroutings)
+
+
 def _stays(target: str, change: Rerouting) -> bool:
     if change.only and not any(fnmatchcase(target, glob) for glob in change.only):
         return False
     return not any(fnmatchcase(target, glob) for glob in change.remove)
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """One planned attempt. `earlier` is how many tries this target already had in this call: the wait grows with it."""
-
-    to: RouteTarget
-    earlier: int
-
-
-def plan(route: Route) -> Iterator[Try]:
-    """Every attempt a call may make, in order: each target up to `retry.attempts` times, then the next target."""
-    for to in route.targets:
-        for earlier in range(route.retry.attempts):
-            yield Try(to, earlier)
-
-
-def backoff_s(retry: Retry, earlier: int, jitter: float, retry_after_s: float | None) -> float | None:
-    """Seconds to wait before a target is tried again after `earlier` tries: full jitter, never less than the provider asked.
-
-    None where the provider asked for more than `retry.cap_s`: then the next target serves the caller better. `jitter` is in [0, 1).
-    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, the *full jitter* variant.
-    """
-    if retry_after_s is not None and retry_after_s > retry.cap_s:
-        return None
-    wait = min(retry.cap_s, retry.base_s * 2.0 ** min(earlier - 1, 30)) * jitter
-    return max(wait, retry_after_s or 0.0)

@@ -3,7 +3,7 @@
 No wait here has a deadline of its own: a client that takes nothing is cut off by its connection (`connection.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -21,14 +21,14 @@ _STREAM_HEADERS: Final = {**_OWN, "Cache-Control": "no-cache", "X-Accel-Bufferin
 class HttpClient:
     """One request's way back. `call_id` names it in the answer and the log; `response` is what was begun, None until then.
 
-    `last`: the connection is closed after this answer. `error_type` is the content type of errors.
+    `is_last`, asked when the answer begins: the connection is closed after it. `error_type` is the content type of errors.
     """
 
-    __slots__ = ("_last", "_request", "call_id", "error_type", "response")
+    __slots__ = ("_is_last", "_request", "call_id", "error_type", "response")
 
-    def __init__(self, request: web.BaseRequest, call_id: str, *, last: bool = False) -> None:
+    def __init__(self, request: web.BaseRequest, call_id: str, *, is_last: Callable[[], bool]) -> None:
         self._request = request
-        self._last = last
+        self._is_last = is_last
         self.call_id = call_id
         self.error_type = _JSON
         self.response: web.StreamResponse | None = None
@@ -38,7 +38,7 @@ class HttpClient:
         content_type = content_type or (self.error_type if status >= 400 else _JSON)
         told = {**headers, **_OWN, "Content-Type": content_type, **(_FOREIGN if content_type != _JSON else {})}
         self.response = response = web.Response(status=status, headers=told, body=body)
-        if self._last:
+        if self._is_last():
             response.force_close()
         try:
             await response.prepare(self._request)
@@ -49,7 +49,7 @@ class HttpClient:
     async def open(self, status: int, headers: Mapping[str, str], content_type: str) -> None:
         """Begin a streamed answer."""
         self.response = response = web.StreamResponse(status=status, headers={**headers, **_STREAM_HEADERS, "Content-Type": content_type})
-        if self._last:
+        if self._is_last():
             response.force_close()
         try:
             await response.prepare(self._request)

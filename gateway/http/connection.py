@@ -9,7 +9,7 @@ import fcntl
 import sys
 import termios
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiohttp import web
@@ -18,6 +18,7 @@ from aiohttp.http import RawRequestMessage
 from gateway.errors import CallError, HeadersTooLarge, InternalError, InvalidRequest, Overloaded
 
 SERVER: Final = "lockgate"  # aiohttp would name itself and its version otherwise
+_LOOK_S: Final = 0.5  # between two looks at a connection that has something to do while the doors close
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +33,28 @@ class Limits:
 
 @dataclass(slots=True)
 class Doors:
-    """What the connections of one listener share. `refusal` makes the answer to what never becomes a request."""
+    """What the connections of one listener share. `refusal` makes the answer to what never becomes a request.
+
+    `grace_s`: the doors close, and this is how long a connection may say nothing before it is closed; None while they are open.
+    """
 
     limits: Limits
     refusal: Callable[[CallError], web.Response]
     open: int = 0
+    grace_s: float | None = None
+    deserted: asyncio.Event = field(default_factory=asyncio.Event)  # the doors close, and no connection is open
 
 
 class Connection(web.RequestHandler):
     """aiohttp's connection with our limits and our words for what is not HTTP at all."""
 
-    __slots__ = ("_doors", "_head", "_stuck", "_taken")
+    __slots__ = ("_doors", "_head", "_look", "_stuck", "_taken")
 
     def __init__(self, doors: Doors, manager: web.Server, **settings: Any) -> None:
         self._doors = doors
         self._head: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
         self._taken = 0
         super().__init__(manager, keepalive_timeout=doors.limits.idle_s, auto_decompress=False, **settings)
 
@@ -61,13 +68,36 @@ class Connection(web.RequestHandler):
             return
         super().connection_made(transport)
         self._await_head()
+        self.retire()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._doors.open -= 1
-        for timer in (self._head, self._stuck):
+        if self._doors.open == 0 and self._doors.grace_s is not None:
+            self._doors.deserted.set()
+        for timer in (self._head, self._stuck, self._look):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def retire(self) -> None:
+        """Where the doors close: be closed once nothing was asked here for `Doors.grace_s`.
+
+        Not at once: a client that was not told may be writing its next request in this very moment.
+        """
+        if self._doors.grace_s is not None:
+            self._look = self._loop.call_later(self._doors.grace_s, self._close_if_idle, self._doors.grace_s)
+
+    def _close_if_idle(self, grace_s: float) -> None:
+        if self.transport is None:
+            return
+        idle_s = self._loop.time() - (self._next_keepalive_close_time - self._doors.limits.idle_s)  # since the last answer's end
+        waits = self._waiter is not None and not self._waiter.done() and self._count_unread() == 0
+        begun = self._head is not None and self._request_count > 0
+        if waits and not begun and idle_s >= grace_s:
+            self.force_close()
+        else:
+            again_s = grace_s - idle_s if idle_s < grace_s else max(grace_s, _LOOK_S)
+            self._look = self._loop.call_later(again_s, self._close_if_idle, grace_s)
 
     def data_received(self, data: bytes) -> None:
         known = self._request_count
@@ -132,6 +162,13 @@ class Connection(web.RequestHandler):
             in_kernel = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
         waiting = self.transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
         return self._current_request.writer.output_size - waiting
+
+    def _count_unread(self) -> int:
+        """How many bytes of the client have arrived at this machine that nobody has read."""
+        if self.transport is None:
+            return 0
+        waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+        return int.from_bytes(waiting, sys.byteorder)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None,

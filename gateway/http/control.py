@@ -104,7 +104,8 @@ class Control:
         self.authorise(request)
         call = await self._call(request.rel_url.raw_path.split("/")[-2])
         content = await self.store.bundles.content(call["bundle"]) if call["bundle"] else None
-        told = await asyncio.to_thread(explain, call, content)  # it compiles expressions: other calls do not wait for that
+        parts = await self.store.journal.calls(CallFilter(_MOST_ROWS, part_of=call["id"]))
+        told = await asyncio.to_thread(explain, call, content, parts=parts[::-1])  # it compiles expressions: others do not wait for that
         await client.answer(200, {}, orjson.dumps(told))
 
     async def _call(self, call_id: str) -> Mapping[str, Any]:

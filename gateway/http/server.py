@@ -54,7 +54,8 @@ class Surface:
         self._named = {at: handler for at, handler in named.items() if "{" in at[1]}
         self._proxy = proxy
         self._control = control
-        self.limits: Final = Limits(most_open=2 * proxy.snapshot.config.server.max_in_flight + 64)
+        server = proxy.snapshot.config.server
+        self.limits: Final = Limits(most_open=2 * server.max_in_flight + server.queue + 64)  # inside, waiting, and idle ones
         self._paths: Mapping[str, Dialect | None] = {path: dialect for (_method, path), (_handler, dialect) in self._table.items()}
 
     @property
@@ -66,7 +67,7 @@ class Surface:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
         handler, dialect = self._table.get((request.method, path)) or self._find(request.method, path)
-        client = HttpClient(request, self._ids.call_id(), last=self._control.draining)
+        client = HttpClient(request, self._ids.call_id(), is_last=self._is_draining)
         try:
             await handler(request, client)
         except CallError as error:
@@ -76,6 +77,9 @@ class Surface:
         except Exception as error:  # noqa: BLE001 - the HTTP boundary
             await self._defect(client, dialect, error)
         return client.response or web.Response(status=499)
+
+    def _is_draining(self) -> bool:
+        return self._control.draining
 
     def _find(self, method: str, path: str) -> tuple[Handler, Dialect | None]:
         named = self._named_at(path)
@@ -146,12 +150,26 @@ def _fits(template: list[str], parts: list[str]) -> bool:
 
 
 class Listener(web.Server):
-    """aiohttp's low-level server with our limits. `limits` are made from `server.max_in_flight` unless they are given."""
+    """aiohttp's low-level server with our limits. `limits` are made from those of `[server]` unless they are given."""
 
     def __init__(self, surface: Surface, *, max_body: int, limits: Limits | None = None) -> None:
         self._doors = Doors(limits or surface.limits, surface.refusal)
         self._max_body = max_body
         super().__init__(surface, request_factory=self._request, handler_cancellation=True)
+
+    async def retire(self, grace_s: float) -> None:
+        """Wait until every connection is closed: after its next answer, or once nothing was asked on it for `grace_s`.
+
+        Whoever calls this has seen to it that no new ones come, and that answers say `Connection: close`.
+        """
+        for _ in range(3):  # what the event loop has accepted becomes a connection some rounds later
+            await asyncio.sleep(0)
+        self._doors.grace_s = grace_s
+        for connection in self.connections:
+            if isinstance(connection, Connection):
+                connection.retire()
+        if self._doors.open:
+            await self._doors.deserted.wait()
 
     def _request(
         self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler,

@@ -19,6 +19,18 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
+class Manner:
+    """How the model is told to answer, other than it would: what it says, why it stops, what it tells of its tokens."""
+
+    content: str | None = None
+    finish_reason: str | None = None
+    logprob: float | None = None
+    huge: int = 0
+    no_usage: bool = False
+    ignore_limits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request as a dialect sees it. `number` counts requests and makes ids unique; `created_s` is Unix time."""
 
@@ -28,9 +40,7 @@ class Ask:
     created_s: int
     models: tuple[str, ...]
     item: str = ""
-    no_usage: bool = False
-    ignore_limits: bool = False
-    huge: int = 0
+    manner: Manner = Manner()
     sent: Sent = Sent()
 
 

@@ -9,12 +9,14 @@ import orjson
 from aiohttp import web
 
 from gateway.clock import Clock
-from gateway.simulator.answer import Answer, Ask, Dialect, Refused, Sent
+from gateway.simulator.answer import Answer, Ask, Dialect, Manner, Refused, Sent
 from gateway.simulator.control import add_control
 from gateway.simulator.delivery import deliver
 from gateway.simulator.faults import NO_FAULT, Fault
 from gateway.simulator.log import Entry, RequestLog
 from gateway.simulator.openai_api import OpenAI
+from gateway.simulator.pace import Pacer
+from gateway.simulator.port import Port
 from gateway.simulator.scenario import Director, Scenario, bare_model
 from gateway.simulator.script import owed, steps
 from gateway.simulator.tools import Tools
@@ -26,33 +28,35 @@ _NOT_JSON = ("We could not parse the JSON body of your request. (HINT: This like
 
 
 class Provider:
-    """One simulated provider: its scenario, its log and what it is doing now."""
+    """One simulated provider: its scenario, its log, its port and what it is doing now."""
 
-    def __init__(self, scenario: Scenario, log: RequestLog, *, api_key: str | None, clock: Clock) -> None:
+    def __init__(self, scenario: Scenario, log: RequestLog, port: Port, *, api_key: str | None, clock: Clock) -> None:
         self.log = log
-        self.start = scenario
-        self.director = Director(scenario)
+        self.port = port
+        self._start = scenario
+        self._director = Director(scenario, clock)
+        self._pacer = Pacer(clock)
         self._api_key = api_key
-        self._clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     async def serve(self, dialect: Dialect, operation: str, request: web.Request) -> web.StreamResponse:
         """Answer one request and close its entry whatever happens."""
         entry = self.log.open()
+        refusals = self.port.refusals
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - aiohttp runs handlers in tasks; tells mypy so
         self._tasks.add(task)
         try:
             answer, fault = await self._consider(dialect, operation, request, entry)
             entry.fault = fault.to_json() if fault is not NO_FAULT else {}
-            entry.billed = owed(answer, fault)
-            return await deliver(request, entry, steps(answer, fault, dialect), self._clock)
+            entry.owed = owed(answer, fault)
+            return await deliver(request, entry, steps(answer, fault, dialect), self._pacer)
         except asyncio.CancelledError:
-            entry.end = "cut" if self._closing else "client_gone"
+            entry.end = "cut" if self._closing or self.port.refusals != refusals else "client_gone"
             raise
         except ConnectionError:
-            entry.end = "client_gone"
+            entry.end = "cut" if self.port.refusals != refusals else "client_gone"
             return web.Response()  # the connection is closed: aiohttp takes note and sends nothing
         finally:
             self._tasks.discard(task)
@@ -71,8 +75,8 @@ class Provider:
         body = _parse(raw)
         model = body.get("model") if body is not None else request.match_info.get("item")
         try:
-            fault = self.director.choose(header=request.headers.get("x-sim-fault"), path=request.path,
-                                         model=model if isinstance(model, str) else "", api_key=key or "")
+            fault = self._director.choose(header=request.headers.get("x-sim-fault"), path=request.path,
+                                          model=model if isinstance(model, str) else "", api_key=key or "")
         except ValueError as error:
             return dialect.error(400, f"The simulated fault cannot be read: {error}", code="invalid_fault"), NO_FAULT
         if self._api_key is not None and key != self._api_key:
@@ -82,19 +86,28 @@ class Provider:
         if request.method == "POST" and body is None:
             return dialect.error(400, _NOT_JSON), fault
         ask = Ask(operation, body or {}, entry.number, entry.received_ns // 1_000_000_000,
-                  self.director.scenario.models, bare_model(request.match_info.get("item", "")),
-                  no_usage=fault.no_usage, ignore_limits=fault.ignore_limits, huge=fault.huge,
+                  self._director.scenario.models, bare_model(request.match_info.get("item", "")), _manner(fault),
                   sent=Sent(request.method, request.rel_url.raw_path, tuple(request.query.items()), entry.headers, body))
         return _honest(dialect, ask), fault
+
+    def begin(self) -> None:
+        """The port is open: the scenario of the start, or the one that was chosen since, begins now."""
+        self.play(self._director.scenario)
+
+    def play(self, scenario: Scenario) -> None:
+        """Start another scenario."""
+        self._director.play(scenario)
+        self.port.follow(self._director.refusal)
 
     def reset(self) -> None:
         """Forget every request, every count and every scenario but the first."""
         self.log.clear()
-        self.director.play(self.start)
+        self.play(self._start)
 
     async def close(self, _app: web.Application) -> None:
         """Break off what is being answered, so that nothing that hangs outlives the server."""
         self._closing = True
+        self._pacer.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -102,15 +115,16 @@ class Provider:
             await asyncio.wait(tasks)
 
 
-def build_simulator(scenario: Scenario, log: RequestLog, clock: Clock, *,
+def build_simulator(scenario: Scenario, log: RequestLog, port: Port, clock: Clock, *,
                     api_key: str | None = None) -> tuple[web.Application, Provider]:
     """The application, and the provider in it that tests look into. Only `api_key` is accepted; None accepts any.
 
-    Run it with `handler_cancellation=True`, or a client that leaves is not noticed before the next write.
+    Once the port is open, `begin` starts the scenario's time line. Run it with `handler_cancellation=True`, or a client that
+    leaves is not noticed before the next write.
     """
-    provider = Provider(scenario, log, api_key=api_key, clock=clock)
+    provider = Provider(scenario, log, port, api_key=api_key, clock=clock)
     app = web.Application(client_max_size=_MAX_BODY)
-    add_control(app, provider.log, provider.director, provider.reset)
+    add_control(app, log, port, play=provider.play, reset=provider.reset)
     dialects: Sequence[Dialect] = [dialect() for dialect in DIALECTS]
     for dialect in dialects:
         for (method, path), operation in dialect.endpoints.items():
@@ -118,6 +132,10 @@ def build_simulator(scenario: Scenario, log: RequestLog, clock: Clock, *,
     app.router.add_route("*", "/{rest:.*}", partial(provider.serve, dialects[0], "unknown"))
     app.on_shutdown.append(provider.close)
     return app, provider
+
+
+def _manner(fault: Fault) -> Manner:
+    return Manner(fault.content, fault.finish_reason, fault.logprob, fault.huge, fault.no_usage, fault.ignore_limits)
 
 
 def _honest(dialect: Dialect, ask: Ask) -> Answer:

@@ -1,7 +1,7 @@
 """The simulator's own endpoints under `/sim`: read the log, wait for it, start over, change the scenario."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -9,28 +9,44 @@ from aiohttp import web
 
 from gateway.errors import ConfigError
 from gateway.simulator.log import RequestLog
-from gateway.simulator.scenario import Director, scenario_from
+from gateway.simulator.port import Port
+from gateway.simulator.scenario import Scenario, scenario_from
 
 _MOST_ENTRIES = 1000
 _LONGEST_WAIT_S = 300.0
+_Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
-def add_control(app: web.Application, log: RequestLog, director: Director, reset: Callable[[], None]) -> None:
+def add_control(app: web.Application, log: RequestLog, port: Port, *,
+                play: Callable[[Scenario], None], reset: Callable[[], None]) -> None:
     """Add the endpoints to an application. None of them is logged."""
-    control = _Control(log, director, reset)
-    app.router.add_get("/sim/log", control.entries)
-    app.router.add_get("/sim/log/wait", control.wait)
-    app.router.add_post("/sim/reset", control.reset)
-    app.router.add_put("/sim/scenario", control.scenario)
+    control = _Control(log, port, play, reset)
+    app.router.add_get("/sim/log", control.spared(control.entries))
+    app.router.add_get("/sim/log/wait", control.spared(control.wait))
+    app.router.add_post("/sim/reset", control.spared(control.reset))
+    app.router.add_put("/sim/scenario", control.spared(control.scenario))
     app.on_shutdown.append(control.close)
 
 
 class _Control:
-    def __init__(self, log: RequestLog, director: Director, reset: Callable[[], None]) -> None:
+    def __init__(self, log: RequestLog, port: Port, play: Callable[[Scenario], None], reset: Callable[[], None]) -> None:
         self._log = log
-        self._director = director
+        self._port = port
+        self._play = play
         self._reset = reset
         self._waiting: set[asyncio.Task[Any]] = set()
+
+    def spared(self, handler: _Handler) -> _Handler:
+        """A handler that still answers where the port closes meanwhile, and on whose connection nothing else is asked."""
+        async def handle(request: web.Request) -> web.Response:
+            self._port.spared.add(request.protocol)
+            try:
+                response = await handler(request)
+            finally:
+                self._port.spared.discard(request.protocol)
+            response.force_close()
+            return response
+        return handle
 
     async def entries(self, request: web.Request) -> web.Response:
         """`GET /sim/log?since=N&limit=M`: the entries above N, oldest first, 1000 at most, and how many there were."""
@@ -39,7 +55,8 @@ class _Control:
         except ValueError as error:
             return _json({"error": str(error)}, 400)
         requests = [entry.to_json() for entry in self._log.entries(int(since), int(limit))]
-        return _json({"received": self._log.received, "finished": self._log.finished, "requests": requests})
+        return _json({"connections": self._log.connections, "open_connections": self._port.connections,
+                      "received": self._log.received, "finished": self._log.finished, "requests": requests})
 
     async def wait(self, request: web.Request) -> web.Response:
         """`GET /sim/log/wait?count=N&timeout=S`: answers when N requests have finished, or after S seconds."""
@@ -69,7 +86,7 @@ class _Control:
             return _json({"error": f"not JSON: {error}"}, 400)
         except ConfigError as error:
             return _json({"error": error.message}, 400)
-        self._director.play(scenario)
+        self._play(scenario)
         return _json({"rules": len(scenario.rules), "models": scenario.models})
 
     async def close(self, _app: web.Application) -> None:

@@ -1,4 +1,4 @@
-"""Performs the steps of an answer on one connection and notes in the log what went out. Only this touches sockets."""
+"""Performs the steps of an answer on one connection and notes in the log what went out. Only this touches connections."""
 
 import asyncio
 import socket
@@ -10,84 +10,129 @@ from aiohttp import web
 
 from gateway.clock import Clock
 from gateway.simulator.log import Entry
-from gateway.simulator.script import Drop, End, Hang, Head, Reset, Step, Wait, Whole, Write
+from gateway.simulator.pace import Pacer
+from gateway.simulator.script import Drop, End, Hang, Head, Reset, Steady, Step, Wait, Whole, Write
 
 _LINGER_NONE = struct.pack("ii", 1, 0)  # close() then sends RST instead of FIN (SO_LINGER, socket(7))
 _FLUSH_POLL_S = 0.001
 _RESET_AFTER_S = 0.02
 
 
-async def deliver(request: web.Request, entry: Entry, steps: Iterable[Step], clock: Clock) -> web.StreamResponse:
+async def deliver(request: web.Request, entry: Entry, steps: Iterable[Step], pacer: Pacer) -> web.StreamResponse:
     """Send one answer. Returns the response for aiohttp to finish, which writes nothing more on a closed connection.
 
     Raises:
         ConnectionError: the client has gone.
         asyncio.CancelledError: the client went while the simulator waited, or the simulator is shutting down.
     """
-    response: web.StreamResponse | None = None
+    wire = _Wire(request, entry, pacer.clock)
     for step in steps:
         match step:
-            case Write() if response is not None:
-                entry.made(step.tokens)  # before it is sent: what a client no longer reads was made all the same
-                await response.write(step.data)
-                entry.sent(len(step.data), step.chunks, step.usage)
+            case Write():
+                await wire.write(step)
+            case Steady():
+                await pacer.send(wire, step)
             case Whole():
-                response = await _whole(request, entry, step)
+                await wire.whole(step)
             case Wait():
-                await clock.sleep(step.seconds)
+                await pacer.clock.sleep(step.seconds)
             case Head():
-                response = await _head(request, entry, step)
-            case End() if response is not None:
-                await response.write_eof()
-                entry.sent(0, 0, step.usage)
-                entry.end = "cut" if step.cut else "completed"
+                await wire.head(step)
+            case End():
+                await wire.end(step)
             case Hang():
                 await asyncio.Event().wait()  # ends with this task: when the client goes, or on shutdown
             case Drop() | Reset():
-                await _break(request, entry, abruptly=isinstance(step, Reset))
-            case Write() | End():
-                raise AssertionError("a script writes nothing before its head")
+                await wire.break_off(abruptly=isinstance(step, Reset))
             case _:
                 assert_never(step)
-    return web.Response() if response is None else response
+    return wire.response
 
 
-async def _whole(request: web.Request, entry: Entry, step: Whole) -> web.StreamResponse:
-    headers = {"content-type": step.content_type, "x-request-id": entry.request_id, **step.headers}
-    response = web.Response(status=step.status, body=step.body, headers=headers)
-    entry.status = step.status
-    await response.prepare(request)
-    await response.write_eof()
-    entry.sent(len(step.body), step.chunks, step.usage)
-    entry.end = "cut" if step.cut else "completed"
-    return response
+class _Wire:
+    """The connection that an answer goes out on.
 
-
-async def _head(request: web.Request, entry: Entry, step: Head) -> web.StreamResponse:
-    headers = {"content-type": step.content_type, "x-request-id": entry.request_id, **step.headers}
-    response = web.StreamResponse(status=step.status, headers=headers)
-    if step.length is not None:
-        response.content_length = step.length
-    entry.status = step.status
-    await response.prepare(request)
-    return response
-
-
-async def _break(request: web.Request, entry: Entry, *, abruptly: bool) -> None:
-    """Close the connection before its time, once all that was written is out.
-
-    A reset makes both kernels throw away what has not been read, so it comes a moment after the last byte.
+    The pieces of a body go straight to the transport, past aiohttp's writer: a stream costs half as much so, and a length that
+    was announced does not clip it.
     """
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError("the client has gone")
-    while transport.get_write_buffer_size():  # noqa: ASYNC110 - a transport has no event for "all is out"; ends with the task
-        await asyncio.sleep(_FLUSH_POLL_S)
-    if abruptly and entry.sent_bytes:
-        await asyncio.sleep(_RESET_AFTER_S)
-    entry.end = "cut"
-    if abruptly:
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
-        transport.abort()
-    else:
-        transport.close()
+
+    def __init__(self, request: web.Request, entry: Entry, clock: Clock) -> None:
+        self.response: web.StreamResponse = web.Response()  # of a connection that breaks before any answer
+        self._request = request
+        self._entry = entry
+        self._clock = clock
+        self._chunked = False
+
+    async def whole(self, step: Whole) -> None:
+        """A complete answer."""
+        self.response = web.Response(status=step.status, body=step.body, headers=self._headers(step))
+        await self.response.prepare(self._request)
+        self._entry.begun(step.status, self._clock.now_ns())
+        await self.response.write_eof()
+        self._entry.sent(len(step.body), step.chunks, step.usage, self._clock.now_ns())
+        self._entry.end = "cut" if step.cut else "completed"
+
+    async def head(self, step: Head) -> None:
+        """The status line and the headers; they leave at once."""
+        self.response = web.StreamResponse(status=step.status, headers=self._headers(step))
+        self.response.content_length = step.length
+        await self.response.prepare(self._request)
+        self._chunked = "transfer-encoding" in self.response.headers
+        self._entry.begun(step.status, self._clock.now_ns())
+
+    def _headers(self, step: Whole | Head) -> dict[str, str]:
+        return {"content-type": step.content_type, "x-request-id": self._entry.request_id, **step.headers}
+
+    async def write(self, step: Write) -> None:
+        """Send a piece of the body, no faster than the client reads."""
+        if not self.put(step):
+            await self.drained()
+
+    def put(self, step: Write) -> bool:
+        """Send a piece of the body. False where the client reads so slowly that `drained` is to be awaited.
+
+        Raises:
+            ConnectionResetError: the client has gone.
+        """
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        data = step.data
+        self._entry.made(step.tokens)  # before it is sent: what a client no longer reads was made all the same
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._entry.sent(len(data), step.chunks, step.usage, self._clock.now_ns())
+        return not self._request.protocol.writing_paused
+
+    async def drained(self) -> None:
+        """Wait until the client has read most of what was put."""
+        await self._request.writer.drain()
+
+    async def end(self, step: End) -> None:
+        """The end that HTTP promises."""
+        await self.response.write_eof()
+        self._entry.sent(0, 0, step.usage, self._clock.now_ns())
+        self._entry.end = "cut" if step.cut else "completed"
+
+    async def break_off(self, *, abruptly: bool) -> None:
+        """Close the connection before its time, once all that was written is out.
+
+        A reset makes both kernels throw away what has not been read, so it comes a moment after the last byte.
+        """
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        while transport.get_write_buffer_size():  # noqa: ASYNC110 - a transport has no event for "all is out"; ends with the task
+            await asyncio.sleep(_FLUSH_POLL_S)
+        if abruptly and self._entry.sent_bytes:
+            await asyncio.sleep(_RESET_AFTER_S)
+        self._entry.end = "cut"
+        if abruptly:
+            reset(transport)
+        else:
+            transport.close()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Break a connection (TCP RST)."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+    transport.abort()

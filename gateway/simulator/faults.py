@@ -15,9 +15,12 @@ Garbage = Literal["json", "bytes", "shape", "html"]
 _GARBAGE: Final[tuple[Garbage, ...]] = ("json", "bytes", "shape", "html")
 _MAX_HUGE = 256 * 1024 * 1024
 _MAX_DELAY_S = 3600.0
+_MAX_OFF = 1024 * 1024 * 1024
+_MAX_TEXT = 64 * 1024
+_LEAST_LOGPROB = -9999.0  # what OpenAI says of a token that is very unlikely
 
 # What an answer can end in. One answer ends once, so a fault names at most one of them.
-_ENDINGS: Final = ("status", "reset", "hang", "empty", "garbage", "cut_after_chunks", "end_after_chunks",
+_ENDINGS: Final = ("status", "reset", "hang", "empty", "garbage", "length_off", "cut_after_chunks", "end_after_chunks",
                    "stall_after_chunks", "error_event_after_chunks")
 
 
@@ -25,8 +28,9 @@ _ENDINGS: Final = ("status", "reset", "hang", "empty", "garbage", "cut_after_chu
 class Fault:
     """One way to misbehave. At most one field decides how the answer ends; delays and the rest combine with it.
 
-    Counts of chunks are server-sent events of a stream, and pieces of 64 bytes of a plain answer. Durations are
-    seconds. `times` is how often it happens before the provider behaves again; None is always.
+    The one pair is `status` with `garbage`: an error whose body is no error object. Counts of chunks are server-sent events of a
+    stream, and pieces of 64 bytes of a plain answer. Durations are seconds. `times` is how often it happens before the provider
+    behaves again; None is always.
 
     Raises:
         ValueError: two endings in one fault, or a part that needs another one.
@@ -39,6 +43,7 @@ class Fault:
     empty: bool = False
     garbage: Garbage | None = None
     garbage_after_chunks: int = 0
+    length_off: int | None = None
     cut_after_chunks: int | None = None
     end_after_chunks: int | None = None
     stall_after_chunks: int | None = None
@@ -48,19 +53,23 @@ class Fault:
     delay_between_tokens_s: float | None = None
     chunk_bytes: int = 0
     huge: int = 0
+    content_type: str | None = None
+    content: str | None = None
+    finish_reason: str | None = None
+    logprob: float | None = None
     no_usage: bool = False
     ignore_limits: bool = False
     drop_done: bool = False
     times: int | None = None
 
     def __post_init__(self) -> None:
-        endings = [name for name in _ENDINGS if getattr(self, name) not in (None, False)]
-        if len(endings) > 1:
+        endings = [name for name in _ENDINGS if getattr(self, name) is not None and getattr(self, name) is not False]
+        if len(endings) > 1 and endings != ["status", "garbage"]:
             raise ValueError(f"{' and '.join(endings)} cannot be combined: an answer ends in one way")
         if self.retry_after_s is not None and self.status is None:
             raise ValueError("retry_after needs status: it is a header of an error answer")
-        if self.garbage_after_chunks and self.garbage is None:
-            raise ValueError("garbage_after_chunks needs garbage, which says of what kind")
+        if self.garbage_after_chunks and (self.garbage is None or self.status is not None):
+            raise ValueError("garbage_after_chunks needs garbage, which says of what kind, and an answer without status")
 
     def paced(self, pace: "Fault") -> "Fault":
         """This fault with the delays of `pace` wherever it names none of its own."""
@@ -132,6 +141,45 @@ def _size(value: Any) -> int:
     return int(number * _UNITS_BYTES[unit])
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise ValueError(f"expected text of at most {_MAX_TEXT} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("expected text in UTF-8") from error
+    return value
+
+
+def _content_type(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~](?:[ -~]{0,98}[!-~])?", value):
+        raise ValueError("expected a content type, such as text/html")
+    return value
+
+
+def _signed(value: Any) -> float:
+    """A number as it stands in a table, or in text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,12}(?:\.\d{1,12})?", value, re.ASCII):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("expected a number")  # noqa: TRY004 - one kind of error for everything a specification can say wrong
+    return float(value)
+
+
+def _off(value: Any) -> int:
+    number = _signed(value)
+    if not number.is_integer() or not 0 < abs(number) <= _MAX_OFF:
+        raise ValueError(f"expected a whole number of bytes other than 0, up to {_MAX_OFF} either way")
+    return int(number)
+
+
+def _logprob(value: Any) -> float:
+    number = _signed(value)
+    if not _LEAST_LOGPROB <= number <= 0:
+        raise ValueError(f"expected the logarithm of a probability, from {_LEAST_LOGPROB:g} to 0")
+    return number
+
+
 def _garbage(value: Any) -> Garbage:
     for kind in _GARBAGE:
         if value == kind or (kind == "json" and value in (True, "true")):
@@ -148,6 +196,7 @@ _KEYS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "empty": ("empty", _flag),
     "garbage": ("garbage", _garbage),
     "garbage_after_chunks": ("garbage_after_chunks", _whole),
+    "length_off": ("length_off", _off),
     "cut_after_chunks": ("cut_after_chunks", _whole),
     "end_after_chunks": ("end_after_chunks", _whole),
     "stall_after_chunks": ("stall_after_chunks", _whole),
@@ -157,6 +206,10 @@ _KEYS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "delay_between_tokens": ("delay_between_tokens_s", duration_s),
     "chunk_bytes": ("chunk_bytes", _positive),
     "huge": ("huge", _size),
+    "content_type": ("content_type", _content_type),
+    "content": ("content", _text),
+    "finish_reason": ("finish_reason", _text),
+    "logprob": ("logprob", _logprob),
     "no_usage": ("no_usage", _flag),
     "ignore_limits": ("ignore_limits", _flag),
     "drop_done": ("drop_done", _flag),

@@ -28,10 +28,15 @@ def fingerprint(secret: str) -> str:
 
 
 class Entry:
-    """One request and what became of it. Times are wall-clock nanoseconds; `end` is `open` until it is answered."""
+    """One request and what became of it. Times are wall-clock nanoseconds; `end` is `open` until it is answered.
 
-    __slots__ = ("api_key", "billed", "chunks", "client_gone_ns", "end", "epoch", "fault", "finished_ns", "headers", "kept",
-                 "method", "number", "path", "query", "raw", "received_ns", "sent_bytes", "status", "usage")
+    `first_byte_ns` is when the status line, `last_byte_ns` when the newest byte went to the kernel, None while none has. `owed`
+    is what is charged before anything goes out, `tokens` have been made since.
+    """
+
+    __slots__ = ("api_key", "chunks", "client_gone_ns", "end", "epoch", "fault", "finished_ns", "first_byte_ns", "headers", "kept",
+                 "last_byte_ns", "method", "number", "owed", "path", "query", "raw", "received_ns", "sent_bytes", "status", "tokens",
+                 "usage")
 
     def __init__(self, number: int, epoch: int, received_ns: int) -> None:
         self.number = number
@@ -47,8 +52,11 @@ class Entry:
         self.chunks = 0
         self.sent_bytes = 0
         self.usage: JsonObject | None = None
-        self.billed: Billed | None = None
+        self.owed: Billed | None = None
+        self.tokens = 0
         self.end: End = "open"
+        self.first_byte_ns: int | None = None
+        self.last_byte_ns: int | None = None
         self.finished_ns: int | None = None
         self.client_gone_ns: int | None = None
 
@@ -83,22 +91,34 @@ class Entry:
             lowered[name] = str(self.api_key) if known else fingerprint(lowered[name])
         self.headers = lowered
 
-    def sent(self, size: int, chunks: int, usage: JsonObject | None) -> None:
+    @property
+    def billed(self) -> Billed | None:
+        """What the provider charges for so far."""
+        owed = self.owed
+        return None if owed is None else replace(owed, completion_tokens=owed.completion_tokens + self.tokens)
+
+    def begun(self, status: int, now_ns: int) -> None:
+        """Note that the status line has gone out."""
+        self.status = status
+        self.first_byte_ns = self.last_byte_ns = now_ns
+
+    def sent(self, size: int, chunks: int, usage: JsonObject | None, now_ns: int) -> None:
         """Note what has gone out."""
         self.sent_bytes += size
         self.chunks += chunks
         self.usage = usage or self.usage
+        self.last_byte_ns = now_ns
 
     def made(self, tokens: int) -> None:
         """Note tokens that have been made for a stream."""
-        if tokens and self.billed is not None:
-            self.billed = replace(self.billed, completion_tokens=self.billed.completion_tokens + tokens)
+        self.tokens += tokens
 
     def to_json(self) -> JsonObject:
         """The entry as the log file and `/sim/log` show it."""
         return {
             "seq": self.number, "request_id": self.request_id, "client_request_id": self.client_request_id,
-            "received_ns": self.received_ns, "finished_ns": self.finished_ns, "client_gone_ns": self.client_gone_ns,
+            "received_ns": self.received_ns, "first_byte_ns": self.first_byte_ns, "last_byte_ns": self.last_byte_ns,
+            "finished_ns": self.finished_ns, "client_gone_ns": self.client_gone_ns,
             "method": self.method, "path": self.path, "query": self.query, "headers": self.headers,
             "api_key": self.api_key,
             "body_sha256": hashlib.sha256(self.raw).hexdigest(), "body_bytes": len(self.raw), "body": self.body,
@@ -110,6 +130,7 @@ class Entry:
 class RequestLog:
     """Entries in the order of arrival, the newest `keep` of them, and a line in `path` for each as it finishes.
 
+    `connections` were accepted, `received` requests came on them, `finished` of these have been answered or broken off.
     Bodies count too: beyond 256 MiB of them the oldest entries go first. `keep=0` remembers nothing and still counts.
     """
 
@@ -127,6 +148,7 @@ class RequestLog:
         self._epoch += 1
         self._entries: deque[Entry] = deque()
         self._body_bytes = 0
+        self.connections = 0
         self.received = 0
         self.finished = 0
 

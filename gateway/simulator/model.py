@@ -63,8 +63,10 @@ def count_tokens(text: str) -> int:
 
 
 def tokens(text: str) -> tuple[str, ...]:
-    """A text cut into tokens that join to it again, white space at its end excepted."""
-    return tuple(_TOKEN.findall(text.rstrip()))  # a long blank end would make the expression try every place in it
+    """A text cut into tokens that join to it again; white space at its end belongs to the last of them."""
+    words = text.rstrip()  # a long blank end would make the expression try every place in it
+    found, blank = _TOKEN.findall(words), text[len(words):]
+    return (*found[:-1], "".join(found[-1:]) + blank) if blank else tuple(found)
 
 
 def answer_text(prompt: str, salt: str) -> str:

@@ -40,6 +40,7 @@ _MESSAGE_TOKENS, _REPLY_TOKENS, _IMAGE_TOKENS, _TOOL_TOKENS = 4, 3, 85, 10
 _REASONING: Final[Mapping[str, int]] = {"minimal": 8, "low": 16, "medium": 64, "high": 256, "xhigh": 1024}
 _DIMENSIONS = 1536
 _MODELS_CREATED_S = 1_735_689_600
+_LOGPROB = -0.1  # of every token, unless the provider is told another
 _DONE = b"data: [DONE]\n\n"
 _CHAT_EXTRAS: Final[Mapping[str, str]] = {"service_tier": "default", "system_fingerprint": "fp_simulator"}
 
@@ -67,12 +68,16 @@ class OpenAI:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """What matters of a conversation: its last user message, its tokens, and whether a tool has answered since."""
+    """What matters of a conversation: its last user message, its tokens, and whether a tool has answered since.
+
+    `prefix` is what the answer begins with already (`continue_final_message`, as with vLLM).
+    """
 
     text: str
     tokens: int
     cached: int
     tool_answered: bool
+    prefix: str
 
 
 def _chat(ask: Ask) -> Answer:
@@ -81,11 +86,12 @@ def _chat(ask: Ask) -> Answer:
     prompt = _prompt(body)
     said = [_say(ask, prompt, number) for number in range(body.get("n") or 1)]
     usage = _usage(prompt.tokens, prompt.cached, said)
-    reasons = [_finish_reason(utterance, body) for utterance in said]
+    reasons = [_finish_reason(ask, utterance) for utterance in said]
     if body.get("stream"):
         head = _head(ask, "chatcmpl", "chat.completion.chunk", **_CHAT_EXTRAS)
         return _streamed(head, ask, _deltas(ask, said, reasons), usage)
-    choices = [{"index": number, "message": _message(ask, utterance, number), "logprobs": None, "finish_reason": reason}
+    choices = [{"index": number, "message": _message(ask, utterance, number), "logprobs": _logprobs(ask, utterance.text),
+                "finish_reason": reason}
                for number, (utterance, reason) in enumerate(zip(said, reasons, strict=True))]
     head = _head(ask, "chatcmpl", "chat.completion", choices=choices)
     return _whole(head, ask, usage, **_CHAT_EXTRAS)
@@ -98,9 +104,9 @@ def _completions(ask: Ask) -> Answer:
     said = [_text_answer(ask, text, number) for text, _count in prompts for number in range(body.get("n") or 1)]
     usage = _usage(sum(count for _text, count in prompts), 0, said)
     if body.get("stream"):
-        return _streamed(_head(ask, "cmpl", "text_completion"), ask, _text_deltas(said), usage)
+        return _streamed(_head(ask, "cmpl", "text_completion"), ask, _text_deltas(ask, said), usage)
     choices = [{"text": "".join(utterance.text), "index": number, "logprobs": None,
-                "finish_reason": _finish_reason(utterance, body)} for number, utterance in enumerate(said)]
+                "finish_reason": _finish_reason(ask, utterance)} for number, utterance in enumerate(said)]
     return _whole(_head(ask, "cmpl", "text_completion", choices=choices), ask, usage)
 
 
@@ -143,7 +149,7 @@ def _head(ask: Ask, prefix: str, kind: str, **more: Any) -> JsonObject:
 
 
 def _whole(head: JsonObject, ask: Ask, usage: JsonObject, **more: Any) -> Answer:
-    told = {} if ask.no_usage else {"usage": usage}
+    told = {} if ask.manner.no_usage else {"usage": usage}
     return Answer(body=orjson.dumps(head | told | more), usage=told.get("usage"), billed=_billed(usage))
 
 
@@ -158,9 +164,11 @@ def _frame(chunk: JsonObject) -> bytes:
 def _streamed(head: JsonObject, ask: Ask, choices: Iterable[tuple[JsonObject, int]], usage: JsonObject) -> Answer:
     """A stream of one choice a chunk. Asked for, the usage comes last, and every other chunk says `"usage": null`."""
     asked = (ask.body.get("stream_options") or {}).get("include_usage") is True
-    told = usage if asked and not ask.no_usage else None
-    empty: JsonObject = {} if told is None else {"usage": None}
-    frames = (Frame(_frame({**head, "choices": [choice], **empty}), tokens) for choice, tokens in choices)
+    told = usage if asked and not ask.manner.no_usage else None
+    # All chunks are alike but for their choice, so the rest is written as JSON once: a stream costs little more than its sending.
+    before = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
+    after = b"]}\n\n" if told is None else b'],"usage":null}\n\n'
+    frames = (Frame(before + orjson.dumps(choice) + after, tokens) for choice, tokens in choices)
     usage_frame = b"" if told is None else _frame({**head, "choices": [], "usage": told})
     return Answer(frames=frames, usage_frame=usage_frame, done_frame=_DONE, usage=told, billed=_billed(usage))
 
@@ -174,7 +182,7 @@ def _deltas(ask: Ask, said: Sequence[Utterance], reasons: Sequence[str]) -> Iter
         content = None if utterance.calls else ""
         yield _choice(number, {"role": "assistant", "content": content, "refusal": None}), utterance.reasoning
         for token in utterance.text:
-            yield _choice(number, {"content": token}), 1
+            yield _choice(number, {"content": token}, logprobs=_logprobs(ask, (token,))), 1
         for place, call in enumerate(utterance.calls):
             start = {"index": place, "id": _call_id(ask, number, place), "type": "function"}
             yield _choice(number, {"tool_calls": [{**start, "function": {"name": call.name, "arguments": ""}}]}), 1
@@ -183,15 +191,32 @@ def _deltas(ask: Ask, said: Sequence[Utterance], reasons: Sequence[str]) -> Iter
         yield _choice(number, {}, reason), 0
 
 
-def _choice(number: int, delta: JsonObject, reason: str | None = None) -> JsonObject:
-    return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
+def _choice(number: int, delta: JsonObject, reason: str | None = None, logprobs: JsonObject | None = None) -> JsonObject:
+    return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _text_deltas(said: Sequence[Utterance]) -> Iterator[tuple[JsonObject, int]]:
+def _logprobs(ask: Ask, text: Sequence[str]) -> JsonObject | None:
+    """How likely each token of a text was, all the same, and `top_logprobs` of what it might have been; None unless asked for."""
+    if ask.body.get("logprobs") is not True or not text:
+        return None
+    value = _LOGPROB if ask.manner.logprob is None else ask.manner.logprob
+    wanted = ask.body.get("top_logprobs") or 0
+    content = []
+    for token in text:
+        top = [_likely(token if rank == 0 else f" other{rank}", value - rank) for rank in range(wanted)]
+        content.append({**_likely(token, value), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def _likely(token: str, logprob: float) -> JsonObject:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
+def _text_deltas(ask: Ask, said: Sequence[Utterance]) -> Iterator[tuple[JsonObject, int]]:
     for number, utterance in enumerate(said):
         for token in utterance.text:
             yield {"text": token, "index": number, "logprobs": None, "finish_reason": None}, 1
-        yield {"text": "", "index": number, "logprobs": None, "finish_reason": "length" if utterance.cut else "stop"}, 0
+        yield {"text": "", "index": number, "logprobs": None, "finish_reason": _finish_reason(ask, utterance)}, 0
 
 
 def _message(ask: Ask, utterance: Utterance, number: int) -> JsonObject:
@@ -205,31 +230,37 @@ def _message(ask: Ask, utterance: Utterance, number: int) -> JsonObject:
     return message
 
 
-def _finish_reason(utterance: Utterance, body: JsonObject) -> str:
+def _finish_reason(ask: Ask, utterance: Utterance) -> str:
+    if ask.manner.finish_reason is not None:
+        return ask.manner.finish_reason
     if utterance.cut:
         return "length"
     # OpenAI ends an answer with "stop" when tool_choice names the tool: the call was not the model's choice.
-    return "tool_calls" if utterance.calls and not isinstance(body.get("tool_choice"), dict) else "stop"
+    return "tool_calls" if utterance.calls and not isinstance(ask.body.get("tool_choice"), dict) else "stop"
 
 
 def _say(ask: Ask, prompt: _Prompt, number: int) -> Utterance:
-    body = ask.body
-    limit = None if ask.ignore_limits else body.get("max_completion_tokens") or body.get("max_tokens")
+    body, manner = ask.body, ask.manner
+    limit = None if manner.ignore_limits else body.get("max_completion_tokens") or body.get("max_tokens")
     reasoning = _REASONING.get(body.get("reasoning_effort") or "", 0)
-    if ask.huge:
-        return Utterance(("x" * ask.huge,))
+    if manner.huge:
+        return Utterance(("x" * manner.huge,))
+    if manner.content is not None:
+        return utter(manner.content.removeprefix(prompt.prefix), limit=limit, reasoning=reasoning)
     calls = _calls(body, prompt)
     if calls:
         return utter_calls(calls, limit=limit, reasoning=reasoning)
-    text = answer_text(prompt.text, f"{body.get('seed')}:{number}")
-    return utter(_formatted(text, body.get("response_format") or {}), limit=limit, reasoning=reasoning)
+    text = _formatted(answer_text(prompt.text, f"{body.get('seed')}:{number}"), body.get("response_format") or {})
+    return utter(text.removeprefix(prompt.prefix), limit=limit, reasoning=reasoning)
 
 
 def _text_answer(ask: Ask, prompt: str, number: int) -> Utterance:
-    if ask.huge:
-        return Utterance(("x" * ask.huge,))
-    limit = None if ask.ignore_limits else ask.body.get("max_tokens")
-    return utter(answer_text(prompt, f"{ask.body.get('seed')}:{number}"), limit=limit)
+    manner = ask.manner
+    if manner.huge:
+        return Utterance(("x" * manner.huge,))
+    limit = None if manner.ignore_limits else ask.body.get("max_tokens")
+    text = answer_text(prompt, f"{ask.body.get('seed')}:{number}") if manner.content is None else manner.content
+    return utter(text, limit=limit)
 
 
 def _formatted(text: str, response_format: JsonObject) -> str:
@@ -281,7 +312,8 @@ def _prompt(body: JsonObject) -> _Prompt:
         elif message["role"] in ("tool", "function"):
             tool_answered = True
     total = sum(costs) + _REPLY_TOKENS + _TOOL_TOKENS * len(body.get("tools") or [])
-    return _Prompt(text, total, sum(costs[:-1]) if body.get("prompt_cache_key") else 0, tool_answered)
+    prefix = said if body.get("continue_final_message") else ""
+    return _Prompt(text, total, sum(costs[:-1]) if body.get("prompt_cache_key") else 0, tool_answered, prefix)
 
 
 def _content(content: Any) -> tuple[str, int]:

@@ -21,6 +21,7 @@ _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_CHOICES = 128
 _MAX_INPUTS = 2048
 _MAX_DIMENSIONS = 4096
+_MAX_TOP_LOGPROBS = 20
 _NAMES: Final[Mapping[type, str]] = {
     str: "a string", bool: "a boolean", int: "an integer", float: "a decimal", dict: "an object", list: "an array",
 }
@@ -48,6 +49,25 @@ def check_chat(body: JsonObject) -> None:
     _check_tools(body)
     _of(body, "response_format", dict)
     _of(body, "reasoning_effort", str)
+    _check_logprobs(body)
+    _check_continuation(body)
+
+
+def _check_logprobs(body: JsonObject) -> None:
+    _of(body, "logprobs", bool)
+    _range(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS)
+    if body.get("top_logprobs") is not None and body.get("logprobs") is not True:
+        raise refused("The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.", "top_logprobs")
+
+
+def _check_continuation(body: JsonObject) -> None:
+    """The two parameters that vLLM has for a message that the answer goes on from, where a chat template would begin a new one."""
+    if not _of(body, "continue_final_message", bool):
+        return
+    if _of(body, "add_generation_prompt", bool):
+        raise refused("Cannot set both `continue_final_message` and `add_generation_prompt` to True.", "continue_final_message")
+    if body["messages"][-1]["role"] != "assistant":
+        raise refused("'continue_final_message' needs a last message from the assistant.", "continue_final_message")
 
 
 def _check_messages(body: JsonObject) -> None:

@@ -13,9 +13,9 @@ from gateway.clock import Clock, SystemClock
 from gateway.errors import SetupError
 from gateway.simulator.app import build_simulator
 from gateway.simulator.log import Entry, RequestLog
+from gateway.simulator.port import Port
 from gateway.simulator.scenario import Scenario
 
-_BACKLOG = 1024
 _SHUTDOWN_S = 1.0
 _NO_FAULTS: Final = Scenario()
 
@@ -29,11 +29,10 @@ class Simulator:
 
     def __init__(self, scenario: Scenario = _NO_FAULTS, *, host: str = "127.0.0.1", port: int = 0,
                  api_key: str | None = None, log: RequestLog | None = None, clock: Clock | None = None) -> None:
-        self._host = host
-        self._port = port
         clock = SystemClock() if clock is None else clock
         self._log = RequestLog(clock) if log is None else log
-        app, self._provider = build_simulator(scenario, self._log, clock, api_key=api_key)
+        self._port = Port(host, port, self._log, clock)
+        app, self._provider = build_simulator(scenario, self._log, self._port, clock, api_key=api_key)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
 
     def __repr__(self) -> str:
@@ -47,13 +46,23 @@ class Simulator:
     @property
     def root(self) -> str:
         """Where the server itself answers: `/sim/…` stands below it."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        host = f"[{self._port.host}]" if ":" in self._port.host else self._port.host
+        return f"http://{host}:{self._port.number}"
 
     @property
     def requests(self) -> list[Entry]:
         """Every request received, in order of arrival, those being answered included."""
         return self._log.entries()
+
+    @property
+    def connections(self) -> int:
+        """How many connections were accepted, since the last `reset`."""
+        return self._log.connections
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open."""
+        return self._port.connections
 
     async def finished(self, count: int, timeout_s: float = 10.0) -> list[Entry]:
         """Wait until `count` requests have finished, then `requests`. Raises TimeoutError after `timeout_s`."""
@@ -62,8 +71,19 @@ class Simulator:
         return self.requests
 
     def play(self, scenario: Scenario) -> None:
-        """Behave differently from now on."""
-        self._provider.director.play(scenario)
+        """Behave differently from now on. A scenario whose time line begins with `refuse` refuses at once."""
+        self._provider.play(scenario)
+
+    async def refuse(self) -> None:
+        """Refuse connections and reset those that are open, until `accept`, `play` or `reset`, whatever the time line says."""
+        self._port.stay()
+        self._port.refuse()
+
+    async def accept(self) -> None:
+        """Accept connections, until `refuse`, `play` or `reset`, whatever the time line says."""
+        self._port.stay()
+        self._port.accept()
+        await self._port.accepting()
 
     def reset(self) -> None:
         """Forget every request and count and return to the scenario of the start."""
@@ -71,17 +91,19 @@ class Simulator:
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, backlog=_BACKLOG)
+        accepts = self._runner.server
+        assert accepts is not None  # noqa: S101 - `setup` has made it; tells mypy so
         try:
-            await site.start()
+            await self._port.open(accepts)
         except OSError as error:
             await self._runner.cleanup()
-            raise _cannot_listen(self._host, self._port, error) from error
-        self._port = site.port
+            raise _cannot_listen(self._port.host, self._port.number, error) from error
+        self._provider.begin()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
+        await self._port.close()
         await self._runner.cleanup()
 
 

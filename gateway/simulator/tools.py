@@ -17,8 +17,8 @@ class Tools:
         """An echo; with `huge` as long as that."""
         sent = ask.sent
         echo = {"method": sent.method, "path": sent.path, "query": sent.query, "headers": dict(sent.headers), "body": sent.body}
-        if ask.huge:
-            echo["padding"] = "x" * ask.huge
+        if ask.manner.huge:
+            echo["padding"] = "x" * ask.manner.huge
         return Answer(body=orjson.dumps(echo))
 
     def error(self, status: int, message: str | None = None, *, code: str | None = None) -> Answer:

@@ -58,6 +58,18 @@ INVARIANTS: Final = (
         "something was sent upstream of which no call is on record",
     ),
     Invariant(
+        "path-has-its-attempt",
+        "SELECT paths.seq, paths.n, why FROM paths LEFT JOIN attempts USING (seq, n) WHERE attempts.seq IS NULL",
+        "it is on record why an attempt was made, and not that it was made",
+    ),
+    Invariant(
+        "further-attempts-say-why",
+        "SELECT calls.id, attempts.n FROM attempts JOIN calls USING (seq) LEFT JOIN paths USING (seq, n) "
+        "WHERE attempts.n > 1 AND attempts.cause != 'interrupted' AND coalesce(why, '') = '' "
+        "AND attempts.seq >= (SELECT min(seq) FROM paths)",
+        "a call was sent once more, and it is not on record why",
+    ),
+    Invariant(
         "outcome-has-its-call",
         "SELECT seq, outcome FROM outcomes WHERE seq NOT IN (SELECT seq FROM calls)",
         "a call ended that never began",
@@ -81,9 +93,9 @@ INVARIANTS: Final = (
     ),
     Invariant(
         "completed-means-succeeded",
-        'SELECT calls.id, (SELECT "end" FROM attempts WHERE attempts.seq = calls.seq ORDER BY n DESC LIMIT 1) AS last_end '
-        "FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND last_end IS NOT 'succeeded'",
-        "the client was given an answer as complete, and the last attempt did not deliver one",
+        "SELECT calls.id FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' "
+        "AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.seq = calls.seq AND attempts.\"end\" = 'succeeded')",
+        "the client was given an answer as complete, and no attempt delivered one",
     ),
     Invariant(
         "completed-means-allowed",
@@ -104,7 +116,8 @@ INVARIANTS: Final = (
     Invariant(
         "cut-is-never-complete",
         "SELECT calls.id, attempts.n FROM attempts JOIN outcomes USING (seq) JOIN calls USING (seq) "
-        "WHERE attempts.\"end\" = 'cut' AND outcome = 'completed'",
+        "WHERE attempts.\"end\" = 'cut' AND outcome = 'completed' AND NOT EXISTS (SELECT 1 FROM paths "
+        "WHERE paths.seq = attempts.seq AND paths.n > attempts.n AND why = 'continuation')",
         "a stream that broke was reported as complete",
     ),
     Invariant(
@@ -153,7 +166,7 @@ INVARIANTS: Final = (
     Invariant(
         "session-counts-its-calls",
         "WITH begun AS (SELECT key, session, count(*) AS times FROM calls JOIN sessions ON principal = key AND sessions.id = session "
-        "WHERE seq >= first_seq AND provider != '' GROUP BY key, session) "
+        "WHERE seq >= first_seq AND provider != '' AND seq NOT IN (SELECT seq FROM plans WHERE part_of != '') GROUP BY key, session) "
         "SELECT principal, id AS session, sessions.calls AS counted, coalesce(times, 0) AS on_record FROM sessions "
         "LEFT JOIN begun ON key = principal AND session = id "
         "WHERE counted < on_record OR (counted > on_record AND EXISTS (SELECT 1 FROM calls AS first WHERE first.seq = first_seq))",
@@ -235,6 +248,8 @@ INVARIANTS: Final = (
         "UNION ALL SELECT 'dispatches', id FROM dispatches JOIN calls USING (seq) "
         "WHERE holds_key(dispatches.provider, dispatches.model) "
         "UNION ALL SELECT 'verdicts', id FROM verdicts JOIN calls USING (seq) WHERE holds_key(verdicts.verdicts, verdicts.labels) "
+        "UNION ALL SELECT 'plans', id FROM plans JOIN calls USING (seq) WHERE holds_key(plan, part_of) "
+        "UNION ALL SELECT 'paths', id FROM paths JOIN calls USING (seq) WHERE holds_key(why, breaker) "
         "UNION ALL SELECT 'tool_uses', id FROM tool_uses JOIN calls USING (seq) "
         "WHERE holds_key(tool_uses.session, tool_call_id, tool_uses.name, args) "
         "UNION ALL SELECT 'tool_results', id FROM tool_results JOIN calls ON calls.seq = use_seq WHERE holds_key(tool_call_id, text) "

@@ -14,7 +14,7 @@ from gateway.store.library import sqlite3
 from gateway.store.protocol import NOTHING_BOOKED, Admitted, Booked, CallFilter, DecidedCall, Demand, DispatchIntent, Intent
 from gateway.store.reader import Reader
 from gateway.store.reads import decided_calls, list_calls, one_call
-from gateway.store.rows import NO_BILL, Values, attempt_values, bill_of, call_values, dispatch_values, outcome_values
+from gateway.store.rows import NO_BILL, Values, attempt_values, bill_of, call_values, dispatch_values, json_text, outcome_values, paths_of
 from gateway.store.session_sql import write_trace
 from gateway.store.till import Till
 from gateway.store.traces import Trace, begin_trace, finish_trace, refusal_trace
@@ -52,6 +52,12 @@ INSERT INTO outcomes (
     NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), ?, ?
 )
 """
+
+_INSERT_PATH: Final = """
+INSERT INTO paths (seq, n, why, breaker, retries_left, largest_gap_s) VALUES (?, ?, ?, ?, NULLIF(?, -1), NULLIF(?, -1))
+"""
+# Of a call that was made for another one that stands there from its beginning, so that a process which dies leaves no call of nobody's.
+_INSERT_PLAN: Final = "INSERT INTO plans (seq, plan, part_of) VALUES (?, ?, ?) ON CONFLICT (seq) DO UPDATE SET plan = excluded.plan"
 
 
 class OpenCalls:
@@ -116,6 +122,8 @@ class Begin(Job[Admitted | Short | Spent]):
         self._seq = _insert_call(connection, self._calls.owner, self._values)
         if self._trace is not None:
             write_trace(connection, self._seq, self._trace)
+        if record.part_of:
+            connection.execute(_INSERT_PLAN, (self._seq, "", record.part_of))
         return till.hold(connection, self._seq, record.id, asked)
 
     def committed(self) -> None:
@@ -164,7 +172,7 @@ class Enlarge(Job[Granted | Short]):
 class Finish(Job[Booked]):
     """The end of a call: its outcome, its attempts, its answer, its bill."""
 
-    __slots__ = ("_attempts", "_bill", "_calls", "_record", "_response", "_trace", "_values")
+    __slots__ = ("_attempts", "_bill", "_calls", "_paths", "_plan", "_record", "_response", "_trace", "_values")
 
     def __init__(self, calls: OpenCalls, record: CallRecord, response: bytes | None) -> None:
         super().__init__()
@@ -173,6 +181,8 @@ class Finish(Job[Booked]):
         self._response = response
         self._values: Values = ()
         self._attempts: list[Values] = []
+        self._paths: list[Values] = []
+        self._plan: Values = ()
         self._trace: Trace | None = None
         self._bill = NO_BILL
 
@@ -180,6 +190,9 @@ class Finish(Job[Booked]):
         self._bill = bill_of(self._record)
         self._values = (*outcome_values(self._record), *pack(self._response))
         self._attempts = [attempt_values(attempt) for attempt in self._record.attempts]
+        self._paths = paths_of(self._record)
+        if self._record.plan:
+            self._plan = json_text(self._record.plan), self._record.part_of
         self._trace = finish_trace(self._record)
 
     def apply(self, connection: Connection) -> Booked:
@@ -201,6 +214,10 @@ class Finish(Job[Booked]):
             raise _ended_before(self._record.id) from error
         for values in self._attempts:
             connection.execute(INSERT_ATTEMPT, (seq, *values))
+        for values in self._paths:
+            connection.execute(_INSERT_PATH, (seq, *values))
+        if self._plan:
+            connection.execute(_INSERT_PLAN, (seq, *self._plan))
         if self._trace is not None:
             write_trace(connection, seq, self._trace)
 
@@ -219,6 +236,8 @@ class Refuse(Finish):
         super().prepare()
         self._call_values = (*call_values(self._record, None), *pack(self._request))
         self._trace = refusal_trace(self._record)
+        if self._record.plan or self._record.part_of:
+            self._plan = json_text(self._record.plan), self._record.part_of
 
     def apply(self, connection: Connection) -> Booked:
         self._end(connection, _insert_call(connection, self._calls.owner, self._call_values))

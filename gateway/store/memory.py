@@ -10,11 +10,13 @@ from gateway.core.budget import Granted, Need, Short
 from gateway.core.rate import Spent
 from gateway.errors import StoreError
 from gateway.store.bodies import pack
+from gateway.store.memory_breakers import MemoryBreakers
 from gateway.store.memory_budgets import MemoryBudgets
 from gateway.store.memory_sessions import MemoryBundles, MemorySessions
 from gateway.store.protocol import (
     Admitted,
     Booked,
+    Breakers,
     Budgets,
     Bundles,
     CallFilter,
@@ -34,6 +36,7 @@ from gateway.store.rows import (
     JUDGED_COLUMNS,
     MOST_PAGE_BYTES,
     OUTCOME_COLUMNS,
+    PATH_COLUMNS,
     USE_COLUMNS,
     VERDICT_COLUMNS,
     CallRows,
@@ -48,6 +51,7 @@ from gateway.store.rows import (
     dispatch_values,
     json_text,
     outcome_values,
+    paths_of,
 )
 from gateway.store.traces import USE_VALUES, Trace, begin_trace, finish_trace, refusal_trace
 
@@ -97,6 +101,8 @@ class MemoryJournal:
     def _end(self, entry: CallRows, record: CallRecord, response: bytes | None) -> None:
         encoding, data = pack(response)
         entry.attempts = [_row(ATTEMPT_COLUMNS, attempt_values(attempt)) for attempt in record.attempts]
+        entry.paths = [_row(PATH_COLUMNS, values) for values in paths_of(record)]
+        entry.plan = json_text(record.plan)
         entry.outcome = {
             **_row(OUTCOME_COLUMNS, outcome_values(record)), "response_encoding": encoding, "response": bytes(data),
         }
@@ -119,7 +125,10 @@ class MemoryJournal:
 
     async def call(self, call_id: str) -> Mapping[str, Any] | None:
         entry = self._entries.get(call_id)
-        return None if entry is None else detail_json(entry)
+        if entry is None:
+            return None
+        parts = [each.call["id"] for each in self._entries.values() if each.part_of == call_id]
+        return detail_json(replace(entry, parts=parts))
 
     async def decided(self, since_ns: int, after: str | None, limit: int) -> Sequence[DecidedCall]:
         page: list[DecidedCall] = []
@@ -128,7 +137,7 @@ class MemoryJournal:
             entry = self._entries[call_id]
             if len(page) >= limit or size > MOST_PAGE_BYTES:
                 break
-            if entry.call["decision"] and entry.call["received_ns"] >= since_ns:
+            if entry.call["decision"] and not entry.part_of and entry.call["received_ns"] >= since_ns:
                 page.append(decided_call(await self._decided(entry)))
                 size += len(page[-1].request or b"")
         return page
@@ -155,7 +164,7 @@ class MemoryJournal:
     def _add(self, record: CallRecord, target: Target | None, request: bytes | None) -> CallRows:
         encoding, data = pack(request)
         call = {**_row(CALL_COLUMNS, call_values(record, target)), "request_encoding": encoding, "request": bytes(data)}
-        entry = self._entries[record.id] = CallRows(call)
+        entry = self._entries[record.id] = CallRows(call, part_of=record.part_of)
         if target is not None:
             first: Values = (1, target.provider, target.model, record.received_ns, 0.0)
             entry.pending = [_row(DISPATCH_COLUMNS, first)]
@@ -218,6 +227,7 @@ class MemoryStore:
     keys: Keys
     sessions: Sessions
     budgets: Budgets
+    breakers: Breakers
     bundles: Bundles
 
     def __init__(self, owner: str) -> None:
@@ -228,6 +238,7 @@ class MemoryStore:
         self.sessions = sessions
         self.budgets = budgets
         self._rates = budgets.rates
+        self.breakers = MemoryBreakers()
         self.bundles = MemoryBundles()
 
     def __repr__(self) -> str:
@@ -250,14 +261,14 @@ class MemoryStore:
 
 
 def _conditions(wanted: CallFilter) -> tuple[tuple[str, str | None], ...]:
-    names = ("key", "route", "session", "outcome", "rule", "code", "team")
+    names = ("key", "route", "session", "outcome", "rule", "code", "team", "part_of")
     return tuple((name, getattr(wanted, name)) for name in names)
 
 
 def _listed(entry: CallRows) -> dict[str, Any]:
     tries = entry.attempts if entry.outcome is not None else entry.pending
     target = f"{tries[-1]['provider']}/{tries[-1]['model']}" if tries else ""
-    return call_json(entry.call, entry.outcome, entry.verdicts, target, len(tries))
+    return call_json(entry, target, len(tries))
 
 
 def _use(values: Values) -> Row:

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 APPLICATION_ID: Final = 0x4C4B4754  # "LKGT", what `file` and `PRAGMA application_id` show
 
 _USAGE = """
@@ -158,6 +158,34 @@ _SCHEMA_3: Final = (
     "PRAGMA user_version = 3",
 )
 
+# Routing. `paths` and `plans` are what would be more columns of `attempts` and `outcomes`; a call whose first attempt at a target that is
+# well succeeds needs none of them.
+_SCHEMA_4: Final = (
+    """CREATE TABLE plans (
+    seq INTEGER PRIMARY KEY REFERENCES calls(seq),
+    plan TEXT NOT NULL,                   -- JSON, '' where there was nothing to choose
+    part_of TEXT NOT NULL                 -- the id of the call that this one was made for, '' for a caller's own
+) STRICT""",
+    "CREATE INDEX plans_by_whole ON plans (part_of) WHERE part_of != ''",
+    """CREATE TABLE paths (
+    seq INTEGER NOT NULL REFERENCES calls(seq), n INTEGER NOT NULL,
+    why TEXT NOT NULL, breaker TEXT NOT NULL, retries_left REAL, largest_gap_s REAL,
+    PRIMARY KEY (seq, n)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE breakers (
+    target TEXT PRIMARY KEY, state TEXT NOT NULL,
+    changes INTEGER NOT NULL,             -- of its state
+    since_ns INTEGER NOT NULL, until_ns INTEGER, cooling_ns INTEGER, -- until when it stays open, and until when it rests; NULL: neither
+    trips INTEGER NOT NULL,               -- times in a row that it has opened
+    succeeded INTEGER NOT NULL,           -- probes, since it is half open
+    permits TEXT NOT NULL,                -- JSON: who probes, and how long and until when that counts
+    cause TEXT NOT NULL, author TEXT NOT NULL, note TEXT NOT NULL,
+    generation INTEGER NOT NULL           -- `breakers_generation` when it was written
+) STRICT""",
+    "INSERT INTO counters VALUES ('breakers_generation', 0)",
+    "PRAGMA user_version = 4",
+)
+
 
 def migrations() -> Migrations:
     """Every migration in order. `sqlite-utils migrate` shows them; only a gateway or `lockgate keys` applies them."""
@@ -176,6 +204,11 @@ def migrations() -> Migrations:
     @steps(name="0003_money_and_rates")
     def money_and_rates(db: Database) -> None:
         for statement in _SCHEMA_3:
+            db.conn.execute(statement)
+
+    @steps(name="0004_routing")
+    def routing(db: Database) -> None:
+        for statement in _SCHEMA_4:
             db.conn.execute(statement)
 
     return steps

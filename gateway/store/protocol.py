@@ -3,12 +3,13 @@
 Memory and SQLite implement it and pass one conformance suite (`conformance.py` and `session_conformance.py` in `tests/store/`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.call import CallRecord, JsonObject, Origin, Outcome, Principal, Target
 from gateway.core.accounts import Account, BudgetBook, Change, Subjects
+from gateway.core.breaker import Breaker, Step
 from gateway.core.budget import Balance, Granted, Need, Short
 from gateway.core.rate import Spent, Take
 from gateway.session import SessionFacts, SessionKey, SessionQuery
@@ -108,7 +109,10 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True)
 class CallFilter:
-    """Which calls to list: newest first, `limit` at most; `before` is a call id to page from; empty fields do not filter."""
+    """Which calls to list: newest first, `limit` at most; `before` is a call id to page from; empty fields do not filter.
+
+    `part_of` is the id of a call: those that were made for it. The empty text means, as in the others, those that have none.
+    """
 
     limit: int = 20
     before: str | None = None
@@ -120,6 +124,7 @@ class CallFilter:
     rule: str | None = None
     code: str | None = None
     team: str | None = None
+    part_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +294,26 @@ class Budgets(Protocol):
         ...
 
 
+class Breakers(Protocol):
+    """The breakers of targets. Each change raises `generation` by one in the same transaction, so that workers notice."""
+
+    async def apply(self, target: str, step: Step) -> tuple[Breaker, Breaker]:
+        """Let a step happen to the breaker of a target, as `core/breaker.py` has it, in one transaction: what it was and what it is."""
+        ...
+
+    async def all(self) -> tuple[int, Sequence[Breaker]]:
+        """The generation and every breaker that anything ever happened to, by target. A row that cannot be read is as good as none."""
+        ...
+
+    async def generation(self) -> int:
+        """The number of the last change."""
+        ...
+
+    async def prune(self, keep: Collection[str], *, before_ns: int) -> int:
+        """Forget the breakers of other targets whose state has not changed since `before_ns`: how many there were."""
+        ...
+
+
 class Bundles(Protocol):
     """The rules that calls were decided under, by digest, so that a decision can be explained when the files have changed."""
 
@@ -308,6 +333,7 @@ class Store(Protocol):
     keys: Keys
     sessions: Sessions
     budgets: Budgets
+    breakers: Breakers
     bundles: Bundles
 
     async def start(self, *, now_ns: int) -> None:

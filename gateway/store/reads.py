@@ -13,6 +13,7 @@ from gateway.store.rows import (
     JUDGED_COLUMNS,
     MOST_PAGE_BYTES,
     OUTCOME_COLUMNS,
+    PATH_COLUMNS,
     USE_COLUMNS,
     VERDICT_COLUMNS,
     CallRows,
@@ -36,8 +37,8 @@ CASE WHEN outcomes.seq IS NOT NULL OR provider = '' THEN (SELECT count(*) FROM a
 """
 # `seq` is the order of commit: paging by it misses no call that was created earlier and committed later.
 _LIST: Final = f"""
-SELECT {_COLUMNS}, verdicts.withheld, verdicts.labels, {_LAST_TARGET}, {_ATTEMPT_COUNT} FROM calls
-LEFT JOIN outcomes ON outcomes.seq = calls.seq LEFT JOIN verdicts ON verdicts.seq = calls.seq
+SELECT {_COLUMNS}, verdicts.withheld, verdicts.labels, plans.part_of, {_LAST_TARGET}, {_ATTEMPT_COUNT} FROM calls
+LEFT JOIN outcomes ON outcomes.seq = calls.seq LEFT JOIN verdicts ON verdicts.seq = calls.seq LEFT JOIN plans ON plans.seq = calls.seq
 WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before))
     AND (:after IS NULL OR calls.seq > (SELECT seq FROM calls WHERE id = :after))
     AND (:key IS NULL OR calls.key = :key)
@@ -47,15 +48,19 @@ WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before)
     AND (:team IS NULL OR calls.team = :team)
     AND (:code IS NULL OR coalesce(outcomes.code, '') = :code)
     AND (:outcome IS NULL OR coalesce(outcomes.outcome, 'open') = :outcome)
+    AND (:part_of IS NULL OR coalesce(plans.part_of, '') = :part_of)
 ORDER BY calls.seq DESC LIMIT :limit
 """  # noqa: S608 - built from constants of this module and `rows.py`
-_ASKED: Final = ("before", "after", "key", "route", "session", "outcome", "rule", "code", "team")
+_ASKED: Final = ("before", "after", "key", "route", "session", "outcome", "rule", "code", "team", "part_of")
 _CALL: Final = f"SELECT seq, {', '.join(CALL_COLUMNS)}, request_encoding, request FROM calls WHERE id = ?"  # noqa: S608 - constants
 _OUTCOME: Final = f"SELECT {', '.join(OUTCOME_COLUMNS)}, response_encoding, response FROM outcomes WHERE seq = ?"  # noqa: S608 - constants
 _ATTEMPTS: Final = (
     "SELECT " + ", ".join(f'"{name}"' for name in ATTEMPT_COLUMNS) + " FROM attempts WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 )
 _VERDICTS: Final = f"SELECT {', '.join(VERDICT_COLUMNS)} FROM verdicts WHERE seq = ?"  # noqa: S608 - constants
+_PATHS: Final = f"SELECT {', '.join(PATH_COLUMNS)} FROM paths WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
+_PLAN: Final = "SELECT plan, part_of FROM plans WHERE seq = ?"
+_PARTS: Final = "SELECT id FROM plans JOIN calls USING (seq) WHERE part_of = ? AND part_of != '' ORDER BY seq"  # the index is of those
 _USES: Final = f"SELECT {', '.join(USE_COLUMNS)} FROM tool_uses WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 # Attempt 1 has its intent in the row of the call; how long after the call's arrival it was sent is not kept.
 _PENDING: Final = """
@@ -66,7 +71,9 @@ _DECIDED: Final = f"""
 SELECT {", ".join(f"calls.{name}" for name in JUDGED_COLUMNS)}, request_encoding, request,
     outcome, outcomes.cost_nusd, coalesce(verdicts.verdicts, ''), keys.roles, keys.routes FROM calls
 LEFT JOIN outcomes ON outcomes.seq = calls.seq LEFT JOIN verdicts ON verdicts.seq = calls.seq LEFT JOIN keys ON keys.id = calls.key
-WHERE calls.seq > ? AND calls.received_ns >= ? AND calls.decision != '' ORDER BY calls.seq LIMIT ?
+WHERE calls.seq > ? AND calls.received_ns >= ? AND calls.decision != ''
+    AND NOT EXISTS (SELECT 1 FROM plans WHERE plans.seq = calls.seq AND part_of != '')
+ORDER BY calls.seq LIMIT ?
 """  # noqa: S608 - constants
 # Calls are on record in the order in which they were let through, and their clocks are set now and then.
 _DISORDER_NS: Final = 3_600_000_000_000
@@ -79,9 +86,10 @@ def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any
     found = []
     width = len(CALL_COLUMNS)
     for row in connection.execute(_LIST, {**parameters, "limit": max(wanted.limit, 0)}).fetchall():
-        outcome = _row(OUTCOME_COLUMNS, row[width:-4]) if row[width] is not None else None
-        verdicts = {"withheld": row[-4], "labels": row[-3]} if row[-4] is not None else None
-        found.append(call_json(_row(CALL_COLUMNS, row[:width]), outcome, verdicts, row[-2], row[-1]))
+        outcome = _row(OUTCOME_COLUMNS, row[width:-5]) if row[width] is not None else None
+        verdicts = {"withheld": row[-5], "labels": row[-4]} if row[-5] is not None else None
+        rows = CallRows(_row(CALL_COLUMNS, row[:width]), outcome, verdicts, part_of=row[-3] or "")
+        found.append(call_json(rows, row[-2], row[-1]))
     return found
 
 
@@ -95,6 +103,7 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
         seq = found[0]
         ended = connection.execute(_OUTCOME, (seq,)).fetchone()
         judged = connection.execute(_VERDICTS, (seq,)).fetchone()
+        plan, part_of = connection.execute(_PLAN, (seq,)).fetchone() or ("", "")
         return detail_json(CallRows(
             _row((*CALL_COLUMNS, "request_encoding", "request"), found[1:]),
             _row((*OUTCOME_COLUMNS, "response_encoding", "response"), ended) if ended else None,
@@ -102,6 +111,8 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
             [_row(ATTEMPT_COLUMNS, row) for row in connection.execute(_ATTEMPTS, (seq,)).fetchall()],
             pending_attempts(connection, seq),
             [_row(USE_COLUMNS, row) for row in connection.execute(_USES, (seq,)).fetchall()],
+            [_row(PATH_COLUMNS, row) for row in connection.execute(_PATHS, (seq,)).fetchall()],
+            plan, part_of, [row[0] for row in connection.execute(_PARTS, (text(call_id),)).fetchall()],
         ))
     finally:
         if connection.in_transaction:

@@ -39,22 +39,25 @@ OUTCOME_COLUMNS: Final = (
     "ended_ns", "outcome", "status", "code", "message", "first_byte_ns", "finish_reasons", *USAGE_COLUMNS, "cost_nusd",
 )
 
+PATH_COLUMNS: Final = ("n", "why", "breaker", "retries_left", "largest_gap_s")
 JUDGED_COLUMNS: Final = CALL_COLUMNS[:-2]
 DECIDED_COLUMNS: Final = (*JUDGED_COLUMNS, "request_encoding", "request", "outcome", "cost_nusd", "verdicts", "roles", "routes")
 VERDICT_COLUMNS: Final = ("withheld", "verdicts", "labels")
 USE_COLUMNS: Final = ("at_ns", "via", "released", "tool_call_id", "name", "args")
 
-# The fields of a call in `calls()`; `call()` adds `reasons`, `verdicts`, `tool_uses`, `attempts`, `request` and `response`.
+# The fields of a call in `calls()`; `call()` adds `DETAIL_FIELDS`.
 # `labels` are those of all its decisions; `withheld`: one of the later ones kept something from the client.
 JOURNAL_FIELDS: Final = (
     "id", "received_ns", "ended_ns", "key", "name", "team", "org", "dialect", "operation", "route", "stream",
     "session", "run", "step", "tags", "traceparent", "decision", "rule", "labels", "bundle",
     "outcome", "status", "code", "message", "withheld", "target", "attempt_count", "first_byte_ns", "finish_reasons",
-    "usage", "cost_nusd", "cost_usd",
+    "usage", "cost_nusd", "cost_usd", "part_of",
 )
+DETAIL_FIELDS: Final = ("reasons", "verdicts", "tool_uses", "plan", "parts", "attempts", "request", "response")
 MOST_PAGE_BYTES: Final = 32 * 1024 * 1024  # of bodies in a page of `decided()`
 OPEN: Final = "open"  # what `outcome` says while there is none
 
+CLOSED: Final = "closed"  # what an attempt's breaker was where nothing is on record of it
 INTERRUPTED_CAUSE: Final = "interrupted"
 INTERRUPTED_MESSAGE: Final = "the gateway process that handled this call stopped before the call ended"
 
@@ -88,6 +91,14 @@ def attempt_values(attempt: Attempt) -> Values:
         attempt.end.value, attempt.cause, text(attempt.message), _number(attempt.status), _number(attempt.first_byte_ns),
         float(attempt.waited_s), *_usage_values(attempt.usage), _number(attempt.cost_nusd),
     )
+
+
+def paths_of(record: CallRecord) -> list[Values]:
+    """`PATH_COLUMNS` of the attempts that have more to tell than that they were the first ones, at targets that were well."""
+    return [
+        (each.n, each.why, each.breaker, _number(each.retries_left), _number(each.largest_gap_s))
+        for each in record.attempts if each.why or each.breaker != CLOSED or each.retries_left is not None
+    ]
 
 
 def outcome_values(record: CallRecord) -> Values:
@@ -152,10 +163,10 @@ def absent_to_none(values: Values) -> tuple[Any, ...]:
     return tuple(None if value == _NONE else value for value in values)
 
 
-def call_json(call: Row, outcome: Row | None, verdicts: Row | None, target: str, attempt_count: int) -> dict[str, Any]:
-    """`JOURNAL_FIELDS` of a call."""
-    ended = outcome or {}
-    later = verdicts or {"withheld": 0, "labels": ""}
+def call_json(rows: "CallRows", target: str, attempt_count: int) -> dict[str, Any]:
+    """`JOURNAL_FIELDS` of a call, of whose rows `call`, `outcome`, `verdicts` and `part_of` are looked at."""
+    call, ended = rows.call, rows.outcome or {}
+    later = rows.verdicts or {"withheld": 0, "labels": ""}
     cost = ended.get("cost_nusd")
     facts: dict[str, Any] = {
         **{name: call[name] or None for name in CALL_COLUMNS},
@@ -165,14 +176,14 @@ def call_json(call: Row, outcome: Row | None, verdicts: Row | None, target: str,
         "outcome": ended.get("outcome", OPEN), "status": ended.get("status") or None,
         "finish_reasons": _loads(ended.get("finish_reasons", ""), []), "usage": _usage_json(ended),
         "target": target or None, "attempt_count": attempt_count,
-        "cost_nusd": cost, "cost_usd": None if cost is None else usd(cost),
+        "cost_nusd": cost, "cost_usd": None if cost is None else usd(cost), "part_of": rows.part_of or None,
     }
     return {name: facts[name] for name in JOURNAL_FIELDS}
 
 
 @dataclass(slots=True)
 class CallRows:
-    """All rows of one call. `pending` are the intents of its attempts."""
+    """All rows of one call. `pending` are the intents of its attempts, `parts` the ids of the calls that were made for it."""
 
     call: Row
     outcome: Row | None = None
@@ -180,16 +191,21 @@ class CallRows:
     attempts: Sequence[Row] = ()
     pending: Sequence[Row] = ()
     uses: Sequence[Row] = ()
+    paths: Sequence[Row] = ()
+    plan: str = ""
+    part_of: str = ""
+    parts: Sequence[str] = ()
 
 
 def detail_json(rows: CallRows) -> dict[str, Any]:
-    """A call with its attempts, reasons, verdicts, tool uses and bodies."""
+    """`JOURNAL_FIELDS` and `DETAIL_FIELDS` of a call."""
     call, outcome = rows.call, rows.outcome
-    tries = [_attempt_json(row) for row in rows.attempts]
+    paths = {path["n"]: path for path in rows.paths}
+    tries = [_attempt_json(row, paths.get(row["n"], _PLAIN_PATH)) for row in rows.attempts]
     if outcome is None:
         tries += [{**dict.fromkeys(_ATTEMPT_FIELDS), **_pending_json(row)} for row in rows.pending]
     last = tries[-1] if tries else None
-    detail = call_json(call, outcome, rows.verdicts, last["target"] if last else "", len(tries))
+    detail = call_json(rows, last["target"] if last else "", len(tries))
     detail["reasons"] = _loads(call["reasons"], [])
     detail["verdicts"] = _loads(rows.verdicts["verdicts"], []) if rows.verdicts else []
     detail["tool_uses"] = [
@@ -198,6 +214,8 @@ def detail_json(rows: CallRows) -> dict[str, Any]:
             "args": _loads(use["args"], {}),
         } for use in rows.uses
     ]
+    detail["plan"] = _loads(rows.plan, None)
+    detail["parts"] = list(rows.parts)
     detail["attempts"] = tries
     detail["request"] = body_text(call["request_encoding"], call["request"])
     detail["response"] = body_text(outcome["response_encoding"], outcome["response"]) if outcome else None
@@ -242,16 +260,18 @@ def rate_key(take: Take) -> Count:
 
 
 _ATTEMPT_FIELDS: Final = (
-    "n", "target", "started_ns", "ended_ns", "end", "cause", "message", "status", "first_byte_ns", "waited_s", "usage",
-    "cost_nusd", "cost_usd",
+    "n", "target", "why", "started_ns", "ended_ns", "end", "cause", "message", "status", "first_byte_ns", "waited_s", "largest_gap_s",
+    "breaker", "retries_left", "usage", "cost_nusd", "cost_usd",
 )
+_PLAIN_PATH: Final[Row] = {"why": "", "breaker": CLOSED, "retries_left": None, "largest_gap_s": None}
 
 
-def _attempt_json(row: Row) -> dict[str, Any]:
+def _attempt_json(row: Row, path: Row) -> dict[str, Any]:
     cost = row["cost_nusd"]
     facts = {
         **{name: row[name] for name in ("n", "started_ns", "ended_ns", "end", "status", "first_byte_ns", "waited_s", "cost_nusd")},
         "target": f"{row['provider']}/{row['model']}", "cause": row["cause"] or None, "message": row["message"] or None,
+        **{name: path[name] for name in ("breaker", "retries_left", "largest_gap_s")}, "why": path["why"] or None,
         "usage": _usage_json(row), "cost_usd": None if cost is None else usd(cost),
     }
     return {name: facts[name] for name in _ATTEMPT_FIELDS}
@@ -278,7 +298,7 @@ def _usage_json(row: Row) -> dict[str, Any] | None:
     return {**{name: row[name] for name in USAGE_COLUMNS}, "estimated": bool(row["estimated"])}
 
 
-def _number(value: int | None) -> int:
+def _number(value: float | None) -> int | float:
     return _NONE if value is None else value
 
 

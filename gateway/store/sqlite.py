@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import SetupError, StoreError, StoreUnavailable
+from gateway.store.breakers import SqliteBreakers
 from gateway.store.budgets import SqliteBudgets
 from gateway.store.bundles import SqliteBundles
 from gateway.store.database import Connection, open_readonly, open_writable
@@ -12,7 +13,7 @@ from gateway.store.journal import OpenCalls, SqliteJournal
 from gateway.store.keys import SqliteKeys
 from gateway.store.leases import Extend, Join, Leave
 from gateway.store.library import sqlite3
-from gateway.store.protocol import Budgets, Bundles, Journal, Keys, Sessions
+from gateway.store.protocol import Breakers, Budgets, Bundles, Journal, Keys, Sessions
 from gateway.store.reader import Reader
 from gateway.store.sessions import SqliteSessions
 from gateway.store.writer import Do, Writer
@@ -43,6 +44,7 @@ class SqliteStore:
     keys: Keys
     sessions: Sessions
     budgets: Budgets
+    breakers: Breakers
     bundles: Bundles
 
     def __init__(
@@ -61,6 +63,7 @@ class SqliteStore:
         self.keys = SqliteKeys(self._writer, self._reader)
         self.sessions = SqliteSessions(self._writer, self._reader, self._calls)
         self.budgets = SqliteBudgets(self._writer, self._reader, self._calls)
+        self.breakers = SqliteBreakers(self._writer, self._reader)
         self.bundles = SqliteBundles(self._writer, self._reader)
 
     def __repr__(self) -> str:

@@ -38,12 +38,12 @@ class Trace:
 
 
 def begin_trace(record: CallRecord) -> Trace | None:
-    """Of a call that was let through."""
+    """Of a call that was let through. One that was made for another call is not counted as one of its session; what it costs is."""
     if not record.origin.session and not record.tool_uses:
         return None
     return Trace(
-        record.principal.id, _session(record), record.received_ns, calls=1, labels=record.labels, uses=_uses(record, HTTP),
-        results=_results(record),
+        record.principal.id, _session(record), record.received_ns, calls=0 if record.part_of else 1, labels=record.labels,
+        uses=_uses(record, HTTP), results=_results(record),
     )
 
 

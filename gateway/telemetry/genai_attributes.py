@@ -41,6 +41,12 @@ ATTEMPTS: Final = "lockgate.attempts"
 ATTEMPT: Final = "lockgate.attempt.n"
 ATTEMPT_END: Final = "lockgate.attempt.end"
 WAITED: Final = "lockgate.attempt.waited_s"
+WHY: Final = "lockgate.attempt.why"
+BREAKER: Final = "lockgate.attempt.breaker"
+RETRIES_LEFT: Final = "lockgate.attempt.retries_left"
+LARGEST_GAP: Final = "lockgate.attempt.largest_gap_s"
+TASK: Final = "lockgate.task"
+PART_OF: Final = "lockgate.part_of"
 
 # Where the conventions have another word than we.
 OPERATIONS: Final[Mapping[str, str]] = {"completions": "text_completion", "tool": "execute_tool"}
@@ -75,6 +81,8 @@ CALL_ATTRIBUTES: Final[Mapping[str, str]] = {
     RESERVED: "What was set aside for it in USD; absent where no budget bound it.",
     ACCOUNT: "The account whose budget refused the call, a further attempt or the rest of its answer; absent where none did.",
     ATTEMPTS: "How many attempts were made.",
+    TASK: "What a classifier, or a default of its, took the call for; absent where the route asks none.",
+    PART_OF: "The call that this one was made for by the gateway itself, as a mirror's copy or a classifier's question; else absent.",
 }
 
 ATTEMPT_ATTRIBUTES: Final[Mapping[str, str]] = {
@@ -92,6 +100,11 @@ ATTEMPT_ATTRIBUTES: Final[Mapping[str, str]] = {
     ATTEMPT: "Which attempt of the call this was, from 1.",
     ATTEMPT_END: "`succeeded`, `failed`, `rejected`, `cut` or `cancelled`.",
     WAITED: "Seconds waited before it.",
+    WHY: "`retry`, `fallback`, `hedge`, `cascade` or `continuation`; absent on the first.",
+    BREAKER: "The state of the target's breaker: `closed`, `half_open`, `forced_closed`, or `last_resort` where it was tried "
+             "although it was open.",
+    RETRIES_LEFT: "What the route's retry budget held once this attempt was taken from it; absent where it was not.",
+    LARGEST_GAP: "The longest time between two pieces of its stream, in seconds; absent where there is none.",
     COST: "What the attempt cost in USD, an exact decimal string; absent where unknown.",
     ESTIMATED: "As on the call.",
 }

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.call import CallRecord, JsonObject, Outcome, Usage
+from gateway.call import Attempt, CallRecord, JsonObject, Outcome, Usage
 from gateway.core.money import usd
 from gateway.telemetry.clean import LONG, REPORT, Cleaner
 
@@ -36,6 +36,10 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
     "verdicts": "What was decided on what came back, each as `phase:subject:decision:rule`, such as "
                 "`tool_call:mail.send:deny:no-mail`; eight at most, the journal has all.",
     "attempts": "How many attempts were made.",
+    "tries": "Where it was more than one, each as `target why end cause`, such as `one/small fallback succeeded`; eight at most, the "
+             "journal has all.",
+    "part_of": "The call that this one was made for by the gateway itself, as a mirror's copy or a classifier's question; empty for a "
+               "caller's own.",
     "ms": "Milliseconds from the call's arrival to its end.",
     "first_byte_ms": "Milliseconds from the call's arrival to the provider's first byte; null where there was none.",
     "tokens": "`input`, `output` and, where there are any, `cache_read`, `cache_write`, `reasoning`, `input_audio`, "
@@ -53,6 +57,7 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
 }
 
 _MOST_VERDICTS: Final = 8  # of a line, which is to stay under PIPE_BUF
+_MOST_TRIES: Final = 8
 _SHORT_NAME: Final = 64
 _EXTRA_TOKENS: Final = ("cache_read", "cache_write", "reasoning", "input_audio", "output_audio")
 
@@ -82,7 +87,10 @@ def call_fields(record: CallRecord, level: str, clean: Cleaner) -> dict[str, Any
         "decision": record.decision, "rule": record.rule,
         "labels": [clean(label) for label in dict.fromkeys((*record.labels, *record.answer_labels))],
         "verdicts": [_verdict(verdict, clean) for verdict in record.verdicts[:_MOST_VERDICTS]],
-        "attempts": len(record.attempts), "ms": _ms(record.ended_ns - record.received_ns),
+        "attempts": len(record.attempts),
+        "tries": [_tried(attempt) for attempt in record.attempts[:_MOST_TRIES]] if len(record.attempts) > 1 else [],
+        "part_of": record.part_of,
+        "ms": _ms(record.ended_ns - record.received_ns),
         "first_byte_ms": None if first is None else _ms(first - record.received_ns),
         "tokens": None if record.usage is None else _tokens(record.usage),
         "cost_usd": None if record.cost_nusd is None else usd(record.cost_nusd),
@@ -124,6 +132,10 @@ LINES: Final[Mapping[str, Callable[[Mapping[str, Any]], bytes]]] = {"json": json
 
 def _verdict(verdict: JsonObject, clean: Cleaner) -> str:
     return ":".join(clean(str(verdict.get(name, "")), _SHORT_NAME) for name in ("phase", "subject", "decision", "rule"))
+
+
+def _tried(attempt: Attempt) -> str:
+    return " ".join(word for word in (str(attempt.target), attempt.why, attempt.end.value, attempt.cause) if word)
 
 
 def _time(ns: int) -> str:

@@ -9,7 +9,7 @@ empty folder and calls `forget_worker` when one has ended (https://prometheus.gi
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -20,14 +20,16 @@ from prometheus_client.registry import Collector
 
 from gateway.call import Attempt, CallRecord, JsonObject, Usage
 from gateway.core.decision import BYPASS
+from gateway.core.explain_path import kind_of
 
 METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
 PREFIX: Final = "lockgate_"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _STATUS: Final = re.compile(r"status:([1-5])\d\d", re.ASCII)
+_CHECK: Final = "check:"  # what follows is a validator's name, of a few
 _CAUSES: Final = frozenset({
-    "", "connect", "tls", "reset", "malformed", "cut", "stream_error", "too_large",
+    "", "connect", "tls", "reset", "malformed", "cut", "stream_error", "too_large", "too_long", "not_accepted", "hedged",
     "timeout:connect", "timeout:headers", "timeout:first_token", "timeout:idle", "timeout:total",
 })
 
@@ -50,6 +52,13 @@ FIRST_BYTE: Final = MetricSpec("lockgate_call_first_byte_seconds", "histogram", 
     "Seconds from a call's arrival to the provider's first byte.")
 ATTEMPTS: Final = MetricSpec("lockgate_upstream_attempts_total", "counter", ("provider", "model", "end", "cause"),
     "Attempts that ended. `cause` is empty on success; a status is counted by its class, as `status:5xx`.")
+FURTHER: Final = MetricSpec("lockgate_further_attempts_total", "counter", ("route", "why"),
+    "Attempts after a call's first. `why` is `retry`, `fallback`, `hedge`, `cascade` or `continuation`.")
+RETRIES_SPENT: Final = MetricSpec("lockgate_retry_budget_exhausted_total", "counter", ("route",),
+    "Further attempts that were not made because the route's retry budget was used up.")
+PARTS: Final = MetricSpec("lockgate_part_calls_total", "counter", ("route", "kind", "outcome"),
+    "Calls that the gateway made itself for callers' calls, which `lockgate_calls_total` does not count: `kind` is `mirror` or "
+    "`classifier`. Their attempts, tokens and cost are counted with all others.")
 TOKENS: Final = MetricSpec("lockgate_tokens_total", "counter", ("route", "type"),
     "Tokens used. `input` and `output` count cached, reasoning and audio tokens too, which also have their own `type`.")
 COST: Final = MetricSpec("lockgate_cost_usd_total", "counter", ("route", "team"),
@@ -81,6 +90,13 @@ RELOADS: Final = MetricSpec("lockgate_reloads_total", "counter", ("result",),
 STALE: Final = MetricSpec("lockgate_config_stale", "gauge", (),
     "1 while the files on disk could not be loaded, so that the last good ones are in force.")
 IN_FLIGHT: Final = MetricSpec("lockgate_in_flight_calls", "gauge", (), "Calls being handled now.")
+WAITING: Final = MetricSpec("lockgate_calls_waiting", "gauge", (), "Calls that wait for a place because the house is full.")
+SHED: Final = MetricSpec("lockgate_calls_shed_total", "counter", ("reason",),
+    "Calls turned away because the house was full. `full`: the queue was, too; `displaced`: from a full queue, for a caller with fewer "
+    "waiting; `early`: its turn would not have come in time; `waited`: it did not come in time; `stopping`: the gateway stops.")
+BREAKER: Final = MetricSpec("lockgate_breaker_state", "gauge", ("target",),
+    "The breaker of a target: 0 closed, 1 half open, 2 open; by itself or by hand.")
+TRIPS: Final = MetricSpec("lockgate_breaker_trips_total", "counter", ("target",), "Times that the breaker of a target has opened.")
 DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("view",),
     "Views of a call that were not made; its journal row is not concerned. `queue`: too many calls waited, so this one "
     "has no view at all; `log`: the line could not be written; `metrics`: a value could not be counted; `spans`: too "
@@ -88,10 +104,13 @@ DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("vie
 INFO: Final = MetricSpec("lockgate_info", "gauge", ("version", "bundle"),
     "1 for the version that runs and the digest of the rules in force, 0 for rules in force before.")
 
+SHED_REASONS: Final = ("full", "displaced", "early", "waited", "stopping")
+_BREAKER_STATES: Final = {"closed": 0, "forced_closed": 0, "half_open": 1, "open": 2, "forced_open": 2}
 VIEWS: Final = ("queue", "log", "metrics", "spans")
 METRICS: Final = (
-    CALLS, DURATION, FIRST_BYTE, ATTEMPTS, TOKENS, COST, UNKNOWN_COST, ESTIMATED_COST, RESERVATIONS, SHORT, SOFT, OVERRUN, DENIED, RULES,
-    WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT, DROPPED, INFO,
+    CALLS, DURATION, FIRST_BYTE, ATTEMPTS, FURTHER, RETRIES_SPENT, PARTS, TOKENS, COST, UNKNOWN_COST, ESTIMATED_COST, RESERVATIONS, SHORT,
+    SOFT, OVERRUN, DENIED, RULES,
+    WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT, WAITING, SHED, BREAKER, TRIPS, DROPPED, INFO,
 )
 
 
@@ -114,11 +133,14 @@ class Metrics:
         registry = CollectorRegistry(auto_describe=False)
         self._version = version
         self._bundle = ""
-        self._routes: frozenset[str] = frozenset()
+        self._routes: Mapping[str, str] = {}
         self._calls = _counter(CALLS, registry)
         self._duration = _histogram(DURATION, registry)
         self._first_byte = _histogram(FIRST_BYTE, registry)
         self._attempts = _counter(ATTEMPTS, registry)
+        self._further = _counter(FURTHER, registry)
+        self._retries_spent = _counter(RETRIES_SPENT, registry)
+        self._parts = _counter(PARTS, registry)
         self._tokens = _counter(TOKENS, registry)
         self._cost = _counter(COST, registry)
         self._unknown_cost = _counter(UNKNOWN_COST, registry)
@@ -132,23 +154,29 @@ class Metrics:
         self._withheld = _counter(WITHHELD, registry)
         self._bypasses = Counter(BYPASSES.name, BYPASSES.help, registry=registry)
         self._reloads = _counter(RELOADS, registry)
+        self._breaker = _Series(Gauge(BREAKER.name, BREAKER.help, BREAKER.labels, registry=registry, multiprocess_mode="livemax"))
+        self._trips = _counter(TRIPS, registry)
         self._stale = Gauge(STALE.name, STALE.help, registry=registry, multiprocess_mode="livemax")
         self._dropped = _counter(DROPPED, registry)
         self._in_flight = Gauge(IN_FLIGHT.name, IN_FLIGHT.help, registry=registry, multiprocess_mode="livesum")
+        self._waiting = Gauge(WAITING.name, WAITING.help, registry=registry, multiprocess_mode="livesum")
+        self._shed = _counter(SHED, registry)
         self._info = Gauge(INFO.name, INFO.help, INFO.labels, registry=registry, multiprocess_mode="livemax")
         self._visible = _Visible(_source(registry))
         for view in VIEWS:
             self._dropped[view,]  # a series that is there from the start, at 0, can be alerted on
+        for reason in SHED_REASONS:
+            self._shed[reason,]
         for result in ("ok", "failed"):
             self._reloads[result,]
 
-    def serving(self, bundle: str, routes: Iterable[str]) -> None:
-        """These rules and routes are in force from now on."""
+    def serving(self, bundle: str, routes: Mapping[str, str]) -> None:
+        """These rules and routes are in force from now on: what a route is called, and the name that it is counted under."""
         if self._bundle:
             self._info.labels(self._version, self._bundle).set(0)
         self._bundle = bundle
         self._info.labels(self._version, bundle).set(1)
-        self._routes = frozenset(routes)
+        self._routes = dict(routes)
 
     def reloaded(self, *, ok: bool) -> None:
         """The files on disk were loaded again, or could not be."""
@@ -158,6 +186,26 @@ class Metrics:
     def in_flight(self, calls: int) -> None:
         """So many calls are being handled."""
         self._in_flight.set(calls)
+
+    def waiting(self, calls: int) -> None:
+        """So many calls wait for a place."""
+        self._waiting.set(calls)
+
+    def shed(self, reason: str) -> None:
+        """A call was turned away, for one of `SHED_REASONS`."""
+        self._shed[reason,].inc()
+
+    def retries_spent(self, route: str) -> None:
+        """A further attempt of this route was not made: its retry budget is used up."""
+        self._retries_spent[route,].inc()
+
+    def breaker(self, target: str, state: str) -> None:
+        """The breaker of a target is in this state now."""
+        self._breaker[target,].set(_BREAKER_STATES[state])
+
+    def breaker_opened(self, target: str) -> None:
+        """The breaker of a target has opened."""
+        self._trips[target,].inc()
 
     def soft_limit(self, account: str) -> None:
         """An account has reached its soft limit."""
@@ -175,15 +223,19 @@ class Metrics:
     def count(self, record: CallRecord) -> None:
         """Count one call. Raises `ValueError` on a negative and `OverflowError` on an absurd number of tokens."""
         route = self.route(record)
-        team = record.principal.team
-        outcome = record.outcome.value
-        self._calls[route, team, outcome, record.code].inc()
-        self._duration[route, outcome].observe((record.ended_ns - record.received_ns) / 1e9)
-        if record.first_byte_ns is not None:
-            self._first_byte[route,].observe((record.first_byte_ns - record.received_ns) / 1e9)
+        team, outcome = record.principal.team, record.outcome.value
+        if record.part_of:
+            self._parts[route, kind_of(record.labels), outcome].inc()
+        else:
+            self._calls[route, team, outcome, record.code].inc()
+            self._duration[route, outcome].observe((record.ended_ns - record.received_ns) / 1e9)
+            if record.first_byte_ns is not None:
+                self._first_byte[route,].observe((record.first_byte_ns - record.received_ns) / 1e9)
         for attempt in record.attempts:
             target = attempt.target
             self._attempts[target.provider, target.model, attempt.end.value, cause_class(attempt)].inc()
+            if attempt.why:
+                self._further[route, attempt.why].inc()
             if attempt.usage is not None:
                 self._count_tokens(route, attempt.usage)
         self._count_money(record, route)
@@ -198,8 +250,8 @@ class Metrics:
                 self._withheld[verdict.get("rule", ""),].inc()
 
     def route(self, record: CallRecord) -> str:
-        """The route's name, or nothing where the caller made it up."""
-        return record.route if record.route in self._routes else ""
+        """The route's own name, whatever alias it was called by; nothing where the caller made it up."""
+        return self._routes.get(record.route, "")
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format, of `METRICS_CONTENT_TYPE`."""
@@ -240,7 +292,7 @@ class Metrics:
 def cause_class(attempt: Attempt) -> str:
     """Why an attempt failed, as one of a few names."""
     cause = attempt.cause
-    if cause in _CAUSES:
+    if cause in _CAUSES or cause.startswith(_CHECK):
         return cause
     status = _STATUS.fullmatch(cause)
     return f"status:{status[1]}xx" if status else "other"

@@ -11,7 +11,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -86,8 +86,8 @@ class Telemetry:
         if LEVELS[level] >= self._level:
             self._put(_Event(level, name, self._clock.now_ns(), fields))
 
-    def serving(self, *, bundle: str, routes: Iterable[str]) -> None:
-        """These rules and these routes are in force from now on: at start, and after a reload."""
+    def serving(self, *, bundle: str, routes: Mapping[str, str]) -> None:
+        """These rules and routes are in force from now on, at start and after a reload: what a route is called, and its own name."""
         self._metrics.serving(bundle, routes)
 
     def reloaded(self, *, ok: bool) -> None:
@@ -104,9 +104,29 @@ class Telemetry:
         self._metrics.overrun(accounts, beyond_nusd)
         self.event("warning", "budget_overrun", accounts=list(accounts), call=call, beyond_usd=usd(beyond_nusd))
 
+    def retries_spent(self, route: str) -> None:
+        """A further attempt of this route was not made: its retry budget is used up."""
+        self._metrics.retries_spent(route)
+
+    def breaker(self, target: str, state: str) -> None:
+        """The breaker of a target is in this state now (`core/breaker.py`)."""
+        self._metrics.breaker(target, state)
+
+    def breaker_opened(self, target: str) -> None:
+        """The breaker of a target has opened, by what this process has seen or been told."""
+        self._metrics.breaker_opened(target)
+
     def in_flight(self, calls: int) -> None:
         """So many calls are being handled."""
         self._metrics.in_flight(calls)
+
+    def waiting(self, calls: int) -> None:
+        """So many calls wait for a place."""
+        self._metrics.waiting(calls)
+
+    def shed(self, reason: str) -> None:
+        """A call was turned away because the house was full."""
+        self._metrics.shed(reason)
 
     def metrics(self) -> bytes:
         """Every metric in Prometheus' text format, as counted so far: the last records may still wait."""

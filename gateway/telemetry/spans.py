@@ -117,6 +117,7 @@ class Spans:
             names.ESTIMATED: any(attempt.usage is not None and attempt.usage.estimated for attempt in record.attempts) or None,
             names.RESERVED: None if record.reserved_nusd is None else usd(record.reserved_nusd),
             names.ACCOUNT: clean(record.account) or None, names.ATTEMPTS: len(record.attempts),
+            names.TASK: clean((record.plan or {}).get("task", "")) or None, names.PART_OF: record.part_of or None,
             **_usage_attributes(record.usage),
         }
         return _present(attributes)
@@ -160,6 +161,8 @@ def _attempt_attributes(attempt: Attempt, operation: str) -> dict[str, Attribute
         names.TIME_TO_FIRST_CHUNK: _seconds(attempt.started_ns, attempt.first_byte_ns),
         names.HTTP_STATUS: attempt.status, names.ERROR_TYPE: attempt.cause or None,
         names.ATTEMPT: attempt.n, names.ATTEMPT_END: attempt.end.value, names.WAITED: attempt.waited_s,
+        names.WHY: attempt.why or None, names.BREAKER: attempt.breaker, names.RETRIES_LEFT: attempt.retries_left,
+        names.LARGEST_GAP: attempt.largest_gap_s,
         names.COST: None if attempt.cost_nusd is None else usd(attempt.cost_nusd),
         names.ESTIMATED: (attempt.usage is not None and attempt.usage.estimated) or None,
         **_usage_attributes(attempt.usage),

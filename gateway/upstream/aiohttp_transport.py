@@ -160,13 +160,12 @@ class AiohttpAnswer:
     def _every(self, wanted: bytes) -> list[str]:
         return [value.decode("latin-1") for name, value in self._response.raw_headers if name.lower() == wanted]
 
-    async def read(self, *, limit: int, timeout_s: float) -> bytes:
-        deadline = asyncio.get_running_loop().time() + timeout_s
+    async def read(self, *, limit: int, idle_s: float) -> bytes:
         parts: list[bytes] = []
         size = 0 if self._response.content.at_eof() else self._response.content_length or 0
         if size <= limit:
             size = 0
-            while data := await self._next(deadline, "total", timeout_s):
+            while data := await self.chunk(timeout_s=idle_s):
                 size += len(data)
                 if size > limit:
                     break
@@ -177,17 +176,14 @@ class AiohttpAnswer:
         raise failures.too_large(self._where, limit)
 
     async def chunk(self, *, timeout_s: float) -> bytes:
-        return await self._next(asyncio.get_running_loop().time() + timeout_s, "idle", timeout_s)
-
-    async def _next(self, deadline: float, name: str, seconds: float) -> bytes:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(timeout_s):
                 data = await self._response.content.readany()
             if not data and isinstance(error := self._protocol.exception(), OSError) and self._until_close():
                 raise error  # aiohttp takes a reset for the end of an answer that ends with its connection
         except TimeoutError as error:
             self.abort()
-            raise failures.late(self._where, name, seconds) from error
+            raise failures.late(self._where, "idle", timeout_s) from error
         except _FOREIGN as error:
             failure = _mapped(error, self._where, self._protocol)  # first: aiohttp's close forgets how the connection ended
             self.abort()

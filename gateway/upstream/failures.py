@@ -42,9 +42,8 @@ def too_large(where: str, limit: int) -> AttemptFailed:
 
 
 def late(where: str, deadline: str, seconds: float) -> AttemptFailed:
-    """A deadline passed: `connect`, `headers`, `idle` or `total`. After `total` no time is left for another try."""
-    return AttemptFailed(f"timeout:{deadline}", f"{where} was silent at the {deadline} deadline of {seconds:g} s",
-                         retryable=deadline != "total")
+    """A deadline passed: `connect`, `headers` or `idle`."""
+    return AttemptFailed(f"timeout:{deadline}", f"{where} was silent at the {deadline} deadline of {seconds:g} s", retryable=True)
 
 
 def _words(error: BaseException) -> str:

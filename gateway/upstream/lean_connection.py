@@ -119,7 +119,6 @@ class Connection(asyncio.Protocol):
         """The rest of the body."""
         parts: list[bytes] = []
         size = 0
-        ends = 0.0
         while True:
             size += self._buffered
             if size > limit or (not self._complete and int(self.headers.get("content-length", 0)) > limit):
@@ -129,8 +128,7 @@ class Connection(asyncio.Protocol):
                 parts.append(self._take())
             if self._complete:
                 return parts[0] if len(parts) == 1 else b"".join(parts)
-            ends = ends or self._loop.time() + timeout_s
-            await self._more(timeout_s, "total", ends)
+            await self._more(timeout_s, "idle")
 
     def release(self) -> bool:
         """End the exchange. True where the connection may carry another one; else it is closed."""
@@ -159,12 +157,12 @@ class Connection(asyncio.Protocol):
 
     # Waiting.
 
-    async def _more(self, timeout_s: float, name: str, ends: float = 0.0) -> None:
+    async def _more(self, timeout_s: float, name: str) -> None:
         """Wait for news of the answer. A cancelled wait closes the connection: nobody is left to read the rest."""
         if self._error is not None:
             raise self._error from self._error_cause
         self._waiter = self._loop.create_future()
-        self._arm(timeout_s, name, ends)
+        self._arm(timeout_s, name)
         try:
             await self._waiter
         except BaseException:
@@ -173,9 +171,9 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None
 
-    def _arm(self, timeout_s: float, name: str, ends: float) -> None:
+    def _arm(self, timeout_s: float, name: str) -> None:
         """Set the deadline of this wait. A timer that fires too early sets itself anew, so most waits of a stream make none."""
-        self._deadline = ends or self._loop.time() + timeout_s
+        self._deadline = self._loop.time() + timeout_s
         self._deadline_name = name
         self._deadline_s = timeout_s
         if self._timer is not None:

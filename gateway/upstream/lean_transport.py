@@ -29,8 +29,8 @@ class LeanAnswer:
         self.status = connection.status
         self.headers: Mapping[str, str] = connection.headers
 
-    def read(self, *, limit: int, timeout_s: float) -> Coroutine[Any, Any, bytes]:
-        return self._mine().read(limit, timeout_s)
+    def read(self, *, limit: int, idle_s: float) -> Coroutine[Any, Any, bytes]:
+        return self._mine().read(limit, idle_s)
 
     def chunk(self, *, timeout_s: float) -> Coroutine[Any, Any, bytes]:
         return self._mine().chunk(timeout_s)

@@ -27,8 +27,10 @@ class HttpAnswer(Protocol):
     status: int
     headers: Mapping[str, str]  # lower-case names; of a repeated one the first
 
-    async def read(self, *, limit: int, timeout_s: float) -> bytes:
-        """The whole body. Raises `AttemptFailed`: `too_large` over `limit` bytes, `cut` if it ends early, `reset`, `timeout:total`."""
+    async def read(self, *, limit: int, idle_s: float) -> bytes:
+        """The whole body. Raises `AttemptFailed`: `too_large` over `limit` bytes, `cut` if it ends early, `reset`, or `timeout:idle` after
+        `idle_s` seconds without a byte.
+        """
         ...
 
     async def chunk(self, *, timeout_s: float) -> bytes:

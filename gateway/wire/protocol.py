@@ -98,6 +98,10 @@ class Adapter(Protocol):
         """A fresh decoder for one streamed answer."""
         ...
 
+    def health(self, path: str, api_key: Secret | None) -> UpstreamRequest:
+        """The request that asks whether the upstream is well: a GET of `path`, with the credential where this upstream reads it."""
+        ...
+
 
 class StreamEncoder(Protocol):
     """Writes one streamed answer in the client's dialect."""

@@ -55,6 +55,12 @@ def test_it_writes_the_request_in_its_upstreams_format(parrot, make_call):
     assert "x-perch" not in parrot.encode(call, TARGET, None).headers
 
 
+def test_it_asks_whether_its_upstream_is_well_with_the_same_key(parrot):
+    request = parrot.health("/alive", Secret("seed"))
+    assert (request.method, request.path, request.headers, request.body) == ("GET", "/alive", {"x-perch": "seed"}, b"")
+    assert parrot.health("/alive", None).headers == {}
+
+
 @pytest.mark.parametrize(("body", "pointer"), [
     ({"tools": []}, "/tools"),
     ({"messages": [{"role": "user", "content": "a"}] * 2}, "/messages"),

@@ -288,10 +288,12 @@ class TestRecorded:
         assert lines[1:] == [
             "outcome: completed", "rules: sha256:abc (its content is not on record)", "", "the call was allowed by office-hours",
             "  allow office-hours (a.toml:3) matched", "  labels: checked, late", "",
+            "+0 ms  attempt 1, first: alpha/small-1, succeeded after 3000 ms, 0.0000015 USD", "",
             "the tool call bank.pay was denied by late: Not now.", "  deny late (a.toml:2) could not be evaluated on bank.pay",
             "    policy_error: no such key", "  what would have to change:",
             "    - Rule late would have to be evaluated, which failed (policy_error: no such key); then it would have to be false.",
-            "    - The rules that were in force are not on record any more, so it cannot be said what they look at."]
+            "    - The rules that were in force are not on record any more, so it cannot be said what they look at.", "",
+            "+3000 ms  the client got the whole answer (200)"]
         await store.journal.refuse(samples.refused(7, decision="", rule="", reasons=(), bundle="", code="invalid_request"), request=None)
         assert "rules: none were asked" in run("explain", samples.call_id(7)).stdout.splitlines()
         lines = run("explain", samples.call_id(6)).stdout.splitlines()

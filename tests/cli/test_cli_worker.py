@@ -48,8 +48,8 @@ async def test_a_worker_reloads_when_it_is_told_and_answers_by_number(ends):
     async def report() -> dict[str, Any]:
         return {"ok": True}
 
-    serving = asyncio.create_task(Worker(there, report).serve())
-    assert await here.receive() == {"ready": True}
+    serving = asyncio.create_task(Worker(there, report, drain_s=30.0).serve())
+    assert await here.receive() == {"ready": True, "drain_s": 30.0}
     here.send({"reload": 3})
     here.send({"reload": 4})
     answers = [await asyncio.wait_for(here.receive(), SOON_S) for _ in range(2)]
@@ -66,7 +66,7 @@ async def test_a_defect_in_a_reload_is_answered_too(ends):
     async def report() -> dict[str, Any]:
         raise ZeroDivisionError
 
-    serving = asyncio.create_task(Worker(there, report).serve())
+    serving = asyncio.create_task(Worker(there, report, drain_s=30.0).serve())
     await here.receive()
     here.send({"reload": 1})
     answer = await asyncio.wait_for(here.receive(), SOON_S)
@@ -86,7 +86,7 @@ async def test_a_worker_that_asks_gets_the_reports_of_all(ends):
     async def report() -> dict[str, Any]:
         raise NotImplementedError
 
-    asking = Worker(there, report)
+    asking = Worker(there, report, drain_s=30.0)
     serving = asyncio.create_task(asking.serve())
     await here.receive()
     questions = [asyncio.create_task(asking.everywhere()) for _ in range(2)]
@@ -107,13 +107,13 @@ async def test_a_supervisor_that_does_not_answer_is_not_waited_for_for_ever(ends
         raise NotImplementedError
 
     with pytest.raises(Overloaded, match="have not all answered"):
-        await Worker(there, report).everywhere()
+        await Worker(there, report, drain_s=30.0).everywhere()
 
 
 @pytest.mark.parametrize(("goes", "message"), [(True, "The worker ended."), (False, "The worker did not answer in time.")])
 async def test_a_worker_that_says_nothing_is_reported_in_its_place(ends, monkeypatch, goes, message):
     here, there = ends
-    attached = Attached(7, here)
+    attached = Attached(7, here, 30.0)
     listening = asyncio.create_task(attached.listen(lambda question: None))  # noqa: ARG005 - nobody asks
     if goes:
         there.cut()
@@ -127,7 +127,7 @@ async def test_a_worker_that_says_nothing_is_reported_in_its_place(ends, monkeyp
 
 async def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(ends, monkeypatch):
     here, there = ends
-    attached = Attached(7, here)
+    attached = Attached(7, here, 30.0)
     listening = asyncio.create_task(attached.listen(lambda question: None))  # noqa: ARG005 - nobody asks
     with monkeypatch.context() as short:
         short.setattr(supervisor, "RELOAD_S", 0.0)

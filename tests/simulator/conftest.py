@@ -13,7 +13,7 @@ Ask = Callable[..., dict[str, object]]
 
 
 class HandClock:
-    """A clock that ticks a millisecond each time it is read; nobody waits on it, what was asked for is noted."""
+    """A clock that ticks a millisecond each time its wall time is read, and goes on by what was waited for as soon as `released`."""
 
     def __init__(self) -> None:
         self.ns = 1_700_000_000_000_000_000
@@ -30,7 +30,9 @@ class HandClock:
 
     async def sleep(self, seconds: float) -> None:
         self.waited.append(seconds)
+        target = self.ns + round(seconds * 1e9)
         await self.released.wait()
+        self.ns = max(self.ns, target)
 
 
 @pytest.fixture

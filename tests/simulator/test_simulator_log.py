@@ -34,7 +34,7 @@ async def test_an_entry_tells_the_whole_story_and_no_key(bare, ask, hand_clock):
         json.loads(raw), hashlib.sha256(raw).hexdigest(), len(raw))
     assert (shown["status"], shown["fault"], shown["end"], shown["bytes"]) == (200, {}, "completed", len(body))
     assert shown["usage"] == json.loads(body)["usage"]
-    assert shown["finished_ns"] - shown["received_ns"] == 1_000_000
+    assert [shown[f"{what}_ns"] - shown["received_ns"] for what in ("first_byte", "last_byte", "finished")] == [1_000_000, 2_000_000, 3_000_000]
     assert shown["client_gone_ns"] is None
     assert json.loads(body)["created"] == 1_700_000_000
 

@@ -10,13 +10,13 @@ from gateway.simulator.model import answer_text, asked_calls, count_tokens, toke
 
 @given(st.text())
 def test_tokens_join_to_their_text_and_are_as_many_as_its_words(text):
-    assert "".join(tokens(text)) == text.rstrip()
-    assert len(tokens(text)) == count_tokens(text)
+    assert "".join(tokens(text)) == text
+    assert len(tokens(text)) == max(count_tokens(text), 1 if text else 0)
 
 
 def test_a_long_blank_end_costs_no_time():
     """The expression that finds tokens would try every place of it; a million blanks took minutes."""
-    assert tokens("a" + " " * 1_000_000) == ("a",)
+    assert tokens("a" + " " * 1_000_000) == ("a" + " " * 1_000_000,)
 
 
 @given(st.text(), st.integers(1, 30), st.integers(0, 30))

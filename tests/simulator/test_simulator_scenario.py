@@ -2,9 +2,11 @@
 
 import pytest
 
+from gateway.clock import SystemClock
 from gateway.errors import ConfigError
 from gateway.simulator.faults import NO_FAULT, Fault
-from gateway.simulator.scenario import Director, FaultRule, Match, Scenario, bare_model, read_scenario, scenario_from
+from gateway.simulator.match import Match
+from gateway.simulator.scenario import Director, FaultRule, Scenario, bare_model, read_scenario, scenario_from
 
 FILE = """
 models = ["alpha", "beta"]
@@ -69,20 +71,20 @@ def test_the_first_rule_that_applies_wins_and_every_match_counts():
         FaultRule(Fault(status=500), Match(model="alpha", nth=frozenset({1, 3}))),
         FaultRule(Fault(hang=True, times=1)),
         FaultRule(Fault(empty=True), Match(path="/v1/embeddings")),
-    )))
+    )), SystemClock())
     seen = [choose(director), choose(director), choose(director), choose(director)]
     assert seen == [Fault(status=500), Fault(hang=True, times=1), Fault(status=500), NO_FAULT]
     assert choose(director, path="/v1/embeddings") == Fault(empty=True)
 
 
 def test_nth_counts_the_requests_of_its_own_match():
-    director = Director(Scenario((FaultRule(Fault(status=500), Match(model="b", api_key="k*", nth=frozenset({2}))),)))
+    director = Director(Scenario((FaultRule(Fault(status=500), Match(model="b", api_key="k*", nth=frozenset({2}))),)), SystemClock())
     assert [choose(director, model, api_key=key) for model, key in (("b", "k1"), ("a", "k1"), ("b", "x"), ("b", "k2"))] == [
         NO_FAULT, NO_FAULT, NO_FAULT, Fault(status=500)]
 
 
 def test_a_header_beats_the_models_name_and_that_beats_the_scenario():
-    director = Director(Scenario((FaultRule(Fault(empty=True)),)))
+    director = Director(Scenario((FaultRule(Fault(empty=True)),)), SystemClock())
     assert choose(director) == Fault(empty=True)
     assert choose(director, "alpha!hang") == Fault(hang=True)
     assert choose(director, "alpha!hang", header="reset") == Fault(reset=True)
@@ -90,7 +92,7 @@ def test_a_header_beats_the_models_name_and_that_beats_the_scenario():
 
 
 def test_times_is_counted_for_each_specification_and_starts_again_with_the_scenario():
-    director = Director(Scenario())
+    director = Director(Scenario(), SystemClock())
     spent = [choose(director, header="status=500;times=2").status for _ in range(3)]
     assert spent == [500, 500, None]
     assert choose(director, "m!status=500;times=2").status == 500
@@ -100,7 +102,7 @@ def test_times_is_counted_for_each_specification_and_starts_again_with_the_scena
 
 def test_the_counts_of_specifications_are_bounded(monkeypatch):
     monkeypatch.setattr("gateway.simulator.scenario._MAX_COUNTED", 2)
-    director = Director(Scenario())
+    director = Director(Scenario(), SystemClock())
     for number in range(5):
         assert choose(director, header=f"status={500 + number};times=1").status == 500 + number
     assert choose(director, header="status=504;times=1") is NO_FAULT
@@ -108,6 +110,6 @@ def test_the_counts_of_specifications_are_bounded(monkeypatch):
 
 
 def test_a_rule_without_a_fault_is_an_exception_to_those_behind_it():
-    director = Director(Scenario((FaultRule(Fault(), Match(model="good")), FaultRule(Fault(hang=True)))))
+    director = Director(Scenario((FaultRule(Fault(), Match(model="good")), FaultRule(Fault(hang=True)))), SystemClock())
     assert choose(director, "good") == NO_FAULT
     assert choose(director, "other") == Fault(hang=True)

@@ -28,6 +28,8 @@ KEY = "lgk_" + "a" * 12 + "_" + "b" * 32
 PLANTED: dict[str, tuple[str, ...]] = {
     "references-hold": ("INSERT INTO dispatches VALUES (99, 2, 'p', 'm', 1, 0.0)",),
     "attempt-has-its-call": ("INSERT INTO dispatches VALUES (99, 2, 'p', 'm', 1, 0.0)",),
+    "path-has-its-attempt": ("INSERT INTO paths VALUES (1, 2, 'retry', 'closed', 1.0, NULL)",),
+    "further-attempts-say-why": ("UPDATE paths SET why = '' WHERE seq = 4",),
     "outcome-has-its-call": ("DELETE FROM calls WHERE seq = 1",),
     "call-is-recorded-once": (
         "CREATE TABLE copy AS SELECT * FROM calls", "DROP TABLE calls", "ALTER TABLE copy RENAME TO calls",
@@ -72,7 +74,9 @@ async def history(store: SqliteStore, samples: ModuleType) -> None:
     await journal.begin(samples.intent(4))
     await journal.dispatch(samples.dispatch(4, 2))
     billed_perhaps = samples.attempt(1, end=AttemptEnd.FAILED, cause="timeout:headers", usage=None, cost_nusd=None, first_byte_ns=None)
-    await journal.finish(samples.completed(4, attempts=(billed_perhaps, samples.attempt(2, target=samples.OTHER))), response=None)
+    first = replace(billed_perhaps, breaker="half_open")
+    second = samples.attempt(2, target=samples.OTHER, why="fallback", retries_left=2.5)
+    await journal.finish(samples.completed(4, attempts=(first, second), plan={"strategy": "priority"}), response=None)
     await journal.begin(samples.intent(5))
     cut = samples.attempt(1, end=AttemptEnd.CUT, cause="cut", usage=None, cost_nusd=None)
     await journal.finish(
@@ -96,9 +100,23 @@ async def history(store: SqliteStore, samples: ModuleType) -> None:
     await journal.begin(samples.intent(10, tool_results=(("c1", "sent"),)))
     await journal.finish(samples.completed(10), response=None)
     await _spend(store, samples)
+    await _parts(store, samples)
     await store.sessions.enter(SessionKey("key000000001", "s-1"), samples.call_id(10), now_ns=1, until_ns=2)
     await store.bundles.keep("sha256:abc", b"rules " * 1000, now_ns=samples.NOW_NS)
     await store.keys.create(samples.key(1))
+
+
+async def _parts(store: SqliteStore, samples: ModuleType) -> None:
+    """A mirror of call 1, a stream that went on elsewhere, and a hedge that lost."""
+    journal = store.journal
+    await journal.begin(samples.intent(14, labels=("mirror",), part_of=samples.call_id(1)))
+    await journal.finish(samples.completed(14, labels=("mirror",), part_of=samples.call_id(1)), response=None)
+    for n, end, why in ((15, AttemptEnd.CUT, "continuation"), (16, AttemptEnd.SUCCEEDED, "hedge")):
+        await journal.begin(samples.intent(n))
+        await journal.dispatch(samples.dispatch(n, 2))
+        tries = samples.attempt(1, end=end, cost_nusd=1000), samples.attempt(
+            2, target=samples.OTHER, why=why, end=AttemptEnd.CANCELLED if why == "hedge" else AttemptEnd.SUCCEEDED, cost_nusd=500)
+        await journal.finish(samples.completed(n, attempts=tries), response=None)
 
 
 async def _spend(store: SqliteStore, samples: ModuleType) -> None:
@@ -188,7 +206,7 @@ class TestDoctor:
     @pytest.mark.parametrize(("table", "column"), [
         ("calls", "reasons"), ("outcomes", "message"), ("verdicts", "verdicts"), ("tool_uses", "args"), ("tool_results", "text"),
         ("sessions", "labels"), ("turns", "holder"), ("keys", "name"), ("budget_changes", "note"), ("settlements", "author"),
-        ("ledger", "prices"),
+        ("ledger", "prices"), ("plans", "plan"), ("paths", "why"),
     ])
     def test_a_virtual_key_is_found_wherever_others_can_write(
         self, table: str, column: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],

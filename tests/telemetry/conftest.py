@@ -83,7 +83,7 @@ def attempt() -> Attempt:
     return Attempt(
         n=2, target=Target("second", "small-1"), started_ns=BEGIN_NS + 40 * MS, ended_ns=BEGIN_NS + 240 * MS,
         end=AttemptEnd.SUCCEEDED, status=200, first_byte_ns=BEGIN_NS + 90 * MS, waited_s=0.01, usage=usage,
-        cost_nusd=1_234_567,
+        cost_nusd=1_234_567, why="fallback", breaker="half_open", retries_left=2.5, largest_gap_s=0.04,
     )
 
 
@@ -120,7 +120,7 @@ async def start(clock: StandingClock, lines: Lines) -> AsyncIterator[Callable[..
     async def make(**changes: Any) -> Telemetry:
         given: dict[str, Any] = {"log_format": "json", "log_level": "info", "write": lines.write, "scrub": scrub, "clock": clock}
         telemetry = Telemetry(**(given | changes))
-        telemetry.serving(bundle="sha256:aa", routes=["small"])
+        telemetry.serving(bundle="sha256:aa", routes={"small": "small", "little": "small"})
         await telemetry.start()
         started.append(telemetry)
         return telemetry

@@ -17,7 +17,7 @@ RECORD = CallRecord(
 def main() -> None:
     """Work until standard input ends."""
     metrics = Metrics("0.1.0")
-    metrics.serving("sha256:aa", ["small"])
+    metrics.serving("sha256:aa", {"small": "small", "little": "small"})
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         if command == "calls":
@@ -28,7 +28,7 @@ def main() -> None:
         elif command == "reload":
             metrics.reloaded(ok=argument == "ok")
         elif command == "rules":
-            metrics.serving(argument, ["small"])
+            metrics.serving(argument, {"small": "small", "little": "small"})
         elif command == "forget":
             forget_worker(int(argument))
         elif command == "render":

@@ -28,7 +28,7 @@ def test_a_call_says_who_what_where_and_what_it_cost(record, clean):
         "time": "2026-09-21T14:13:20.373456Z", "level": "info", "event": "call", "call": "call_01", "key": "key_01",
         "team": "search", "operation": "chat", "route": "small", "target": "second/small-1", "stream": True,
         "outcome": "completed", "status": 200, "code": "", "decision": "allow", "rule": "allow-small", "labels": ["seen"],
-        "verdicts": [], "attempts": 2, "ms": 250.0, "first_byte_ms": 90.0,
+        "verdicts": [], "attempts": 2, "tries": ["first/small-1 failed status:503", "second/small-1 fallback succeeded"], "part_of": "", "ms": 250.0, "first_byte_ms": 90.0,
         "tokens": {"input": 30, "output": 12, "cache_read": 10, "cache_write": 4, "reasoning": 5, "input_audio": 2,
                    "output_audio": 1},
         "cost_usd": "0.001234567", "estimated_usd": None, "reserved_usd": None, "account": "", "session": "s-1", "run": "r-1", "step": "3", "message": "",
@@ -49,6 +49,18 @@ def test_what_was_decided_on_the_answer_is_told_in_short(record, clean, secret):
     hostile = ({"phase": "response", "subject": "x" * 10_000, "decision": "held", "rule": secret},)
     assert fields_of(replace(record, verdicts=hostile), clean)["verdicts"] == [
         f"response:{'x' * 64}… (10000 characters):held:********"]
+
+
+def test_every_try_is_told_in_short_where_there_was_more_than_one(record, attempt, clean):
+    """One says no more than the line itself; a line is to stay short."""
+    assert fields_of(replace(record, attempts=(attempt,)), clean)["tries"] == []
+    many = tuple(replace(attempt, n=n, why="retry") for n in range(1, 20))
+    assert fields_of(replace(record, attempts=many), clean)["tries"] == ["second/small-1 retry succeeded"] * 8
+    assert 'tries="first/small-1 failed status:503,second/small-1 fallback succeeded"' in text_line(fields_of(record, clean)).decode()
+
+
+def test_a_call_of_the_gateways_own_names_the_call_that_it_was_made_for(record, clean):
+    assert fields_of(replace(record, part_of="call_00"), clean)["part_of"] == "call_00"
 
 
 def test_a_call_that_went_nowhere_has_nulls_and_not_zeros(refused, clean):

@@ -71,7 +71,7 @@ def test_an_answer_that_was_withheld_is_no_error_of_the_gateway(export, record):
 
 def test_a_call_says_everything_that_is_documented(export, record):
     failed = replace(record, outcome=Outcome.CUT, code="upstream_failed", message="It broke.", status=200, account="b/blue",
-                     reserved_nusd=2_000_000)
+                     reserved_nusd=2_000_000, plan={"strategy": "priority", "task": "code"}, part_of="call_00")
     failed = replace(failed, attempts=tuple(
         replace(each, usage=replace(each.usage, estimated=True)) if each.usage else each for each in record.attempts))
     root, _first, second = export(failed)
@@ -85,6 +85,7 @@ def test_a_call_says_everything_that_is_documented(export, record):
         "lockgate.outcome": "cut", "lockgate.decision": "allow", "lockgate.rule": "allow-small",
         "lockgate.bundle": "sha256:aa", "lockgate.run": "r-1", "lockgate.step": "3", "lockgate.cost_usd": "0.001234567",
         "lockgate.usage.estimated": True, "lockgate.reserved_usd": "0.002", "lockgate.budget.account": "b/blue", "lockgate.attempts": 2,
+        "lockgate.task": "code", "lockgate.part_of": "call_00",
     }
     assert set(root.attributes or {}) | {names.TOOL} == set(names.CALL_ATTRIBUTES)
     assert set(second.attributes or {}) | {names.ERROR_TYPE} == set(names.ATTEMPT_ATTRIBUTES)
@@ -101,8 +102,11 @@ def test_an_attempt_says_where_it_went_and_why_it_failed(export, record):
     assert dict(first.attributes or {}) == {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "first", "gen_ai.request.model": "small-1",
         "http.response.status_code": 503, "error.type": "status:503", "lockgate.attempt.n": 1,
-        "lockgate.attempt.end": "failed", "lockgate.attempt.waited_s": 0.0, "lockgate.cost_usd": "0",
+        "lockgate.attempt.end": "failed", "lockgate.attempt.waited_s": 0.0, "lockgate.cost_usd": "0", "lockgate.attempt.breaker": "closed",
     }
+    assert {name: value for name, value in (second.attributes or {}).items() if name.startswith("lockgate.attempt.")} == {
+        "lockgate.attempt.n": 2, "lockgate.attempt.end": "succeeded", "lockgate.attempt.waited_s": 0.01, "lockgate.attempt.why": "fallback",
+        "lockgate.attempt.breaker": "half_open", "lockgate.attempt.retries_left": 2.5, "lockgate.attempt.largest_gap_s": 0.04}
     assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, "no capacity")
     assert second.status.status_code is StatusCode.UNSET
     assert "lockgate.usage.estimated" not in (second.attributes or {})

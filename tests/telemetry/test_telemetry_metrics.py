@@ -22,7 +22,7 @@ def samples(metrics: Metrics) -> Mapping[tuple[str, tuple[str, ...]], float]:
 @pytest.fixture
 def metrics() -> Metrics:
     metrics = Metrics("0.1.0")
-    metrics.serving("sha256:aa", ["small"])
+    metrics.serving("sha256:aa", {"small": "small", "little": "small"})
     return metrics
 
 
@@ -38,6 +38,7 @@ def test_a_call_is_counted_in_every_metric_that_concerns_it(metrics, record):
         ("lockgate_call_first_byte_seconds_count", ("small",)): 1,
         ("lockgate_upstream_attempts_total", ("status:5xx", "failed", "small-1", "first")): 1,
         ("lockgate_upstream_attempts_total", ("", "succeeded", "small-1", "second")): 1,
+        ("lockgate_further_attempts_total", ("small", "fallback")): 1,
         ("lockgate_tokens_total", ("small", "input")): 30,
         ("lockgate_tokens_total", ("small", "output")): 12,
         ("lockgate_tokens_total", ("small", "cache_read")): 10,
@@ -122,10 +123,50 @@ def test_names_that_callers_make_up_do_not_become_labels(metrics, refused):
 @pytest.mark.parametrize(("cause", "counted"), [
     ("", ""), ("connect", "connect"), ("timeout:first_token", "timeout:first_token"), ("status:503", "status:5xx"),
     ("status:429", "status:4xx"), ("status:", "other"), ("status:999", "other"), ("timeout:lunch", "other"),
-    ("x" * 99, "other"),
+    ("x" * 99, "other"), ("check:answer-schema", "check:answer-schema"), ("not_accepted", "not_accepted"), ("hedged", "hedged"),
 ])
 def test_causes_are_a_few_names(attempt, cause, counted):
     assert cause_class(replace(attempt, end=AttemptEnd.FAILED, cause=cause)) == counted
+
+
+def test_a_route_is_counted_under_its_own_name_whatever_it_is_called_by(metrics, record):
+    """Budgets count so too, and nobody adds up what he does not know to be the same."""
+    metrics.count(record)
+    metrics.count(replace(record, route="little"))
+    assert samples(metrics)["lockgate_calls_total", ("", "completed", "small", "search")] == 2
+
+
+def test_a_call_of_the_gateways_own_is_no_callers_call_and_costs_as_much(metrics, record):
+    """A mirror that fails is no failure of the route, and what it costs is."""
+    metrics.count(record)
+    for kind in ("mirror", "classifier"):
+        metrics.count(replace(record, part_of=record.id, labels=("seen", kind)))
+    seen = samples(metrics)
+    assert seen["lockgate_calls_total", ("", "completed", "small", "search")] == 1
+    assert seen["lockgate_call_duration_seconds_count", ("completed", "small")] == 1
+    assert {key[1]: value for key, value in seen.items() if key[0] == "lockgate_part_calls_total"} == {
+        ("mirror", "completed", "small"): 1, ("classifier", "completed", "small"): 1}
+    assert seen["lockgate_upstream_attempts_total", ("", "succeeded", "small-1", "second")] == 3
+    assert seen["lockgate_cost_usd_total", ("small", "search")] == pytest.approx(3 * 0.001234567)
+
+
+def test_attempts_after_the_first_are_counted_by_why_they_were_made(metrics, record, attempt):
+    tries = tuple(replace(attempt, n=n, why=why) for n, why in enumerate(("", "retry", "retry", "hedge", "continuation"), 1))
+    metrics.count(replace(record, attempts=tries))
+    metrics.retries_spent("small")
+    metrics.retries_spent("small")
+    seen = samples(metrics)
+    assert {key[1]: value for key, value in seen.items() if key[0] == "lockgate_further_attempts_total"} == {
+        ("small", "retry"): 2, ("small", "hedge"): 1, ("small", "continuation"): 1}
+    assert seen["lockgate_retry_budget_exhausted_total", ("small",)] == 2
+
+
+@pytest.mark.parametrize(("state", "shown"), [("closed", 0), ("forced_closed", 0), ("half_open", 1), ("open", 2), ("forced_open", 2)])
+def test_the_state_of_a_breaker_is_a_number_to_alert_on(metrics, state, shown):
+    metrics.breaker("first/small-1", state)
+    metrics.breaker_opened("first/small-1")
+    seen = samples(metrics)
+    assert (seen["lockgate_breaker_state", ("first/small-1",)], seen["lockgate_breaker_trips_total", ("first/small-1",)]) == (shown, 1)
 
 
 def test_label_values_with_quotes_and_newlines_do_not_break_the_format(metrics, record):
@@ -182,7 +223,7 @@ def test_files_that_could_not_be_loaded_show_until_they_can(metrics):
 
 
 def test_a_reload_shows_which_rules_are_in_force(metrics):
-    metrics.serving("sha256:bb", ["small"])
+    metrics.serving("sha256:bb", {"small": "small", "little": "small"})
     seen = samples(metrics)
     assert seen["lockgate_info", ("sha256:bb", "0.1.0")] == 1
     assert seen["lockgate_info", ("sha256:aa", "0.1.0")] == 0
@@ -199,6 +240,15 @@ def test_calls_in_flight_are_a_gauge(metrics):
     assert samples(metrics)["lockgate_in_flight_calls", ()] == 7
 
 
+def test_calls_that_wait_and_calls_that_were_turned_away_are_shown_the_latter_from_the_start(metrics):
+    metrics.waiting(4)
+    metrics.shed("early")
+    seen = samples(metrics)
+    assert seen["lockgate_calls_waiting", ()] == 4
+    assert {key[1][0]: value for key, value in seen.items() if key[0] == "lockgate_calls_shed_total"} == {
+        "full": 0, "displaced": 0, "early": 1, "waited": 0, "stopping": 0}
+
+
 def test_two_gateways_in_one_process_do_not_mix(metrics, record):
     other = Metrics("0.1.0")
     metrics.count(record)
@@ -211,6 +261,10 @@ def test_every_metric_is_as_documented(metrics, record, refused):
     kept = {"phase": "tool_call", "decision": "deny", "rule": "no-mail", "reasons": [reason("no-mail")]}
     metrics.count(replace(record, cost_nusd=None, verdicts=(kept,)))
     metrics.count(replace(record, attempts=(guessed(record.attempts[1]),), account="b/blue", reserved_nusd=2_000_000))
+    metrics.count(replace(record, part_of="call_00", labels=("mirror",)))
+    metrics.retries_spent("small")
+    metrics.breaker("first/small-1", "open")
+    metrics.breaker_opened("first/small-1")
     metrics.soft_limit("b/blue")
     metrics.overrun(["b/blue"], 5)
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}

@@ -109,7 +109,7 @@ async def answered(server, sending: Awaitable[HttpAnswer]) -> bytes:
     await peer.request()
     await peer.send(OK)
     answer = await task
-    body = await answer.read(limit=100, timeout_s=9)
+    body = await answer.read(limit=100, idle_s=9)
     answer.release()
     return body
 

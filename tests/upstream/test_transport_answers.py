@@ -55,7 +55,7 @@ async def test_a_good_answer_is_taken_whole_and_its_connection_used_again(client
     answer.release()
     answer.release()
     later = await client.again(server, peer, NEXT)
-    assert await later.read(limit=4, timeout_s=9) == b"next"
+    assert await later.read(limit=4, idle_s=9) == b"next"
     later.release()
 
 
@@ -67,7 +67,7 @@ async def test_splitting_an_answer_anywhere_changes_nothing(client, server, raw,
     await peer.request()
     await peer.send(*(bytes([byte]) for byte in raw))
     answer = await sending
-    assert (answer.status, await answer.read(limit=99, timeout_s=9)) == (status, body)
+    assert (answer.status, await answer.read(limit=99, idle_s=9)) == (status, body)
     answer.release()
     (await client.again(server, peer, NEXT)).abort()
 
@@ -93,7 +93,7 @@ async def test_what_forbids_another_use_closes_the_connection(client, server, ra
     other = await server.accept()
     assert (await other.request()).line == "POST /other HTTP/1.1"
     await other.send(NEXT)
-    assert await (await sending).read(limit=4, timeout_s=9) == b"next"
+    assert await (await sending).read(limit=4, idle_s=9) == b"next"
     await peer.gone()
 
 
@@ -109,7 +109,7 @@ async def test_an_answer_without_a_length_ends_with_its_connection(client, serve
 @pytest.mark.parametrize("head", [b"content-length: 5\r\n", b"transfer-encoding: chunked\r\n", b""])
 async def test_an_answer_to_head_has_no_body_whatever_it_says(client, server, head):
     answer, _ = await client.meet(server, H + head + b"\r\n", method="HEAD")
-    assert await answer.read(limit=0, timeout_s=9) == b""
+    assert await answer.read(limit=0, idle_s=9) == b""
     answer.release()
 
 
@@ -239,7 +239,7 @@ async def test_a_body_that_breaks_its_own_framing_is_malformed(client, server, r
     assert await answer.chunk(timeout_s=9) == b"ok"
     peer.writer.write(raw)
     with pytest.raises(AttemptFailed) as failure:
-        await (answer.read(limit=99, timeout_s=9) if whole else client.body(answer))
+        await (answer.read(limit=99, idle_s=9) if whole else client.body(answer))
     assert failure.value.cause == "malformed"
     answer.release()
     await peer.gone()

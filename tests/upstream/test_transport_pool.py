@@ -52,7 +52,7 @@ async def echo():
 async def exchange(client, url: str, body: bytes) -> Any:
     answer = await client.send(url, body=body)
     try:
-        return await answer.read(limit=1000, timeout_s=10)
+        return await answer.read(limit=1000, idle_s=10)
     finally:
         answer.release()
 
@@ -94,7 +94,7 @@ async def test_a_connection_that_breaks_gives_its_place_to_who_waits(make, clien
     await asyncio.sleep(0)
     peer.reset()
     with pytest.raises(AttemptFailed):
-        await first.read(limit=9, timeout_s=9)
+        await first.read(limit=9, idle_s=9)
     first.release()
     other = await server.accept()
     await other.request()
@@ -249,6 +249,6 @@ async def test_an_answer_is_not_read_after_its_release(client, server, is_lean):
     answer, _ = await client.meet(server, OK)
     answer.release()
     with pytest.raises(RuntimeError):
-        await answer.read(limit=9, timeout_s=9)
+        await answer.read(limit=9, idle_s=9)
     with pytest.raises(RuntimeError):
         await answer.chunk(timeout_s=9)

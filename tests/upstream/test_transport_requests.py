@@ -13,7 +13,7 @@ async def test_a_request_arrives_as_it_was_given_and_with_nothing_of_the_transpo
     peer = await server.accept()
     received = await peer.request()
     await peer.send(OK)
-    assert await (await sending).read(limit=9, timeout_s=9) == b"ok"
+    assert await (await sending).read(limit=9, idle_s=9) == b"ok"
     assert received.line == "POST /v1/chat HTTP/1.1"
     assert received.body == b'{"a":1}'
     assert received.headers == {"host": f"127.0.0.1:{server.port}", "content-type": "application/json", "x-one": "1",

@@ -143,6 +143,14 @@ def test_a_request_goes_to_the_operations_path_with_the_targets_model(adapter, m
 
 def test_without_a_key_no_authorization_is_sent(adapter, make_call):
     assert "authorization" not in adapter.encode(make_call(), TARGET, None).headers
+    assert "authorization" not in adapter.health("/models", None).headers
+
+
+def test_a_provider_is_asked_whether_it_is_well_as_who_calls_it(adapter):
+    """A key that is not taken fails calls, too, and some providers answer nobody without one."""
+    asked = adapter.health("/models?x=1", Secret("sk-provider"))
+    assert (asked.method, asked.path, asked.body) == ("GET", "/models?x=1", b"")
+    assert asked.headers == {"accept": "application/json", "authorization": "Bearer sk-provider"}
 
 
 @pytest.mark.parametrize("options", [

@@ -1,0 +1,149 @@
+"""A streamed answer's way to its client: the gate that judges it, the meter of its money, and what becomes of it when it breaks off."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.answer import answer_headers
+from gateway.call import AttemptEnd, Call
+from gateway.clock import Clock
+from gateway.continuation import Heard, Onward
+from gateway.dispatch import Answered, Dispatcher, Errand
+from gateway.errors import AttemptFailed, CallError, InternalError, StoreUnavailable, UpstreamFailed
+from gateway.keep_alive import KeepAlive, Line
+from gateway.meter import meter_of
+from gateway.progress import Progress, Tally, Trying
+from gateway.relay import Client, Outlet, Source, relay
+from gateway.rulings import Rulings
+from gateway.store.protocol import Budgets
+from gateway.wire.assemble import Assembler
+from gateway.wire.protocol import Dialect, StreamEncoder
+
+_WAITING: Final = "waiting"
+
+
+class Way:
+    """A client's side of a stream: `open` begins the answer, and from then on it is never silent for long.
+
+    `contiguous`: the client's own helper counts tool calls by their place, and fails where an index is left out. Where nothing was said for
+    `every_s` seconds a comment is.
+    """
+
+    def __init__(self, case: Progress, call: Call, dialect: Dialect, client: Client, *, every_s: float, contiguous: bool) -> None:
+        self.encoder: StreamEncoder = dialect.encoder(call)
+        self.contiguous = contiguous
+        self._content_type = dialect.stream_content_type
+        self._every_s = every_s
+        self._case = case
+        self._client = client
+        self._line: Line | None = None
+
+    async def open(self, keep_alive: KeepAlive) -> None:
+        """Begin the answer, where it has not begun."""
+        if self._line is None:
+            self._case.encoder = self.encoder
+            await self._client.open(200, answer_headers(self._case), self._content_type)
+            self._line = keep_alive.add(self._client.write, self.encoder.comment(_WAITING), self._every_s)
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes of the answer; waits while the client is slow."""
+        if self._line is None:
+            raise InternalError("A stream is written to before it was opened.")
+        await self._line.write(data)
+
+    def close(self, keep_alive: KeepAlive) -> None:
+        """The end of the answer is written by who has closed its books."""
+        if self._line is not None:
+            keep_alive.drop(self._line)
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Relays streams up to their end, which is held back until the books are closed. One per gateway."""
+
+    dispatcher: Dispatcher
+    rulings: Rulings
+    budgets: Budgets
+    keep_alive: KeepAlive
+    clock: Clock
+    scrub: Callable[[str], str]
+    scrub_bytes: Callable[[bytes], bytes] = field(repr=False)
+
+    async def early(self, errand: Errand, way: Way, answer: Awaitable[Answered]) -> Answered:
+        """Wait for an answer; where it takes too long for whoever listens in between, the stream begins with a comment."""
+        waiting = asyncio.ensure_future(answer)
+        try:
+            done, _ = await asyncio.wait({waiting}, timeout=errand.route.early_s)
+            if not done:
+                await way.open(self.keep_alive)
+                await way.write(way.encoder.comment(_WAITING))
+            return await waiting
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                await asyncio.wait({waiting})
+
+    async def relay(self, errand: Errand, source: Source, way: Way) -> tuple[Source, bytes]:
+        """Relay a stream; returns the one that ended it, and the bytes that go out with the end.
+
+        Raises:
+            UpstreamFailed: the stream broke off, and nobody went on with it.
+            CallError: a rule ends the answer.
+            ClientGone: the client closed its connection.
+        """
+        case = errand.case
+        case.tally = tally = Tally(Assembler() if case.bodies != "none" else None)
+        ended = False
+        try:
+            gate = await self.rulings.gate(case, errand.snapshot, errand.call, contiguous=way.contiguous)
+            await way.open(self.keep_alive)
+            heard = Heard() if errand.route.continues and Heard.can(errand.call) else None
+            outlet = Outlet(gate, tally, lambda event: self.scrub_bytes(way.encoder.event(event)), heard=heard.add if heard else None)
+            while True:
+                trying = _under_way(case)
+                outlet.meter = meter_of(case, trying, self.budgets)
+                try:
+                    rest = await relay(source, outlet, way)
+                    break
+                except AttemptFailed as failure:
+                    source = await self._onward(errand, trying, source, heard, failure)
+            if outlet.meter is not None and outlet.cut_short:
+                rest += await self._cut_short(case, trying, source, outlet)
+            ended = True
+        except StoreUnavailable:  # more money could not be asked for
+            case.end_attempts(AttemptEnd.CUT, ended_ns=self.clock.now_ns(), status=source.status)
+            raise
+        except CallError:  # a rule's: the provider has done its work
+            case.withheld = bool(case.open)
+            case.end_attempts(AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=source.status)
+            raise
+        finally:
+            case.finish_reasons = tuple(map(self.scrub, tally.finish_reasons))
+            if not ended:
+                source.abort()  # the provider stops working, and billing, at once
+        return source, rest
+
+    async def _onward(self, errand: Errand, broken: Trying, source: Source, heard: Heard | None, failure: AttemptFailed) -> Source:
+        """Another stream that goes on where this one broke off. Raises `UpstreamFailed` where there is none."""
+        failure.scrub(self.scrub)
+        source.abort()
+        errand.case.end_attempt(broken, AttemptEnd.CUT, ended_ns=self.clock.now_ns(), failure=failure)
+        if heard is not None and heard.resumable:
+            further = await self.dispatcher.resume(heard.onward(errand), broken, failure)
+            if further is not None:
+                return Onward(further, heard.head)
+        raise UpstreamFailed(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
+
+    async def _cut_short(self, case: Progress, trying: Trying, source: Source, outlet: Outlet) -> bytes:
+        case.cut_short = True
+        case.account = case.account or ((case.spending and case.spending.tightest) or ("",))[0]
+        source.abort()
+        meter = outlet.meter
+        return b"" if meter is None else await outlet.end(meter.last(trying.receipt.stated or case.estimated_so_far(trying)))
+
+
+def _under_way(case: Progress) -> Trying:
+    if case.trying is None:
+        raise InternalError("A stream is open without an attempt.")
+    return case.trying
