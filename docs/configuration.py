@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gateway.config import Config, RoutesFile
+from gateway.core.answer_checks import answer_table
 from gateway.rule_config import PolicyFile
 from gateway.units import Written
 
@@ -42,36 +43,67 @@ that nobody knows is reported as unknown, never as 0; where a budget binds the c
 [Budgets](budgets.md#prices) has more on both.
 """
 
+_ANSWERS: Final = """### What expressions over an answer read
+
+`accept` and the `expression` of a validator are asked of every choice of an answer, and have to hold for all of them. One that cannot be
+evaluated does not hold.
+
+"""
+
 
 def reference() -> str:
     """The whole page."""
     parts = [_HEAD, "## config.toml\n"]
     for name, field in Config.model_fields.items():
         model = _model(field)
-        parts.append(_section(f"`[{name}]`" if not _keyed(field) else _title(model), model))
-        parts.extend(_section(_title(below), below) for below in _models(model))
-    for folder, file in (("routes/*.toml", RoutesFile), ("policies/*.toml", PolicyFile)):
+        title = f"`[{name}]`" if not _keyed(field) else _own_title(model)
+        parts.append(_section(title, model))
+        parts.extend(_section(*below) for below in _below(title, model))
+    for folder, file, more in (("routes/*.toml", RoutesFile, _ANSWERS + answer_table() + "\n"), ("policies/*.toml", PolicyFile, "")):
         parts.append(f"## {folder}\n")
-        parts.extend(_section(_title(model), model) for model in _models(file))
+        parts.extend(_section(*below) for below in _below("", file))
+        parts += [more] if more else []
     return "\n".join(parts)
 
 
-def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """The models below one, from the outside in."""
-    for field in model.model_fields.values():
-        if _is_model(_inner(field)):
-            yield _model(field)
-            yield from _models(_model(field))
+def _below(title: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The tables within one, from the outside in, each with its title; none that is explained elsewhere."""
+    for name, field in model.model_fields.items():
+        if _is_model(_inner(field)) and not _elsewhere(title, name, field):
+            below = _own_title(_model(field)) or _path(title, name, field)
+            yield below, _model(field)
+            yield from _below(below, _model(field))
 
 
-def _title(model: type[BaseModel]) -> str:
-    return (model.__doc__ or "").partition(":")[0]
+def _path(title: str, name: str, field: FieldInfo) -> str:
+    """The head of a table within the table of this title: `[route.hedge]`."""
+    around = title.strip("`[]")
+    path = f"{around}.{name}" if around else name
+    return f"`[[{path}]]`" if get_origin(_plain(field)) is tuple else f"`[{path}]`"
+
+
+def _elsewhere(title: str, name: str, field: FieldInfo) -> str:
+    """The title of the table that explains this one, where that is another."""
+    own = _own_title(_model(field))
+    return own if own.startswith("`[") and own != _path(title, name, field) else ""
+
+
+def _own_title(model: type[BaseModel]) -> str:
+    """The title that a model's docstring gives; empty for one that stands in several places."""
+    doc = model.__doc__ or ""
+    return doc.partition(":")[0] if doc.startswith("`") else ""
 
 
 def _section(title: str, model: type[BaseModel]) -> str:
     doc = (model.__doc__ or "").strip()
     says = doc.partition(":")[2].strip() if doc.startswith("`") and ":" in doc else doc
-    rows = [_row(name, field) for name, field in model.model_fields.items() if not field.exclude and not _is_model(_inner(field))]
+    rows: list[str] = []
+    for name, field in model.model_fields.items():
+        if not field.exclude and not _is_model(_inner(field)):
+            rows.append(_row(name, field))
+        elif not field.exclude and (other := _elsewhere(title, name, field)):
+            rows.append(f"| `{name}` | table | as {other} | {field.description} |")
+    says = " ".join(says.split())  # a docstring may run over two lines
     return "\n".join([f"### {title}\n", says[:1].upper() + says[1:] + "\n", "| key | kind | default | |", "|---|---|---|---|", *rows, ""])
 
 
@@ -102,7 +134,7 @@ def _kind(field: FieldInfo) -> str:
         return f"table of {written.kind}" if _keyed(field) else written.kind
     if _keyed(field):
         return "table" if inner is Any else "table of strings"
-    if get_origin(field.annotation) is tuple:
+    if get_origin(_plain(field)) is tuple:
         return "list of " + (_choices(inner) or "globs" if inner is not str else "strings")
     return _choices(inner) or {str: "string", int: "whole number", float: "number", bool: "`true` or `false`"}[inner]
 
@@ -119,7 +151,15 @@ def _written(field: FieldInfo) -> Written | None:
 
 
 def _keyed(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is Mapping or get_origin(field.annotation) is dict
+    return _is_mapping(_plain(field))
+
+
+def _plain(field: FieldInfo) -> Any:
+    """The type without the annotations around it, and without None."""
+    kind: Any = field.annotation
+    while hasattr(kind, "__metadata__") or get_origin(kind) in {types.UnionType, Union}:
+        kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else next(part for part in get_args(kind) if part is not types.NoneType)
+    return kind
 
 
 def _inner(field: FieldInfo) -> Any:

@@ -166,7 +166,7 @@ def check_author(author: str) -> None:
     """Raise `BudgetError` for what is no name of somebody."""
     if not author.strip():
         raise BudgetError("author", "is empty: say who you are")
-    _check_text("author", author)
+    check_text("author", author)
 
 
 def shown(text: str) -> str:
@@ -183,12 +183,13 @@ def _has_common_limits(known: Catalogue, name: str) -> bool:
 
 def _change(name: str, kind: Literal["set", "raise", "remove"], stamp: Stamp, *, subject: str = "", **more: Any) -> Change:
     check_author(stamp.author)
-    _check_text("note", stamp.note)
-    _check_text("subject", subject)
+    check_text("note", stamp.note)
+    check_text("subject", subject)
     return Change(0, stamp.now_ns, stamp.author, kind, name, subject, note=stamp.note, **more)
 
 
-def _check_text(key: str, text: str) -> None:
+def check_text(key: str, text: str) -> None:
+    """Raise `BudgetError` for what cannot be shown to others as it is; `key` is one of `LONGEST`."""
     if len(text) > LONGEST[key]:
         raise BudgetError(key, f"has {len(text)} characters, and may have {LONGEST[key]}")
     if not text.isprintable():

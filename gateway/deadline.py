@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Final
 
 from gateway.core.plan import Deadlines
@@ -15,6 +16,7 @@ _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _SHARE: Final = 0.05  # of what a client waits, for our error to be with it before it gives up
 _LEAST_MARGIN_S: Final = 0.02
 _LARGEST_MARGIN_S: Final = 1.0
+_MUCH_LESS: Final = 0.9
 
 
 def waits_s(headers: Mapping[str, str]) -> float | None:
@@ -33,18 +35,18 @@ def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool)
     Raises:
         InvalidRequest: the header is not a number of milliseconds.
     """
-    whole = headers.get(HEADER)
+    whole, told = headers.get(HEADER), headers.get(_SDK, "")
+    total_s, silence_s = deadlines.total_s, inf
     if whole is not None:
         if not _MILLISECONDS.fullmatch(whole) or int(whole) == 0:
             raise InvalidRequest(f"The header {HEADER} must be a whole number of milliseconds, 1 at least.")
-        deadlines = replace(deadlines, total_s=min(deadlines.total_s, _before(int(whole) / 1000)))
-    told = headers.get(_SDK, "")
-    if not _SECONDS.fullmatch(told) or not float(told):  # theirs, and not for us to refuse
-        return deadlines
-    silence_s = _before(float(told))
+        total_s = min(total_s, _before(int(whole) / 1000))
+    if _SECONDS.fullmatch(told) and float(told):  # any other is theirs, and not for us to refuse
+        silence_s = _before(float(told))
     if not stream:
-        return replace(deadlines, total_s=min(deadlines.total_s, silence_s))
-    return replace(deadlines, silence_s=silence_s)
+        total_s, silence_s = min(total_s, silence_s), inf
+    hurried = min(total_s, silence_s) < deadlines.total_s * _MUCH_LESS
+    return replace(deadlines, total_s=total_s, silence_s=silence_s, hurried=hurried)
 
 
 def _before(wait_s: float) -> float:

@@ -21,8 +21,8 @@ from gateway.relay import Limits, LiveStream, Source, hold
 from gateway.snapshot import Provider, Snapshot
 from gateway.spending import refusal
 from gateway.store.protocol import Budgets, DispatchIntent, Journal
-from gateway.tools import ToolAdapter
-from gateway.tries import Tries, Try, busy
+from gateway.tools import OPERATION, ToolAdapter
+from gateway.tries import ONWARD, Tries, Try, busy
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
 from gateway.wire.protocol import Adapter
 from gateway.wire.text_size import text_size
@@ -80,7 +80,7 @@ class Dispatcher:
     async def resume(self, errand: Errand, broken: Trying, failure: AttemptFailed) -> Source | None:
         """Have a target go on with a stream that broke off; `errand.call` asks for that. None where nobody does."""
         errand.tries.onward(broken.to, broken.made, failure)
-        while (further := (await self._further(errand, "continuation"))[0]) is not None:
+        while (further := (await self._further(errand, ONWARD))[0]) is not None:
             try:
                 got = await self._try(errand, further)
             except (AttemptFailed, UpstreamRejected):
@@ -116,10 +116,14 @@ class Dispatcher:
         case = errand.case
         return case.start_attempt(Trying(
             case.begun_attempts + 1, tried.to, self.clock.now_ns(), tried.made, tried.waited_s, sent=False, why=tried.why,
-            breaker=tried.permit.state, retries_left=tried.retries_left, ended=partial(self._ended, tried.permit)))
+            breaker=tried.permit.state, retries_left=tried.retries_left, ended=partial(self._ended, errand, tried.permit)))
 
-    def _ended(self, permit: Permit, attempt: Attempt, failure: AttemptFailed | None) -> None:
-        self.breakers.ended(permit, ended_of(attempt, failure.retry_after_s if failure else None))
+    def _ended(self, errand: Errand, permit: Permit, attempt: Attempt, failure: AttemptFailed | None) -> None:
+        deadlines = errand.route.deadlines
+        brief = attempt.ended_ns - attempt.started_ns < deadlines.total_s * 1e9 / 2
+        hurried = attempt.cause == "timeout:total" and (deadlines.hurried or brief)  # its time was up before it had its chance
+        streamed = errand.call.stream or errand.call.operation == OPERATION
+        self.breakers.ended(permit, ended_of(attempt, failure.retry_after_s if failure else None, streamed=streamed, hurried=hurried))
 
     async def _either(self, errand: Errand, trying: Trying) -> Answered:
         """One attempt, and another one beside it where the route says so and it is slow. Raises what `_try` does, where neither answers."""
@@ -163,7 +167,7 @@ class Dispatcher:
     async def _try(self, errand: Errand, trying: Trying) -> Answered:
         """One attempt. Its end goes on record here, unless it is an open stream: then whoever relays that records it."""
         case, call = errand.case, errand.call
-        streams = call.stream and call.operation != "tool"
+        streams = call.stream and call.operation != OPERATION
         try:
             if streams:
                 return await self._streamed(errand, trying)
@@ -231,9 +235,12 @@ class Dispatcher:
             sent = replace(sent, body={**sent.body, **(trying.to.continues or {})})
         request = _request(sent, provider, trying, f"{case.id}.{trying.n}")
         answer = await self.transport.send(request, connect_s=deadlines.connect_s, headers_s=deadlines.headers_s)
-        if 200 <= answer.status < 300:
+        page = answer.headers.get("content-type", "").startswith("text/html") and call.operation != OPERATION
+        if 200 <= answer.status < 300 and not page:
             return answer
         try:
+            if 200 <= answer.status < 300:
+                raise AttemptFailed("malformed", "the answer is a web page (`Content-Type: text/html`)", retryable=True)
             raise provider.adapter.decode_error(answer.status, answer.headers, await _error_page(answer))
         finally:
             answer.release()

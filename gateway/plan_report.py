@@ -19,7 +19,7 @@ from gateway.spending import spending_of
 from gateway.validation import nearest
 from gateway.wire.strict_json import dumps
 
-_OPERATIONS: Final = ("chat", "completions", "embeddings", "tool")  # what a call is taken for that does not say, the first that can be
+OPERATIONS: Final = ("chat", "completions", "embeddings", "tool")  # what a call is taken for that does not say, the first that can be
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ async def describe(routing: Routing, snapshot: Snapshot, name: str, asked: Asked
 
 
 def _call(routing: Routing, route: Route, name: str, asked: Asked) -> Call:
-    operation = asked.operation or next((each for each in _OPERATIONS if each in route.operations), "")
+    operation = asked.operation or next((each for each in OPERATIONS if each in route.operations), "")
     size = len(dumps(dict(asked.body))) if asked.size is None else asked.size
     origin = Origin(session=asked.session, tags=asked.tags, user=asked.user or None)
     return Call(routing.ids.call_id(), asked.principal, "", operation, name, asked.body, asked.stream, size, routing.clock.now_ns(), origin,

@@ -93,7 +93,7 @@ class Proxy:
         self._dispatcher = Dispatcher(transport, journal, budgets, breakers, clock, scrubber.text)
         self._pursuit = Pursuit(breakers, telemetry, clock, ids)
         self.errands = Errands(self._dispatcher, self._pursuit, self.settler)
-        self._routing = Routing(breakers.condition, self.errands.classify, sessions, budgets, clock, ids)
+        self.routing = Routing(breakers.condition, self.errands.classify, sessions, budgets, clock, ids)
         self._streaming = Streaming(self._dispatcher, self._rulings, budgets, self.keep_alive, clock, scrubber.text, scrubber.bytes)
         self._running: set[asyncio.Task[Any] | None] = set()
         self._idle = asyncio.Event()
@@ -115,7 +115,7 @@ class Proxy:
             route = replace(route, deadlines=shortened(route.deadlines, arrival.headers, stream=call.stream))
             begun_s = asyncio.get_running_loop().time()
             async with asyncio.timeout_at(begun_s + _patience_s(route, call)) as limit:
-                plan = await self._routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
+                plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
                 case.plan = plan_json(plan)
                 with self._way(case, snapshot, arrival, client) as way, contextlib.closing(self._pursuit.of(case.id, route, plan)) as tries:
                     first = await tries.first()

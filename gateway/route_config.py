@@ -37,9 +37,13 @@ class MirrorConfig(Strict):
 
 
 class RouteRuleConfig(Strict):
-    """`[[route.rules]]`: which targets a call may go to; the first that holds counts."""
+    """`[[route.rules]]`: which targets a call may go to. The first that holds counts; where none does, all of them. One that cannot be
+    evaluated does not hold.
+    """
 
-    when: Expression = Field(description="A CEL expression over the facts of `request` rules, and `task`.")
+    when: Expression = Field(description=(
+        "A CEL expression over the [variables](policy.md#variables) of `request` rules, and `task`: what the call's tag `task` says, or else "
+        "the classifier."))
     targets: Globs = Field(description='Globs of targets ("PROVIDER/MODEL"): those that match, in this order.')
 
 
@@ -58,9 +62,11 @@ class ClassifierConfig(Strict):
 class CheckConfig(Strict):
     """`[[route.validators]]`: what an answer must be; one that is not is an attempt that failed. Each table says one thing."""
 
-    non_empty: bool = Field(default=False, description="It says something, or calls a tool.")
-    json_schema: Mapping[str, Any] | None = Field(default=None, description="Its text is JSON that fits this JSON Schema.")
-    matches: str | None = Field(default=None, min_length=1, max_length=4096, description="Its text matches this RE2 pattern somewhere.")
+    non_empty: bool = Field(default=False, description="Every choice says something, or calls a tool.")
+    json_schema: Mapping[str, Any] | None = Field(default=None, description=(
+        "Its text is JSON that fits this JSON Schema. Not asked of a choice that only calls tools."))
+    matches: str | None = Field(default=None, min_length=1, max_length=4096, description=(
+        "Its text matches this RE2 pattern somewhere. Not asked of a choice that only calls tools."))
     expression: Expression | None = Field(default=None, description="A CEL expression over the answer that must hold.")
     finish_reasons: Annotated[tuple[Label, ...], Field(strict=False)] | None = Field(default=None, min_length=1, description=(
         "Every choice ended for one of these reasons."))

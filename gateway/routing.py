@@ -9,7 +9,7 @@ from gateway.call import Call, ToolUse
 from gateway.clock import Clock, Ids
 from gateway.core.breaker import Condition
 from gateway.core.estimate import BYTES_OF_A_TOKEN
-from gateway.core.order import Passed, Placed, Plan, Wanted, order
+from gateway.core.order import Passed, Placed, Plan, Wanted, order, plan_json
 from gateway.core.plan import Route, RouteTarget
 from gateway.core.question import Question
 from gateway.core.route_rules import Choice, RouteRules
@@ -68,6 +68,7 @@ class Routing:
             task = await self.classify(case, call, route, snapshot)
         plan = await self.ordered(snapshot, call, route, spending, Known(task or "", tuple(case.labels), case.uses, tuple(case.notes)))
         if not plan.order:
+            case.plan = plan_json(plan)  # what would be said of a plan that could be followed is said of this one, too
             raise nowhere(route, plan.passed)
         return plan
 

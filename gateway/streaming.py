@@ -10,7 +10,7 @@ from gateway.call import AttemptEnd, Call
 from gateway.clock import Clock
 from gateway.continuation import Heard, Onward
 from gateway.dispatch import Answered, Dispatcher, Errand
-from gateway.errors import AttemptFailed, CallError, InternalError, StoreUnavailable, UpstreamFailed
+from gateway.errors import AttemptFailed, CallError, InternalError, StoreUnavailable, UpstreamFailed, UpstreamTimeout
 from gateway.keep_alive import KeepAlive, Line
 from gateway.meter import meter_of
 from gateway.progress import Progress, Tally, Trying
@@ -133,7 +133,8 @@ class Streaming:
             further = await self.dispatcher.resume(heard.onward(errand), broken, failure)
             if further is not None:
                 return Onward(further, heard.head)
-        raise UpstreamFailed(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
+        broke = UpstreamTimeout if failure.cause.startswith("timeout:") else UpstreamFailed
+        raise broke(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
 
     async def _cut_short(self, case: Progress, trying: Trying, source: Source, outlet: Outlet) -> bytes:
         case.cut_short = True

@@ -18,6 +18,7 @@ from gateway.telemetry import Telemetry
 _MARGIN_S: Final = 0.01  # by which two clocks may differ about the end of a rest
 _LEASE_S: Final = 5.0  # past the call's last moment, for its end to be told
 _LONGEST_WAIT_S: Final = 60  # that SDKs take from an answer
+ONWARD: Final = "continuation"
 _UNUSED: Final = Ended("neutral", "unused")
 
 
@@ -122,8 +123,9 @@ class Tries:
             self._turns.appendleft(turn)
 
     async def next(self, why: str = "fallback") -> Try | None:
-        """What is tried now, once its time has come; None where nothing is left that may be tried in time. `why` is that of a target which
-        was not tried yet.
+        """What is tried now, once its time has come; None where nothing is left that may be tried in time.
+
+        `why` is that of a target which was not tried yet, or `ONWARD`.
         """
         clock = self._shared.clock
         while self._turns:
@@ -131,16 +133,17 @@ class Tries:
             now_s = clock.monotonic()
             condition = self._condition(turn.to)
             wait_s = max(0.0, turn.ready_s - now_s)
-            if condition.cooling_s and turn.made:
+            if turn.made and condition.cooling_s:
                 wait_s = max(wait_s, condition.cooling_s + _MARGIN_S)
-            if now_s + wait_s >= self._ends_s or not self._afford(turn, condition, now_s):
+            late = now_s + wait_s >= self._ends_s or wait_s > self._route.retry.cap_s + _MARGIN_S
+            if late or not self._afford(turn, condition, now_s):
                 continue
             left = self._budget.left
             if wait_s:
                 await clock.sleep(wait_s)
             permit = await self._admit(turn.to)
             if permit is not None:
-                return Try(turn.to, permit, turn.made + 1, why if turn.made == 0 else "retry", wait_s, left)
+                return Try(turn.to, permit, turn.made + 1, "retry" if turn.made and why != ONWARD else why, wait_s, left)
         return None
 
     def onward(self, to: RouteTarget, made: int, failure: AttemptFailed) -> None:

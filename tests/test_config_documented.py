@@ -10,8 +10,11 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from gateway.config import BudgetConfig, Config, ModelConfig, PriceConfig, ProviderConfig, RouteConfig, RoutesFile, TierConfig
+from gateway.config import BudgetConfig, Config, ModelConfig, PriceConfig, ProviderConfig, RoutesFile, TierConfig
+from gateway.resilience_config import HealthConfig
+from gateway.route_config import RouteConfig
 from gateway.rule_config import RuleConfig
+from gateway.tool_config import ToolConfig
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = (ROOT / "config.example.toml").read_text()
@@ -22,7 +25,7 @@ SET_WITHOUT_DEFAULT = {("admin", "token")}
 
 def uncommented(text: str) -> str:
     """The file with the settings that are shown as comments in force, up to where whole tables are comments."""
-    shown = re.sub(r"^# ([a-z_]+ = |\[budgets\.)", r"\1", text, flags=re.MULTILINE)
+    shown = re.sub(r"^# ([a-z_]+ = |\[budgets\.|\[providers\.simulator\.)", r"\1", text, flags=re.MULTILINE)
     return re.sub(r"^# (?:A real one|Whatever is compatible).*?(?=^# ----)", "", shown, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -33,7 +36,7 @@ def models(model: type[BaseModel]) -> list[type[BaseModel]]:
     return [model, *(below for each in inner for below in models(each))]
 
 
-ALL: list[type[BaseModel]] = [*models(Config), *models(RouteConfig), *models(RuleConfig), ProviderConfig, PriceConfig, TierConfig, ModelConfig, BudgetConfig]
+ALL: list[type[BaseModel]] = [*models(Config), *models(RouteConfig), *models(ToolConfig), *models(RuleConfig), *models(ProviderConfig), PriceConfig, TierConfig, ModelConfig, BudgetConfig]
 
 
 def test_the_example_loads_as_it_is():
@@ -47,6 +50,7 @@ def test_the_example_has_every_setting_and_no_other():
     for name in SECTIONS:
         assert list(data[name]) == list(type(getattr(Config(), name)).model_fields), name
     assert set(data["providers"]["simulator"]) == set(ProviderConfig.model_fields)
+    assert set(data["providers"]["simulator"]["health"]) == set(HealthConfig.model_fields)
     assert set(data["prices"]["simulator/sim-model"]) == set(PriceConfig.model_fields)
     assert set(data["prices"]["simulator/sim-model"]["tiers"][0]) == set(TierConfig.model_fields)
     assert set(data["models"]["simulator/sim-model"]) == set(ModelConfig.model_fields)
@@ -64,6 +68,7 @@ def test_the_example_shows_the_defaults_that_are_in_force():
     assert config.models["simulator/sim-model"] == ModelConfig()
     assert config.budgets == {}
     shown = Config.model_validate(tomllib.loads(uncommented(EXAMPLE)))
+    assert shown.providers["simulator"].health == HealthConfig()
     tables = ((config.providers["simulator"], ("max_answer", "output_limit", "bills_unanswered")),
               (shown.budgets["everything"], ("of", "limits", "window", "timezone", "on_short", "least_output")))
     for table, keys in tables:
@@ -103,4 +108,4 @@ def test_the_reference_is_what_the_models_say():
     for model in ALL:
         for name, field in model.model_fields.items():
             if field.description and not field.exclude:
-                assert f"| `{name}` |" in made or f"{name}]]`" in made or f"### `{name}` of " in made
+                assert f"| `{name}` |" in made or f".{name}]]`" in made or f".{name}]`" in made or f"### `{name}` of " in made

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.call import Usage
 from gateway.meter import Meter
-from gateway.progress import Tally
+from gateway.progress import Receipt
 from gateway.wire.protocol import Event
 
 HEAD = {"id": "c1", "object": "chat.completion.chunk", "created": 5, "model": "m"}
@@ -24,7 +24,7 @@ class Purse:
 
 def metered(units: int, choices: int = 1, most: int = 0) -> tuple[Meter, Purse]:
     purse = Purse(most)
-    return Meter(Tally(None), units, choices, purse.extend), purse
+    return Meter(Receipt(), units, choices, purse.extend), purse
 
 
 def event(text: str = "a", index: object = 0, finish_reason: str | None = None, words: str = "delta") -> Event:
@@ -35,7 +35,7 @@ def event(text: str = "a", index: object = 0, finish_reason: str | None = None, 
 async def fed(meter: Meter, *events: Event) -> list[bool]:
     paid = []
     for each in events:
-        meter.tally.meter(each)
+        meter.receipt.meter(each)
         paid.append(await meter.covers(each))
     return paid
 

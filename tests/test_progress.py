@@ -10,24 +10,29 @@ from gateway.core.budget import Granted
 from gateway.core.decision import Allowed, Decision, Denied, Held, Reason, Verdict
 from gateway.core.estimate import Bounds, Measure
 from gateway.core.money import Price
-from gateway.core.plan import RouteTarget, Try
+from gateway.core.plan import RouteTarget
 from gateway.errors import AttemptFailed
-from gateway.progress import Progress, Tally
+from gateway.progress import Progress, Receipt, Tally, Trying
 from gateway.spending import Spending
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event
 
-PRICED = Try(RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000)), 0)
-UNPRICED = Try(RouteTarget(Target("q", "m"), None), 0)
+PRICED = RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000))
+UNPRICED = RouteTarget(Target("q", "m"), None)
 USAGE = Usage(input_tokens=3, output_tokens=2)
 
 
-def progress(*ends: tuple[Try, AttemptEnd, str, Usage | None]) -> Progress:
+def progress(*ends: tuple[RouteTarget, AttemptEnd, str, Usage | None]) -> Progress:
     case = Progress("call_x", "openai", "chat", received_ns=0)
     for tried, end, cause, usage in ends:
-        case.start_attempt(tried, started_ns=1, waited_s=0.0)
-        case.end_attempt(end, ended_ns=2, failure=AttemptFailed(cause, "m", retryable=True) if cause else None, usage=usage)
+        trying = begun(case, tried)
+        trying.receipt.usage = usage
+        case.end_attempt(trying, end, ended_ns=2, failure=AttemptFailed(cause, "m", retryable=True) if cause else None)
     return case
+
+
+def begun(case: Progress, to: RouteTarget, *, sent: bool = True) -> Trying:
+    return case.start_attempt(Trying(case.begun_attempts + 1, to, started_ns=1, sent=sent))
 
 
 SUCCESS = (PRICED, AttemptEnd.SUCCEEDED, "", USAGE)
@@ -44,8 +49,8 @@ def test_the_cost_is_known_or_said_to_be_unknown_and_never_zero_for_unknown(ends
 
 
 BOUNDS = Bounds(max_output=1000)
-BOUNDED = Try(RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000), BOUNDS), 0)
-FORGIVING = Try(RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000), replace(BOUNDS, bills_unanswered=False)), 0)
+BOUNDED = RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000), BOUNDS)
+FORGIVING = RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000), replace(BOUNDS, bills_unanswered=False))
 
 
 @pytest.mark.parametrize(("tried", "cause", "received", "streamed", "usage"), [
@@ -55,14 +60,14 @@ FORGIVING = Try(RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_00
 ], ids=["answered", "long answer", "silent", "silent and unbilled", "stream", "cut stream", "cut at once", "cut and unbilled"])
 def test_what_a_provider_does_not_say_is_estimated_from_what_came(tried, cause, received, streamed, usage):
     case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50)))
-    case.start_attempt(tried, started_ns=1, waited_s=0.0)
-    assert case.trying is not None
-    case.trying.received = received
+    trying = begun(case, tried)
+    trying.receipt.answered = received is not None or streamed is not None
+    trying.receipt.text_bytes = received or 0
     if streamed is not None:
-        case.tally = Tally(None)
-        case.tally.meter(Event({"choices": [{"delta": {"content": streamed}}]}))
+        trying.receipt.answered = True
+        trying.receipt.meter(Event({"choices": [{"delta": {"content": streamed}}]}))
     failure = AttemptFailed(cause, "m", retryable=True) if cause else None
-    case.end_attempt(AttemptEnd.FAILED if cause else AttemptEnd.SUCCEEDED, ended_ns=2, failure=failure)
+    case.end_attempt(trying, AttemptEnd.FAILED if cause else AttemptEnd.SUCCEEDED, ended_ns=2, failure=failure)
     told = case.attempts[0].usage
     assert told is not None
     assert (told.input_tokens, told.output_tokens, told.estimated) == (*usage, True)
@@ -72,12 +77,12 @@ def test_what_a_provider_does_not_say_is_estimated_from_what_came(tried, cause, 
 @pytest.mark.parametrize(("asks", "model", "whole"), [(True, None, True), (False, None, False), (False, True, True), (True, False, False)])
 def test_of_a_model_that_thinks_unseen_all_that_was_granted_counts_where_nobody_says_what_was_used(asks, model, whole):
     """A client that leaves after the first word must not have the thinking before it for nothing."""
-    tried = Try(RouteTarget(Target("p", "m"), Price(1, 1), replace(BOUNDS, hidden_reasoning=model)), 0)
+    tried = RouteTarget(Target("p", "m"), Price(1, 1), replace(BOUNDS, hidden_reasoning=model))
     case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50, thinks=asks), Granted(1, 900)))
-    case.start_attempt(tried, started_ns=1, waited_s=0.0)
-    case.tally = Tally(None)
-    case.tally.meter(Event({"choices": [{"delta": {"content": "word"}}]}))
-    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
+    trying = begun(case, tried)
+    trying.receipt.answered = True
+    trying.receipt.meter(Event({"choices": [{"delta": {"content": "word"}}]}))
+    case.end_attempt(trying, AttemptEnd.CANCELLED, ended_ns=2)
     usage = case.attempts[0].usage
     assert usage is not None
     assert usage.output_tokens == (900 if whole else 260)
@@ -85,26 +90,26 @@ def test_of_a_model_that_thinks_unseen_all_that_was_granted_counts_where_nobody_
 
 def test_what_was_never_sent_costs_nothing_however_it_ended():
     case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50)))
-    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0, sent=False)
-    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
-    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0, sent=False)
-    case.sending()
-    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
+    trying = begun(case, BOUNDED, sent=False)
+    case.end_attempt(trying, AttemptEnd.CANCELLED, ended_ns=2)
+    trying = begun(case, BOUNDED, sent=False)
+    trying.sending()
+    case.end_attempt(trying, AttemptEnd.CANCELLED, ended_ns=2)
     assert [attempt.cost_nusd for attempt in case.attempts] == [0, 1000 * 51 + 2000 * 1000]
 
 
 @pytest.mark.parametrize("reports", [[(5, 1), "more words"], [(5, 0)], [(0, 0)], [(5, 9), (0, 0)]], ids=["early", "no output", "nothing", "taken back"])
 def test_a_report_that_does_not_fit_what_came_is_not_believed(reports):
     case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50)))
-    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0)
-    case.tally = Tally(None)
-    case.tally.meter(Event({"choices": [{"delta": {"content": "four words or more"}}]}))
+    trying = begun(case, BOUNDED)
+    trying.receipt.answered = True
+    trying.receipt.meter(Event({"choices": [{"delta": {"content": "four words or more"}}]}))
     for report in reports:
         if isinstance(report, str):
-            case.tally.meter(Event({"choices": [{"delta": {"content": report}}]}))
+            trying.receipt.meter(Event({"choices": [{"delta": {"content": report}}]}))
         else:
-            case.tally.meter(Event({"choices": []}, usage=Usage(*report)))
-    case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=2)
+            trying.receipt.meter(Event({"choices": []}, usage=Usage(*report)))
+    case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=2)
     usage = case.attempts[0].usage
     assert usage is not None
     assert (usage.output_tokens, usage.estimated) == ((9, False) if (5, 9) in reports else (sum(len(each) for each in reports if isinstance(each, str)) + 18, True))
@@ -112,10 +117,9 @@ def test_a_report_that_does_not_fit_what_came_is_not_believed(reports):
 
 def test_an_answer_beyond_what_was_granted_is_booked_as_far_as_it_certainly_came():
     case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50), Granted(1, 7)))
-    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0)
-    assert case.trying is not None
-    case.trying.received = 8000
-    case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=2)
+    trying = begun(case, BOUNDED)
+    trying.receipt.answered, trying.receipt.text_bytes = True, 8000
+    case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=2)
     usage = case.attempts[0].usage
     assert usage is not None
     assert usage.output_tokens == 1000
@@ -123,8 +127,8 @@ def test_an_answer_beyond_what_was_granted_is_booked_as_far_as_it_certainly_came
 
 def test_no_more_is_estimated_than_was_granted():
     case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50, choices=2), Granted(1, 7)))
-    case.start_attempt(BOUNDED, started_ns=1, waited_s=0.0)
-    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=2)
+    trying = begun(case, BOUNDED)
+    case.end_attempt(trying, AttemptEnd.CANCELLED, ended_ns=2)
     usage = case.attempts[0].usage
     assert usage is not None
     assert usage.output_tokens == 14
@@ -133,8 +137,9 @@ def test_no_more_is_estimated_than_was_granted():
 def test_pictures_of_the_request_are_charged_beside_the_tokens_that_the_provider_counted():
     priced = RouteTarget(Target("p", "m"), Price(input=1_000_000, output=2_000_000, image=5_000_000))
     case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50, images=3)))
-    case.start_attempt(Try(priced, 0), started_ns=1, waited_s=0.0)
-    case.end_attempt(AttemptEnd.SUCCEEDED, ended_ns=2, usage=USAGE)
+    trying = begun(case, priced)
+    trying.receipt.usage = USAGE
+    case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=2)
     assert case.cost_nusd() == 7_000 + 3 * 5_000
 
 
@@ -145,9 +150,33 @@ def test_attempts_are_numbered_in_the_order_they_ended():
 
 def test_ending_an_attempt_twice_records_it_once():
     """A cancelled caller and its clean-up may both want to end it."""
-    case = progress(SUCCESS)
-    case.end_attempt(AttemptEnd.CANCELLED, ended_ns=3)
-    assert len(case.attempts) == 1
+    case = progress()
+    trying = begun(case, PRICED)
+    for _ in range(2):
+        case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=2)
+        case.end_attempts(AttemptEnd.CANCELLED, ended_ns=3)
+    assert [attempt.end for attempt in case.attempts] == [AttemptEnd.SUCCEEDED]
+
+
+def test_of_two_attempts_beside_each_other_the_record_tells_in_the_order_they_began_and_what_the_one_that_delivered_used():
+    case = progress()
+    first, second = begun(case, PRICED), begun(case, PRICED)
+    second.receipt.usage = USAGE
+    case.end_attempt(second, AttemptEnd.SUCCEEDED, ended_ns=2)
+    case.end_attempt(first, AttemptEnd.CANCELLED, ended_ns=3, failure=AttemptFailed("hedged", "m", retryable=False))
+    record = case.record(Outcome.COMPLETED, ended_ns=4, status=200)
+    assert [(each.n, each.end) for each in record.attempts] == [(1, AttemptEnd.CANCELLED), (2, AttemptEnd.SUCCEEDED)]
+    assert record.usage == USAGE
+
+
+def test_what_is_spent_counts_all_that_was_set_aside_while_an_attempt_is_under_way():
+    """A further attempt comes on top of the one that runs, whatever that costs in the end."""
+    case = Progress("call_x", "openai", "chat", received_ns=0, spending=Spending({}, Measure(50), Granted(900, 7)))
+    trying = begun(case, PRICED)
+    assert case.spent_nusd == 900
+    trying.receipt.usage = USAGE
+    case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=2)
+    assert case.spent_nusd == 7000
 
 
 def test_a_record_of_a_call_that_was_never_read_is_still_whole():
@@ -216,12 +245,12 @@ def test_what_an_error_makes_of_a_call_depends_on_how_far_it_came(begun, streams
     assert case.outcome_of_failure is outcome
 
 
-def test_a_tally_meters_what_came_and_keeps_what_went_out():
+def test_a_receipt_has_what_came_and_a_tally_what_went_out():
     """What a gate holds back was paid for and is not part of the answer."""
-    tally = Tally(Assembler())
-    tally.meter(Event({"choices": []}, usage=USAGE))
-    tally.meter(Event())
-    assert (tally.usage, tally.finish_reasons) == (USAGE, [])
+    receipt, tally = Receipt(), Tally(Assembler())
+    receipt.meter(Event({"choices": []}, usage=USAGE))
+    receipt.meter(Event())
+    assert (receipt.stated, tally.finish_reasons) == (USAGE, [])
     for _ in range(200):
         tally.add(Event({"choices": [{"index": 0, "delta": {"content": "a"}}]}, finish_reason="stop"))
     tally.add(Event())
@@ -233,9 +262,9 @@ def test_a_tally_meters_what_came_and_keeps_what_went_out():
 
 def test_an_attempt_that_is_cut_costs_what_the_stream_had_said_by_then():
     case = progress()
-    case.tally = Tally(None, usage=USAGE)
-    case.start_attempt(PRICED, started_ns=1, waited_s=0.0)
-    case.end_attempt(AttemptEnd.CUT, ended_ns=2)
+    trying = begun(case, PRICED)
+    trying.receipt.usage = USAGE
+    case.end_attempt(trying, AttemptEnd.CUT, ended_ns=2)
     assert case.cost_nusd() == 7_000
 
 

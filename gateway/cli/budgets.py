@@ -1,7 +1,5 @@
 """`lockgate budgets`: what is spent, and who may spend how much. What it changes counts from the next call of every gateway."""
 
-import getpass
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -9,6 +7,7 @@ from typing import Any, Final, get_args
 import click
 
 from gateway.budget_changes import Catalogue, Stamp, check_author, raise_limit, remove, set_budget, set_limits, shown
+from gateway.cli.author import stamped, user
 from gateway.cli.budget_reports import a_moment, an_account, configured, costs, history, refused, show, suspects
 from gateway.cli.deployment import on_store
 from gateway.cli.output import config_option, emit_json, emit_problem, json_option, printable
@@ -41,24 +40,6 @@ class Usd(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container whose user has no name
-        return f"uid {os.getuid()}"
-
-
-def _stamped(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of everything that changes something."""
-    for option in (
-        json_option, config_option,
-        click.option("--note", default="", help="Why, for the history."),
-        click.option("--author", default=_user, show_default="the user of this system", help="Who, for the history."),
-    ):
-        command = option(command)
-    return command
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def budgets() -> None:
     """See what is spent, set and raise limits, settle what a crash left open."""
@@ -79,7 +60,7 @@ for _command in (show, history, suspects, costs):
 @click.option("--timezone", help="The time zone of days, weeks and months: Europe/Berlin. Default: UTC.")
 @click.option("--on-short", type=click.Choice(get_args(OnShort)), help="Whether calls are shortened to what is left, or refused.")
 @click.option("--least-output", type=int, help="The shortest answer that is worth a call, in tokens.")
-@_stamped
+@stamped
 def set_(*, name: str, subject: str, author: str, note: str, config_path: str, as_json: bool, **given: Any) -> None:
     """Make a budget, change one that was made so, or with SUBJECT give one account limits of its own.
 
@@ -108,7 +89,7 @@ def set_(*, name: str, subject: str, author: str, note: str, config_path: str, a
 @click.option("--by", type=Usd(), required=True, help="How much more may be spent.")
 @click.option("--for", "lasting", metavar="DURATION", help="For how long: 24h.")
 @click.option("--until", metavar="TIME", help="Until when: a date or time (UTC unless it says otherwise).")
-@_stamped
+@stamped
 def raise_(  # noqa: PLR0913 - one parameter an option
     *, name: str, subject: str, by: int, lasting: str | None, until: str | None, author: str, note: str, config_path: str, as_json: bool,
 ) -> None:
@@ -125,7 +106,7 @@ def raise_(  # noqa: PLR0913 - one parameter an option
 @budgets.command("remove", short_help="Take back what was set or raised.")
 @click.argument("name")
 @click.argument("subject", default="")
-@_stamped
+@stamped
 def remove_(*, name: str, subject: str, author: str, note: str, config_path: str, as_json: bool) -> None:
     """Take back what was set and raised for one account, or without SUBJECT for a budget and all of its accounts.
 
@@ -140,7 +121,7 @@ def remove_(*, name: str, subject: str, author: str, note: str, config_path: str
 @click.argument("call_id")
 @click.option("--cost", type=Usd(), help="What it really cost.")
 @click.option("--as-booked", is_flag=True, help="What was booked is right.")
-@click.option("--author", default=_user, show_default="the user of this system", help="Who says so.")
+@click.option("--author", default=user, show_default="the user of this system", help="Who says so.")
 @config_option
 @json_option
 def resolve(*, call_id: str, cost: int | None, as_booked: bool, author: str, config_path: str, as_json: bool) -> None:

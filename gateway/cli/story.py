@@ -74,8 +74,9 @@ def plan_lines(plan: JsonObject, task: JsonObject | None = None) -> Iterator[str
 
 
 def _planned(target: JsonObject) -> str:
-    breaker = f" [breaker {target['breaker']}]" if target.get("breaker") else ""
-    return f"{target['target']}: {target['why']}{breaker}"
+    breaker = f" [breaker {target['breaker']}]" if target.get("breaker") not in (None, "closed") else ""
+    cost = f", {target['cost_usd']} USD at the most" if target.get("cost_usd") else ""
+    return f"{target['target']}: {target['why']}{cost}{breaker}"
 
 
 def _attempt(tried: JsonObject) -> Iterator[str]:

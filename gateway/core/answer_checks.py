@@ -85,6 +85,13 @@ ANSWER_FACTS: Final[tuple[AnswerFact, ...]] = (
     AnswerFact(VALID, "bool", "Whether it passes the route's validators; in `accept` only.", lambda _: None),
 )
 
+
+def answer_table() -> str:
+    """The variables as the Markdown table of the guide."""
+    rows = [f"| `{fact.name}` | `{fact.type}` | {fact.doc} |" for fact in ANSWER_FACTS]
+    return "\n".join(["| variable | type | what |", "|---|---|---|", *rows])
+
+
 Passes: TypeAlias = Callable[[Choice], bool]
 
 

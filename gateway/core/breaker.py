@@ -1,10 +1,10 @@
-"""Breakers: a target that fails or dawdles gets no more calls for a while. State and events are a table; time comes in as an argument. Pure."""
+"""Breakers: a target that fails or dawdles gets no more calls for a while. A table says what comes of what; time is an argument. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from gateway.call import Attempt, AttemptEnd
 
@@ -42,9 +42,9 @@ class Condition:
     """What a target's breaker says now. `state` is `closed`, `open`, `half_open`, `forced_open` or `forced_closed`.
 
     `admits`: a call may be sent: it is closed, or a probe is due and a permit for it may be had. `until_s` is how long it stays as it is
-    (0: nobody knows). `cooling_s`: it rests for so many seconds because it asked for that with a 429. `answering`: calls have succeeded in the
-    window. `badness` tells the least bad of several that do not admit: the lower the better. `first_token_s` is the moving average of the
-    time to the first token, None where none was measured; `measured_s` how long ago the last one was.
+    (0: nobody knows). `cooling_s`: it rests for so many seconds because it asked for that with a 429. `answering`: it is closed, and calls
+    have succeeded in the window. `badness` tells the least bad of several that do not admit: the lower the better. `first_token_s` is the
+    moving average of the time to the first token, None where none was measured; `measured_s` how long ago the last one was.
     """
 
     state: str = "closed"
@@ -126,8 +126,9 @@ class Pass(NamedTuple):
 class Breaker:
     """The breaker of a target, as all processes share it. Times are wall time in ns.
 
-    `changes` counts how often its state has changed. `until_ns` is when a probe is due, `cooling_ns` when it has rested. `trips` is how often
-    in a row it has opened, `succeeded` how many probes have succeeded since it is half open. `generation` is the store's, when it was written.
+    `changes` counts how often its state has changed. `until_ns` is when a probe is due, `cooling_ns` when it has rested. `trips` is how
+    often in a row it has opened, `succeeded` how many probes have succeeded since it is half open. `generation` is the store's as of its
+    last write.
     """
 
     target: str
@@ -183,26 +184,9 @@ def after(breaker: Breaker, step: Step) -> Breaker:
     state = TABLE.get((breaker.state, event))
     if state is None or not _applies(breaker, step):
         return breaker
-    if state is not breaker.state:
-        breaker = _entered(breaker, state, step)
-    match event:
-        case Event.CLAIMED:
-            mine = Pass(step.holder, step.lease_s, step.now_ns + _ns(step.lease_s))
-            return replace(breaker, permits=(*_live(breaker, step.now_ns), mine))
-        case Event.PROBE_SUCCEEDED:
-            return replace(breaker, permits=_others(breaker, step), succeeded=breaker.succeeded + 1)
-        case Event.PROBE_RETURNED:
-            return replace(breaker, permits=_others(breaker, step))
-        case Event.ANSWERED:
-            return replace(breaker, until_ns=step.now_ns)
-        case Event.RECOVERED:
-            return replace(breaker, trips=0)
-        case Event.COOLED:
-            return replace(breaker, cooling_ns=step.now_ns + _ns(min(step.cool_s, step.rules.cool_cap_s)))
-        case Event.FORCED_OPEN | Event.FORCED_CLOSED | Event.RELEASED:
-            return replace(breaker, author=step.author, note=step.note)
-        case _:
-            return breaker
+    moved = breaker if state is breaker.state else _entered(breaker, state, step)
+    note = _NOTED.get(event)
+    return moved if note is None else replace(moved, **note(moved, step))
 
 
 def _applies(breaker: Breaker, step: Step) -> bool:
@@ -214,8 +198,7 @@ def _applies(breaker: Breaker, step: Step) -> bool:
     if step.event is Event.CLAIMED:
         return probe_due(breaker, step.rules, step.now_ns)
     if step.event is Event.COOLED:
-        rest_s = cooling_s(breaker, step.rules, step.now_ns)
-        return min(step.cool_s, step.rules.cool_cap_s) > rest_s
+        return _rest_s(step) > cooling_s(breaker, step.rules, step.now_ns)
     return True
 
 
@@ -267,10 +250,17 @@ def open_for_s(breaker: Breaker, rules: BreakerRules, now_ns: int) -> float:
 
 
 def badness(breaker: Breaker, share: float, until_s: float) -> float:
-    """How little is to be hoped of the target: how often in a row it has opened, then the share of failures, then how long it is to wait."""
+    """How little is to be hoped of the target: how often in a row it has opened, then the share of failures, then the wait.
+
+    `share` is in [0, 1].
+    """
     if breaker.state is State.FORCED_OPEN:
         return _HOPELESS
     return breaker.trips + share * 0.9 + until_s / (until_s + 60.0) * 0.09
+
+
+def _rest_s(step: Step) -> float:
+    return min(step.cool_s, step.rules.cool_cap_s)
 
 
 def _left_s(until_ns: int | None, now_ns: int, most_s: float) -> float:
@@ -292,6 +282,27 @@ def _ns(seconds: float) -> int:
     return int(seconds * 1e9)
 
 
+def _claimed(breaker: Breaker, step: Step) -> dict[str, Any]:
+    mine = Pass(step.holder, step.lease_s, step.now_ns + _ns(step.lease_s))
+    return {"permits": (*_live(breaker, step.now_ns), mine)}
+
+
+def _signed(_breaker: Breaker, step: Step) -> dict[str, Any]:
+    return {"author": step.author, "note": step.note}
+
+
+# What an event writes down beside the state.
+_NOTED: Final[Mapping[Event, Callable[[Breaker, Step], dict[str, Any]]]] = MappingProxyType({
+    Event.CLAIMED: _claimed,
+    Event.PROBE_SUCCEEDED: lambda breaker, step: {"permits": _others(breaker, step), "succeeded": breaker.succeeded + 1},
+    Event.PROBE_RETURNED: lambda breaker, step: {"permits": _others(breaker, step)},
+    Event.ANSWERED: lambda _breaker, step: {"until_ns": step.now_ns},
+    Event.RECOVERED: lambda _breaker, _step: {"trips": 0},
+    Event.COOLED: lambda _breaker, step: {"cooling_ns": step.now_ns + _ns(_rest_s(step))},
+    Event.FORCED_OPEN: _signed, Event.FORCED_CLOSED: _signed, Event.RELEASED: _signed,
+})
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a call ended, as far as it tells how its target is. `cool_s` is the rest that the target asked for, None where it did not.
@@ -309,9 +320,9 @@ class Ended:
 def ended_of(attempt: Attempt, retry_after_s: float | None = None, *, streamed: bool = False, hurried: bool = False) -> Ended:
     """What an attempt tells of its target.
 
-    `streamed`: its answer begins before it is whole (a stream, a tool's), so that the time to its first byte says how quick the target is; of
-    other answers it says how long they are. `hurried`: the client gave it less time than its route does, so that a deadline says nothing: else
-    a client could close a target to all others.
+    `streamed`: its answer begins before it is whole (a stream, a tool's), so that the time to its first byte says how quick the target is;
+    of other answers it says how long they are. `hurried`: the client gave it less time than its route does, so that a deadline says
+    nothing; else one client could close a target to all others.
     """
     cause = attempt.cause
     if attempt.end is AttemptEnd.SUCCEEDED:

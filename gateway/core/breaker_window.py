@@ -12,8 +12,8 @@ _WEIGHT: Final = 0.2  # of the newest time to the first token, in the moving ave
 class Window:
     """Counts of the last `window_s` seconds, to a tenth of that. A count costs the same however many calls there are.
 
-    `in_a_row` is how many calls in a row have failed, `streak` how many have succeeded. `first_token_s` is a moving average, None where nothing
-    was measured. `now_s` is monotonic time.
+    `in_a_row` is how many calls in a row have failed, `streak` how many have succeeded. `first_token_s` is a moving average, None where
+    nothing was measured. `now_s` is monotonic time.
     """
 
     __slots__ = ("_at", "_buckets", "_sums", "_width_s", "first_token_s", "in_a_row", "measured_at_s", "streak", "window_s")

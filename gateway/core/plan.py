@@ -21,7 +21,8 @@ Strategy: TypeAlias = Literal["priority", "weighted", "cheapest", "fastest", "st
 class Deadlines:
     """The five deadlines of a route, in seconds. `total_s` spans all attempts together; the others are for one attempt.
 
-    `silence_s` is how long the client of a stream waits from one byte to the next, as far as it says.
+    `silence_s` is how long the client of a stream waits from one byte to the next, as far as it says. `hurried`: the client waits for much
+    less than the route would.
     """
 
     connect_s: float
@@ -30,6 +31,7 @@ class Deadlines:
     idle_s: float
     total_s: float
     silence_s: float = inf
+    hurried: bool = False
 
 
 @dataclass(frozen=True, slots=True)

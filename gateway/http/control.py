@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 
 from gateway.answer import call_headers
+from gateway.breakers import Breakers
 from gateway.call import Outcome
 from gateway.clock import Clock
 from gateway.core.explain import explain
@@ -44,6 +45,7 @@ class Control:
     clock: Clock
     in_flight: Callable[[], int]
     reloader: Reloader
+    breakers: Breakers
     everywhere: Callable[[], Awaitable[Sequence[Report]]] | None = None  # reloads every process, where there are several
     draining: bool = False
     _checked: tuple[float, bool] | None = None  # when the store was asked last, and whether it was well

@@ -25,7 +25,8 @@ Handler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
 QUERY_METHODS: Final = ("GET", "DELETE")  # a tool's arguments stand in the query
 BODY_METHODS: Final = ("POST", "PUT", "PATCH")  # or in the body
 _MOST_PARAMETERS: Final = 1000
-_OURS: Final = ("X-Lockgate-Session", "X-Lockgate-Run", "X-Lockgate-Step", "X-Lockgate-Tags", "X-Lockgate-User")
+_OURS: Final = (
+    "X-Lockgate-Session", "X-Lockgate-Run", "X-Lockgate-Step", "X-Lockgate-Tags", "X-Lockgate-User", "X-Lockgate-Deadline-Ms")
 _OWN_SITES: Final = frozenset({"none", "same-origin"})  # typed in by hand, or asked for by what the gateway itself has answered
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 

@@ -6,13 +6,13 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 from pydantic import BaseModel
 
-from gateway.budget_changes import check_author
+from gateway.budget_changes import check_author, shown
 from gateway.budgets import BudgetError
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.http.data import query_pairs, read_body, unquoted
 from gateway.proxy import Proxy
 from gateway.toml_source import Source
-from gateway.validation import nearest, shown, validated
+from gateway.validation import nearest, validated
 from gateway.wire.strict_json import loads
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -5,19 +5,20 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final
 
 from aiohttp import web
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from gateway.budget_changes import LONGEST, Catalogue, Stamp, check_author, raise_limit, remove, set_budget, set_limits, shown
+from gateway.budget_changes import LONGEST, Catalogue, Stamp, raise_limit, remove, set_budget, set_limits
 from gateway.budgets import BudgetError
 from gateway.config import BudgetConfig
 from gateway.core.accounts import SCOPES, Change
-from gateway.errors import BodyTooLarge, InvalidRequest, UnknownUrl
+from gateway.errors import InvalidRequest, UnknownUrl
 from gateway.http.client import HttpClient
 from gateway.http.control import Control
-from gateway.http.data import Handler, query_pairs, read_body, unquoted
+from gateway.http.data import Handler
+from gateway.http.desk import author_of, body_of, name_in, query_of, read_model
 from gateway.money_reports import (
     account_row,
     budget_row,
@@ -32,24 +33,16 @@ from gateway.money_reports import (
 from gateway.proxy import Proxy
 from gateway.store.ledger_rows import COST_GROUPS
 from gateway.store.protocol import AccountFilter, Budgets
-from gateway.toml_source import Source
 from gateway.units import Duration, Money
-from gateway.validation import Strict, nearest, validated
-from gateway.wire.strict_json import dumps, loads
-
-Model = TypeVar("Model", bound=BaseModel)
+from gateway.validation import Strict
+from gateway.wire.strict_json import dumps
 
 _BUDGETS: Final = "/-/budgets"
 _CSV: Final = "text/csv; charset=utf-8; header=present"
 _FORMATS: Final = ("json", "csv")
-_AUTHOR: Final = "X-Lockgate-Author"
-_NOBODY_NAMED: Final = "admin"
-_LARGEST: Final = 64 * 1024  # bytes of a change
-_DEEPEST: Final = 8
 _MOST_ROWS: Final = 1000
 _ROWS: Final = "100"
 _SINCE: Final = "30d"
-_MOST_PROBLEMS: Final = 10
 _ONE_ACCOUNT: Final = frozenset({"subject", "limit", "soft", "note"})  # of a body that changes limits, not a budget
 
 _Subject = Annotated[str, Field(max_length=LONGEST["subject"])]
@@ -108,7 +101,7 @@ class MoneyDesk:
     async def budgets(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/budgets`: every budget, and the accounts that have something to tell."""
         self.control.authorise(request)
-        query = _query(request, "scope", "subject", "limit")
+        query = query_of(request, "scope", "subject", "limit")
         if query.get("scope", "all") not in SCOPES:
             raise InvalidRequest(f"`scope` must be one of {', '.join(SCOPES)}.")
         limit = _limit(query)
@@ -122,7 +115,7 @@ class MoneyDesk:
     async def budget(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/budgets/{name}`: a budget, its accounts, the raises that hold, its windows and changes; `limit` of each, newest first."""
         self.control.authorise(request)
-        name, query = _name(request), _query(request, "subject", "limit")
+        name, query = _name(request), query_of(request, "subject", "limit")
         subject, limit = query.get("subject"), _limit(query)
         known = await self._known()
         wanted = AccountFilter(budget=name, subject=subject, limit=limit)
@@ -140,15 +133,15 @@ class MoneyDesk:
     async def put(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`PUT /-/budgets/{name}`: a budget with all its settings, or limits of one of its accounts."""
         self.control.authorise(request)
-        name, body = _name(request), await self._body(request)
+        name, body = _name(request), await body_of(request, self.proxy)
         known = await self._known()
         if "subject" in body or body.keys() <= _ONE_ACCOUNT:
-            given = _read(_Limits, body)
+            given = read_model(_Limits, body)
             _must_know(known, name)
             with _refusing():
                 change = set_limits(known, name, given.subject, (given.limit, given.soft), self._stamp(request, given.note))
         else:
-            new = _read(_NewBudget, body)
+            new = read_model(_NewBudget, body)
             with _refusing():
                 change = set_budget(known, name, new, self._stamp(request, new.note))
         await self._change(client, known, change)
@@ -156,7 +149,7 @@ class MoneyDesk:
     async def delete(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`DELETE /-/budgets/{name}`: take back what was set; with `?subject=` of one account only."""
         self.control.authorise(request)
-        name, query = _name(request), _query(request, "subject", "note")
+        name, query = _name(request), query_of(request, "subject", "note")
         known = await self._known()
         subject, note = query.get("subject", ""), query.get("note", "")
         if "subject" in query and not subject:
@@ -168,7 +161,7 @@ class MoneyDesk:
     async def more(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/budgets/{name}/raise`: a higher limit for a while."""
         self.control.authorise(request)
-        name, given = _name(request), _read(_Raise, await self._body(request))
+        name, given = _name(request), read_model(_Raise, await body_of(request, self.proxy))
         known = await self._known()
         _must_know(known, name)
         if (given.lasting is None) == (given.until is None):
@@ -183,14 +176,14 @@ class MoneyDesk:
     async def suspects(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/budgets/suspects`: what was booked at the estimate because a process died, oldest first."""
         self.control.authorise(request)
-        limit = _limit(_query(request, "limit"))
+        limit = _limit(query_of(request, "limit"))
         rows = await self._store.suspects(limit + 1)
         await client.answer(200, {}, dumps({"suspects": [suspect_row(row) for row in rows[:limit]], "more": len(rows) > limit}))
 
     async def resolve(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/budgets/suspects/{call}`: what it really cost, or that what was booked is right."""
         self.control.authorise(request)
-        call_id, given = _part(request, -1), _read(_Cost, await self._body(request))
+        call_id, given = name_in(request, -1), read_model(_Cost, await body_of(request, self.proxy))
         if (given.cost is None) != given.as_booked:
             raise InvalidRequest("Say either `cost`, what it really cost in USD, or `as_booked`: true.")
         author = self._stamp(request, "").author
@@ -201,7 +194,7 @@ class MoneyDesk:
     async def costs(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/costs`: what the ledger holds, grouped."""
         self.control.authorise(request)
-        query = _query(request, "by", "since", "until", "format", "limit")
+        query = query_of(request, "by", "since", "until", "format", "limit")
         by, as_format = query.get("by", COST_GROUPS[0]), query.get("format", _FORMATS[0])
         if by not in COST_GROUPS:
             raise InvalidRequest(f"`by` must be one of {', '.join(COST_GROUPS)}.")
@@ -233,29 +226,8 @@ class MoneyDesk:
         kept = await self._store.change(change)
         await client.answer(200, {}, dumps({"change": change_row(known, kept)}))
 
-    async def _body(self, request: web.BaseRequest) -> dict[str, Any]:
-        server = self.proxy.snapshot.config.server
-        if (request.content_length or 0) > _LARGEST:
-            raise _too_large()
-        data = await read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
-        if len(data) > _LARGEST:  # it came in chunks
-            raise _too_large()
-        body = loads(data, max_depth=_DEEPEST)
-        if not isinstance(body, dict):
-            raise InvalidRequest("The body must be a JSON object.", pointer="")
-        return body
-
     def _stamp(self, request: web.BaseRequest, note: str) -> Stamp:
-        """Who changes something: as they say, for the admin token is nobody's own."""
-        said = request.headers.getall(_AUTHOR, ())
-        if len(said) > 1:
-            raise InvalidRequest(f"The header {_AUTHOR} is there twice.")
-        author = said[0].strip() if said else _NOBODY_NAMED
-        try:
-            check_author(author)
-        except BudgetError as error:
-            raise InvalidRequest(f"The header {_AUTHOR} {error}.") from error
-        return Stamp(author, self._now_ns, note)
+        return Stamp(author_of(request), self._now_ns, note)
 
 
 def _must_know(known: Catalogue, name: str) -> None:
@@ -274,28 +246,6 @@ def _refusing(*, missing: bool = False) -> Iterator[None]:
         raise InvalidRequest(f"{error.key}: {error}", pointer=f"/{error.key}") from error
 
 
-def _read(model: type[Model], body: Mapping[str, Any]) -> Model:
-    """A body as a model. Raises `InvalidRequest` with what is wrong with it."""
-    made, problems = validated(model, Source("", body))
-    if made is None:
-        first = problems[0].key
-        raise InvalidRequest("; ".join(map(str, problems[:_MOST_PROBLEMS])), pointer=f"/{first}" if first.isidentifier() else None)
-    return made
-
-
-def _query(request: web.BaseRequest, *names: str) -> dict[str, str]:
-    """The parameters of a query, each once. Raises `InvalidRequest` for any other than these."""
-    found: dict[str, str] = {}
-    for name, value in query_pairs(request.rel_url.raw_query_string):
-        if name not in names:
-            hint = nearest(name, names)
-            raise InvalidRequest(f"Unknown query parameter {shown(name)!r} ({hint}).")
-        if name in found:
-            raise InvalidRequest(f"The query has `{name}` twice.")
-        found[name] = value
-    return found
-
-
 def _limit(query: Mapping[str, str]) -> int:
     text = query.get("limit", _ROWS)
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MOST_ROWS)) and 1 <= int(text) <= _MOST_ROWS):
@@ -311,13 +261,5 @@ def _moment(name: str, text: str, now_ns: int, *, back: bool) -> int:
         raise InvalidRequest(f"`{name}` {error}.{hint}") from error
 
 
-def _part(request: web.BaseRequest, index: int) -> str:
-    return unquoted(request.rel_url.raw_path.split("/")[index], "path")
-
-
 def _name(request: web.BaseRequest) -> str:
-    return _part(request, 3)
-
-
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The body is over the limit of {_LARGEST} bytes.")
+    return name_in(request, 3)

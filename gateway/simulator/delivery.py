@@ -9,6 +9,7 @@ from typing import assert_never
 from aiohttp import web
 
 from gateway.clock import Clock
+from gateway.simulator.answer import Frame
 from gateway.simulator.log import Entry
 from gateway.simulator.pace import Pacer
 from gateway.simulator.script import Drop, End, Hang, Head, Reset, Steady, Step, Wait, Whole, Write
@@ -59,6 +60,7 @@ class _Wire:
     def __init__(self, request: web.Request, entry: Entry, clock: Clock) -> None:
         self.response: web.StreamResponse = web.Response()  # of a connection that breaks before any answer
         self._request = request
+        self._protocol = request.protocol
         self._entry = entry
         self._clock = clock
         self._chunked = False
@@ -69,7 +71,8 @@ class _Wire:
         await self.response.prepare(self._request)
         self._entry.begun(step.status, self._clock.now_ns())
         await self.response.write_eof()
-        self._entry.sent(len(step.body), step.chunks, step.usage, self._clock.now_ns())
+        self._entry.sent(len(step.body), step.chunks, 0, self._clock.now_ns())
+        self._entry.told(step.usage)
         self._entry.end = "cut" if step.cut else "completed"
 
     async def head(self, step: Head) -> None:
@@ -84,24 +87,27 @@ class _Wire:
         return {"content-type": step.content_type, "x-request-id": self._entry.request_id, **step.headers}
 
     async def write(self, step: Write) -> None:
-        """Send a piece of the body, no faster than the client reads."""
-        if not self.put(step):
-            await self.drained()
+        """Send a piece of the body, no faster than the client reads. Raises as `put` does."""
+        self._send(step.data)
+        self._entry.sent(len(step.data), step.chunks, step.tokens, self._clock.now_ns())
+        self._entry.told(step.usage)
+        await self.drained()
 
-    def put(self, step: Write) -> bool:
-        """Send a piece of the body. False where the client reads so slowly that `drained` is to be awaited.
+    def put(self, frame: Frame) -> bool:
+        """Send a chunk. False where the client reads so slowly that `drained` is to be awaited.
 
         Raises:
             ConnectionResetError: the client has gone.
         """
-        transport = self._request.transport
+        self._send(frame.data)
+        self._entry.sent(len(frame.data), 1, frame.tokens, self._clock.now_ns())
+        return not self._protocol.writing_paused
+
+    def _send(self, data: bytes) -> None:
+        transport = self._protocol.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        data = step.data
-        self._entry.made(step.tokens)  # before it is sent: what a client no longer reads was made all the same
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        self._entry.sent(len(data), step.chunks, step.usage, self._clock.now_ns())
-        return not self._request.protocol.writing_paused
 
     async def drained(self) -> None:
         """Wait until the client has read most of what was put."""
@@ -110,7 +116,8 @@ class _Wire:
     async def end(self, step: End) -> None:
         """The end that HTTP promises."""
         await self.response.write_eof()
-        self._entry.sent(0, 0, step.usage, self._clock.now_ns())
+        self._entry.sent(0, 0, 0, self._clock.now_ns())
+        self._entry.told(step.usage)
         self._entry.end = "cut" if step.cut else "completed"
 
     async def break_off(self, *, abruptly: bool) -> None:

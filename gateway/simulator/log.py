@@ -102,16 +102,16 @@ class Entry:
         self.status = status
         self.first_byte_ns = self.last_byte_ns = now_ns
 
-    def sent(self, size: int, chunks: int, usage: JsonObject | None, now_ns: int) -> None:
-        """Note what has gone out."""
+    def sent(self, size: int, chunks: int, tokens: int, now_ns: int) -> None:
+        """Note what has gone out, and the tokens that were made for it."""
         self.sent_bytes += size
         self.chunks += chunks
-        self.usage = usage or self.usage
+        self.tokens += tokens
         self.last_byte_ns = now_ns
 
-    def made(self, tokens: int) -> None:
-        """Note tokens that have been made for a stream."""
-        self.tokens += tokens
+    def told(self, usage: JsonObject | None) -> None:
+        """Note the usage that the client was told, if it was."""
+        self.usage = usage or self.usage
 
     def to_json(self) -> JsonObject:
         """The entry as the log file and `/sim/log` show it."""

@@ -178,11 +178,12 @@ def _deltas(ask: Ask, said: Sequence[Utterance], reasons: Sequence[str]) -> Iter
 
     With each the tokens made for it; the hidden ones come before the first.
     """
+    likely = ask.body.get("logprobs") is True
     for number, (utterance, reason) in enumerate(zip(said, reasons, strict=True)):
         content = None if utterance.calls else ""
         yield _choice(number, {"role": "assistant", "content": content, "refusal": None}), utterance.reasoning
         for token in utterance.text:
-            yield _choice(number, {"content": token}, logprobs=_logprobs(ask, (token,))), 1
+            yield _choice(number, {"content": token}, logprobs=_logprobs(ask, (token,)) if likely else None), 1
         for place, call in enumerate(utterance.calls):
             start = {"index": place, "id": _call_id(ask, number, place), "type": "function"}
             yield _choice(number, {"tool_calls": [{**start, "function": {"name": call.name, "arguments": ""}}]}), 1

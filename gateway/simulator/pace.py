@@ -5,16 +5,17 @@ import math
 from typing import Final, Protocol
 
 from gateway.clock import Clock
-from gateway.simulator.script import Steady, Write
+from gateway.simulator.answer import Frame
+from gateway.simulator.script import Steady
 
-_SLOT_S: Final = 0.005  # pieces that are due within the same one go out together, at its end
+_SLOT_S: Final = 0.005  # chunks that are due within the same one go out together, at its end
 
 
 class Wire(Protocol):
     """What a stream is written to."""
 
-    def put(self, step: Write) -> bool:
-        """Send a piece; False where `drained` is to be awaited. Raises ConnectionResetError where the client has gone."""
+    def put(self, frame: Frame) -> bool:
+        """Send a chunk; False where `drained` is to be awaited. Raises ConnectionResetError where the client has gone."""
         ...
 
     async def drained(self) -> None:
@@ -23,7 +24,7 @@ class Wire(Protocol):
 
 
 class Pacer:
-    """Sends the steady parts of all streams of a simulator. A piece is up to 5 ms late, the pace of a stream is exact."""
+    """Sends the steady parts of all streams of a simulator. A chunk is up to 5 ms late, the pace of a stream is exact."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -34,7 +35,7 @@ class Pacer:
         """Send all of a step. Raises what the wire raises."""
         stream = _Stream(wire, step)
         stream.due_s = self.clock.monotonic() + step.every_s
-        while stream.piece is not None:  # once, and again whenever the client has kept it waiting
+        while stream.frame is not None:  # once, and again whenever the client has kept it waiting
             stream.turn = asyncio.get_running_loop().create_future()
             self._queue(stream)
             await stream.turn
@@ -64,30 +65,30 @@ class Pacer:
 
 
 class _Stream:
-    """One steady part: its next piece, when that is due, and the future that its task waits on."""
+    """One steady part: its next frame, when that is due, and the future that its task waits on."""
 
-    __slots__ = ("_wire", "_writes", "due_s", "every_s", "piece", "turn")
+    __slots__ = ("_frames", "_wire", "due_s", "every_s", "frame", "turn")
 
     def __init__(self, wire: Wire, step: Steady) -> None:
         self._wire = wire
-        self._writes = step.writes
+        self._frames = step.frames
         self.every_s = step.every_s
         self.due_s = 0.0
-        self.piece = next(self._writes, None)
+        self.frame = next(self._frames, None)
         self.turn: asyncio.Future[None]
 
     def goes_on(self) -> bool:
-        """Send the piece that is due. False where there is nothing more to queue: at the end, behind a slow client, without one."""
-        if self.turn.done() or self.piece is None:  # its task was cancelled
+        """Send the frame that is due. False where there is nothing more to queue: at the end, behind a slow client, without one."""
+        if self.turn.done() or self.frame is None:  # its task was cancelled
             return False
         try:
-            flows = self._wire.put(self.piece)
+            flows = self._wire.put(self.frame)
         except ConnectionResetError as error:
             self.turn.set_exception(error)
             return False
-        self.piece = next(self._writes, None)
+        self.frame = next(self._frames, None)
         self.due_s += self.every_s
-        if flows and self.piece is not None:
+        if flows and self.frame is not None:
             return True
         self.turn.set_result(None)
         return False

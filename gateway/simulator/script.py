@@ -65,9 +65,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """Pieces at a pace, each after a wait of `every_s`."""
+    """Whole frames at a pace, each a chunk after a wait of `every_s`."""
 
-    writes: Iterator[Write]
+    frames: Iterator[Frame]
     every_s: float
 
 
@@ -207,7 +207,7 @@ def _paced(frames: Iterable[Frame], fault: Fault, *, begun: int | None = 0) -> I
         yield from _pieces(frame, fault.chunk_bytes)
         delay = between
     if steady:
-        yield Steady((Write(frame.data, tokens=frame.tokens) for frame in frames), between)
+        yield Steady(frames, between)
 
 
 def _pieces(frame: Frame, size: int, *, chunks: int = 1, usage: JsonObject | None = None) -> Iterator[Write]:

@@ -17,6 +17,7 @@ from gateway.simulator.port import Port
 from gateway.simulator.scenario import Scenario
 
 _SHUTDOWN_S = 1.0
+_ROUNDS_OF_A_RESET = 5  # of the loop, until both ends know: it is closed, read, closed there, told; and one to spare
 _NO_FAULTS: Final = Scenario()
 
 
@@ -75,9 +76,14 @@ class Simulator:
         self._provider.play(scenario)
 
     async def refuse(self) -> None:
-        """Refuse connections and reset those that are open, until `accept`, `play` or `reset`, whatever the time line says."""
+        """Refuse connections and reset those that are open, until `accept`, `play` or `reset`, whatever the time line says.
+
+        Clients on this loop have seen their connections break when it returns, so what they send then is refused, not reset.
+        """
         self._port.stay()
         self._port.refuse()
+        for _ in range(_ROUNDS_OF_A_RESET):
+            await asyncio.sleep(0)
 
     async def accept(self) -> None:
         """Accept connections, until `refuse`, `play` or `reset`, whatever the time line says."""

@@ -260,7 +260,8 @@ INVARIANTS: Final = (
         "UNION ALL SELECT 'balances', id FROM balances WHERE holds_key(budget, subject) "
         "UNION ALL SELECT 'settlements', id FROM settlements JOIN calls USING (seq) WHERE holds_key(author) "
         "UNION ALL SELECT 'ledger', id FROM ledger JOIN calls USING (seq) WHERE holds_key(ledger.provider, ledger.model, prices) "
-        "UNION ALL SELECT 'rates', rule FROM rates WHERE holds_key(rule, whose)",
+        "UNION ALL SELECT 'rates', rule FROM rates WHERE holds_key(rule, whose) "
+        "UNION ALL SELECT 'breakers', target FROM breakers WHERE holds_key(target, permits, cause, author, note)",
         "a virtual key stands in clear text: revoke it (`lockgate keys revoke`), then remove the row",
     ),
     Invariant(
@@ -283,6 +284,25 @@ INVARIANTS: Final = (
         "LEFT JOIN owners ON owners.id = calls.owner "
         "WHERE seq NOT IN (SELECT seq FROM outcomes) AND (owners.id IS NULL OR owners.lease_ns < :now_ns)",
         "these calls were open when their process died; the next gateway on this database closes them as `interrupted`",
+        note=True,
+    ),
+    Invariant(
+        "breaker-can-be-read",
+        "SELECT target, state, permits FROM breakers WHERE NOT (permits = '' OR json_valid(permits)) "
+        "OR state NOT IN ('closed', 'open', 'half_open', 'forced_open', 'forced_closed')",
+        "a breaker that no version of this schema writes: it counts as closed until its next change, which puts the row right",
+    ),
+    Invariant(
+        "breaker-keeps-to-its-state",
+        "SELECT target, state, until_ns, permits FROM breakers WHERE (state = 'open') != (until_ns IS NOT NULL) "
+        "OR (permits != '' AND state != 'half_open')",
+        "only one that is open says until when, and only one that is half open has probes out",
+    ),
+    Invariant(
+        "probes-past-their-time",
+        "SELECT target, json_each.value ->> 0 AS holder, json_each.value ->> 2 AS ends_ns FROM breakers "
+        "JOIN json_each(iif(json_valid(permits), permits, '[]')) WHERE ends_ns < :now_ns - :tolerance_ns",
+        "the process of these probes died; the next call of the target takes their place",
         note=True,
     ),
     Invariant(

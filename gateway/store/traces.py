@@ -38,11 +38,12 @@ class Trace:
 
 
 def begin_trace(record: CallRecord) -> Trace | None:
-    """Of a call that was let through. One that was made for another call is not counted as one of its session; what it costs is."""
+    """Of a call that was let through. One that was made for another call is none of its session's, which only hears what it costs."""
     if not record.origin.session and not record.tool_uses:
         return None
+    counts = not record.part_of
     return Trace(
-        record.principal.id, _session(record), record.received_ns, calls=0 if record.part_of else 1, labels=record.labels,
+        record.principal.id, _session(record), record.received_ns, calls=1 if counts else 0, labels=record.labels if counts else (),
         uses=_uses(record, HTTP), results=_results(record),
     )
 

@@ -59,6 +59,9 @@ RETRIES_SPENT: Final = MetricSpec("lockgate_retry_budget_exhausted_total", "coun
 PARTS: Final = MetricSpec("lockgate_part_calls_total", "counter", ("route", "kind", "outcome"),
     "Calls that the gateway made itself for callers' calls, which `lockgate_calls_total` does not count: `kind` is `mirror` or "
     "`classifier`. Their attempts, tokens and cost are counted with all others.")
+PARTS_NOT_MADE: Final = MetricSpec("lockgate_part_calls_not_made_total", "counter", ("kind", "reason"),
+    "Such calls that were not made. `rules`: a rule keeps the call from that target; `breaker`: the target is not well; `budget` and "
+    "`price`: there is too little money for it, or nobody knows how much it needs; `full`: as many as may be are under way.")
 TOKENS: Final = MetricSpec("lockgate_tokens_total", "counter", ("route", "type"),
     "Tokens used. `input` and `output` count cached, reasoning and audio tokens too, which also have their own `type`.")
 COST: Final = MetricSpec("lockgate_cost_usd_total", "counter", ("route", "team"),
@@ -96,7 +99,7 @@ SHED: Final = MetricSpec("lockgate_calls_shed_total", "counter", ("reason",),
     "waiting; `early`: its turn would not have come in time; `waited`: it did not come in time; `stopping`: the gateway stops.")
 BREAKER: Final = MetricSpec("lockgate_breaker_state", "gauge", ("target",),
     "The breaker of a target: 0 closed, 1 half open, 2 open; by itself or by hand.")
-TRIPS: Final = MetricSpec("lockgate_breaker_trips_total", "counter", ("target",), "Times that the breaker of a target has opened.")
+TRIPS: Final = MetricSpec("lockgate_breaker_trips_total", "counter", ("target",), "Times that the breaker of a target has opened by itself.")
 DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("view",),
     "Views of a call that were not made; its journal row is not concerned. `queue`: too many calls waited, so this one "
     "has no view at all; `log`: the line could not be written; `metrics`: a value could not be counted; `spans`: too "
@@ -108,9 +111,9 @@ SHED_REASONS: Final = ("full", "displaced", "early", "waited", "stopping")
 _BREAKER_STATES: Final = {"closed": 0, "forced_closed": 0, "half_open": 1, "open": 2, "forced_open": 2}
 VIEWS: Final = ("queue", "log", "metrics", "spans")
 METRICS: Final = (
-    CALLS, DURATION, FIRST_BYTE, ATTEMPTS, FURTHER, RETRIES_SPENT, PARTS, TOKENS, COST, UNKNOWN_COST, ESTIMATED_COST, RESERVATIONS, SHORT,
-    SOFT, OVERRUN, DENIED, RULES,
-    WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT, WAITING, SHED, BREAKER, TRIPS, DROPPED, INFO,
+    CALLS, DURATION, FIRST_BYTE, ATTEMPTS, FURTHER, RETRIES_SPENT, PARTS, PARTS_NOT_MADE, TOKENS, COST, UNKNOWN_COST, ESTIMATED_COST,
+    RESERVATIONS, SHORT, SOFT, OVERRUN, DENIED, RULES, WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT, WAITING, SHED, BREAKER, TRIPS,
+    DROPPED, INFO,
 )
 
 
@@ -141,6 +144,7 @@ class Metrics:
         self._further = _counter(FURTHER, registry)
         self._retries_spent = _counter(RETRIES_SPENT, registry)
         self._parts = _counter(PARTS, registry)
+        self._parts_not_made = _counter(PARTS_NOT_MADE, registry)
         self._tokens = _counter(TOKENS, registry)
         self._cost = _counter(COST, registry)
         self._unknown_cost = _counter(UNKNOWN_COST, registry)
@@ -199,12 +203,16 @@ class Metrics:
         """A further attempt of this route was not made: its retry budget is used up."""
         self._retries_spent[route,].inc()
 
+    def part_not_made(self, kind: str, reason: str) -> None:
+        """A call of the gateway's own was not made."""
+        self._parts_not_made[kind, reason].inc()
+
     def breaker(self, target: str, state: str) -> None:
         """The breaker of a target is in this state now."""
         self._breaker[target,].set(_BREAKER_STATES[state])
 
-    def breaker_opened(self, target: str) -> None:
-        """The breaker of a target has opened."""
+    def breaker_tripped(self, target: str) -> None:
+        """The breaker of a target has opened by itself."""
         self._trips[target,].inc()
 
     def soft_limit(self, account: str) -> None:

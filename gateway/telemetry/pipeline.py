@@ -108,12 +108,16 @@ class Telemetry:
         """A further attempt of this route was not made: its retry budget is used up."""
         self._metrics.retries_spent(route)
 
+    def part_not_made(self, kind: str, reason: str) -> None:
+        """A call of the gateway's own was not made: a `mirror` or a `classifier`, for a reason that `METRICS` names."""
+        self._metrics.part_not_made(kind, reason)
+
     def breaker(self, target: str, state: str) -> None:
         """The breaker of a target is in this state now (`core/breaker.py`)."""
         self._metrics.breaker(target, state)
 
-    def breaker_opened(self, target: str) -> None:
-        """The breaker of a target has opened, by what this process has seen or been told."""
+    def breaker_tripped(self, target: str) -> None:
+        """The breaker of a target has opened, by what this process has seen."""
         self._metrics.breaker_opened(target)
 
     def in_flight(self, calls: int) -> None:

@@ -18,7 +18,8 @@ EFFECTS = get_args(Effect)
 NOT_CALLS = {("GET", "/v1/models"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/-/calls"),
              ("GET", "/-/calls/{id}"), ("GET", "/-/calls/{id}/explain"), ("POST", "/-/reload"), ("GET", "/tools"),
              ("GET", "/-/budgets"), ("GET", "/-/budgets/suspects"), ("POST", "/-/budgets/suspects/{call}"), ("GET", "/-/budgets/{name}"),
-             ("PUT", "/-/budgets/{name}"), ("DELETE", "/-/budgets/{name}"), ("POST", "/-/budgets/{name}/raise"), ("GET", "/-/costs")}
+             ("PUT", "/-/budgets/{name}"), ("DELETE", "/-/budgets/{name}"), ("POST", "/-/budgets/{name}/raise"), ("GET", "/-/costs"),
+             ("GET", "/-/routes"), ("GET", "/-/routes/{name}/plan"), ("GET", "/-/breakers"), ("POST", "/-/breakers")}
 SECRET = "ada@example.org"
 ROUTES = """
 [[route]]

@@ -35,6 +35,48 @@ class HandClock:
         self.ns = max(self.ns, target)
 
 
+class MovedClock:
+    """A clock that stands until a test moves it; whoever sleeps wakes when its time has come."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+        self.sleeping: list[tuple[float, asyncio.Future[None]]] = []
+
+    def now_ns(self) -> int:
+        return 1_700_000_000_000_000_000 + round(self.s * 1e9)
+
+    def monotonic(self) -> float:
+        return self.s
+
+    async def sleep(self, seconds: float) -> None:
+        sleeper = (self.s + seconds, asyncio.get_running_loop().create_future())
+        self.sleeping.append(sleeper)
+        try:
+            await sleeper[1]
+        finally:
+            self.sleeping.remove(sleeper)
+
+    async def move(self, seconds: float) -> None:
+        """Let that much time pass, and whoever has waited for it act."""
+        self.s += seconds
+        for until_s, sleeper in self.sleeping:
+            if until_s <= self.s and not sleeper.done():
+                sleeper.set_result(None)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def asleep(self, count: int) -> None:
+        """Wait until that many sleep."""
+        async with asyncio.timeout(10):
+            while len(self.sleeping) < count:
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+def moved_clock() -> MovedClock:
+    return MovedClock()
+
+
 @pytest.fixture
 def hand_clock() -> HandClock:
     return HandClock()

@@ -22,6 +22,13 @@ from gateway.simulator.faults import FAULT_KEYS, NO_FAULT, Fault, duration_s, pa
     ("error_event_after_chunks=1", Fault(error_event_after_chunks=1)),
     ("empty", Fault(empty=True)),
     ("ignore_limits", Fault(ignore_limits=True)),
+    ("status=502;garbage=html", Fault(status=502, garbage="html")),
+    ("length_off=-10;content_type=text/html", Fault(length_off=-10, content_type="text/html")),
+    ("length_off=+10;chunk_bytes=3", Fault(length_off=10, chunk_bytes=3)),
+    ("content=a = b;finish_reason=content_filter;logprob=-0.3", Fault(content="a = b", finish_reason="content_filter", logprob=-0.3)),
+    ('{"content": "a; b\\n", "logprob": 0, "length_off": 1, "content_type": "text/html; charset=utf-8"}',
+     Fault(content="a; b\n", logprob=0.0, length_off=1, content_type="text/html; charset=utf-8")),
+    ("content=", Fault(content="")),
     ("", NO_FAULT),
 ])
 def test_a_fault_is_written_as_pairs_or_as_json(text, fault):
@@ -35,6 +42,14 @@ def test_a_fault_is_written_as_pairs_or_as_json(text, fault):
     ("huge=1GiB", "size"), ("huge=300MiB", "256MiB"), ("chunk_bytes=0", "at least 1"), ("{", "not JSON"),
     ("status=500;hang", "cannot be combined"), ("retry_after=1", "needs status"), ("garbage_after_chunks=1", "needs garbage"),
     ('{"status": true}', "whole number"), ('{"hang": 1}', "true or false"), ('{"delay_headers": true}', "duration"),
+    ("status=500;cut_after_chunks=0", "cannot be combined"), ("status=500;garbage=json;empty", "cannot be combined"),
+    ("status=500;garbage=json;garbage_after_chunks=1", "without status"), ("length_off=1;cut_after_chunks=1", "cannot be combined"),
+    ("length_off=0", "other than 0"), ("length_off=1.5", "whole number of bytes"), ("length_off=ten", "expected a number"),
+    ('{"length_off": true}', "expected a number"), ("length_off=99999999999", "either way"), ("content", "expected text"),
+    ('{"content": 1}', "expected text"), ("content=" + "x" * 65537, "at most 65536"), ("content=\udcff", "UTF-8"),
+    ("content_type=", "content type"), ("content_type=a\r\nb: c", "content type"), ('{"content_type": 1}', "content type"),
+    ("logprob=0.1", "logarithm"), ("logprob=-10000", "logarithm"), ('{"logprob": NaN}', "not JSON"), ("logprob=-inf", "expected a number"),
+    ('{"finish_reason": null}', "expected text"),
     ('{"status": null}', "whole number"), ('{"hang": [1]}', "true or false"), ("status=" + "9" * 400, "whole number"),
 ])
 def test_what_cannot_be_read_says_why(text, words):

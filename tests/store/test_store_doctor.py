@@ -11,6 +11,7 @@ import pytest
 
 from gateway.call import AttemptEnd, Outcome, ToolUse
 from gateway.core.accounts import Change
+from gateway.core.breaker import Event, Step, by_hand
 from gateway.core.rate import Take
 from gateway.core.windows import Window
 from gateway.session import SessionKey
@@ -60,6 +61,9 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "no-key-in-any-row": (f"UPDATE calls SET session = 'my key is {KEY}.' WHERE seq = 1",),  # noqa: S608 - a constant
     "bodies-can-be-read": ("UPDATE outcomes SET response_encoding = 'zlib', response = x'0102' WHERE seq = 1",),
     "calls-of-dead-processes": ("UPDATE owners SET lease_ns = 0",),
+    "breaker-can-be-read": ("UPDATE breakers SET state = 'ajar'",),
+    "breaker-keeps-to-its-state": ("UPDATE breakers SET state = 'closed' WHERE state = 'half_open'",),
+    "probes-past-their-time": ("UPDATE breakers SET permits = json_replace(permits, '$[0][2]', 5) WHERE state = 'half_open'",),
 }
 
 
@@ -101,6 +105,9 @@ async def history(store: SqliteStore, samples: ModuleType) -> None:
     await journal.finish(samples.completed(10), response=None)
     await _spend(store, samples)
     await _parts(store, samples)
+    for step in (Step(Event.TRIPPED, 1), Step(Event.CLAIMED, samples.NOW_NS, holder="call_1.1", lease_s=2e6)):
+        await store.breakers.apply("alpha/small-1", step)
+    await store.breakers.apply("beta/large-2", by_hand("open", now_ns=1, author="ada", note="moves house"))
     await store.sessions.enter(SessionKey("key000000001", "s-1"), samples.call_id(10), now_ns=1, until_ns=2)
     await store.bundles.keep("sha256:abc", b"rules " * 1000, now_ns=samples.NOW_NS)
     await store.keys.create(samples.key(1))
@@ -206,7 +213,7 @@ class TestDoctor:
     @pytest.mark.parametrize(("table", "column"), [
         ("calls", "reasons"), ("outcomes", "message"), ("verdicts", "verdicts"), ("tool_uses", "args"), ("tool_results", "text"),
         ("sessions", "labels"), ("turns", "holder"), ("keys", "name"), ("budget_changes", "note"), ("settlements", "author"),
-        ("ledger", "prices"), ("plans", "plan"), ("paths", "why"),
+        ("ledger", "prices"), ("plans", "plan"), ("paths", "why"), ("breakers", "note"),
     ])
     def test_a_virtual_key_is_found_wherever_others_can_write(
         self, table: str, column: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],

@@ -10,7 +10,7 @@ from gateway.simulator import Fault, FaultRule, Scenario
 
 TEXT = " ".join(f"word{n}" for n in range(30))
 SOON = "300ms"  # a deadline that is to fire; the target that is well has as long to answer
-SILENCE = {"headers": SOON, "first_token": SOON, "idle": SOON}
+SILENCE = {"first_token": SOON, "idle": SOON}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ SCENES = (
     both(3, "503", Fault(status=503), "status:503", told=True),
     both(3, "503 that asks for a long wait", Fault(status=503, retry_after_s=30), "status:503", told=True),
     both(5, "reset after the request was sent", Fault(reset=True), "reset"),
-    both(6, "accepts and never answers", Fault(hang=True), "timeout:headers", deadlines=SILENCE),
+    both(6, "accepts and never answers", Fault(hang=True), "timeout:headers", deadlines={"headers": SOON}),
     Scene(7, "headers, then no first token", (Fault(delay_first_token_s=60), "timeout:idle"),
           (Fault(delay_first_token_s=60), "timeout:first_token"), deadlines=SILENCE),
     Scene(8, "cut in the middle", (Fault(cut_after_chunks=2), "cut"), None),
@@ -145,7 +145,7 @@ async def test_a_429_that_asks_for_a_short_wait_is_waited_for_where_nobody_else_
     assert seen.seconds >= 0.1
     books = await wall.books(exact=True)
     assert books.attempts == [("one/m", "status:429"), ("one/m", "succeeded")]
-    assert books.call["attempts"][1]["waited_s"] >= 0.1
+    assert books.call["attempts"][1]["waited_s"] > 0.09  # from when the answer came: some of it had passed
 
 
 async def test_a_client_whose_every_target_is_busy_is_told_when_to_come_back_and_its_sdk_does(wall):
