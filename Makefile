@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PIP_TOOLS := pip-tools==7.6.2
 PROVEN := gateway/core/*,gateway/wire/*,adapters/*
 
-.PHONY: help demo test test-real check bench lock clean
+.PHONY: help demo test wall test-real check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this.
@@ -20,6 +20,9 @@ test: $(VENV)/.dev ## Run the tests; core, wire and adapters must be covered in 
 	$(BIN)/coverage erase
 	$(BIN)/pytest -n 2 -rs -m "not real" --cov --cov-branch --cov-report=
 	$(BIN)/coverage report --include='$(PROVEN)' --fail-under=100
+
+wall: $(VENV)/.dev ## See what becomes of calls when providers misbehave: every scenario, whole and streamed, as a table.
+	$(BIN)/pytest -n 2 tests/wall --wall-table
 
 test-real: $(VENV)/.real ## Run the tests against a real model on the processor (130 MB to download, once).
 	$(BIN)/pytest -rs -m real tests/real

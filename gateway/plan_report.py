@@ -20,6 +20,7 @@ from gateway.validation import nearest
 from gateway.wire.strict_json import dumps
 
 OPERATIONS: Final = ("chat", "completions", "embeddings", "tool")  # what a call is taken for that does not say, the first that can be
+_DEADLINES: Final = ("connect_s", "headers_s", "first_token_s", "idle_s", "total_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ def _settings(route: Route) -> JsonObject:
     """What else is settled for calls of the route."""
     checks, classifier = route.checks, route.classifier
     return {
-        "deadlines": asdict(route.deadlines), "retry": asdict(route.retry), "hedge": asdict(route.hedge) if route.hedge.after_s else None,
+        "deadlines": {name: getattr(route.deadlines, name) for name in _DEADLINES}, "retry": asdict(route.retry),
+        "hedge": asdict(route.hedge) if route.hedge.after_s else None,
         "classifier": None if classifier is None else {"target": str(classifier.to.target), "tasks": list(classifier.tasks)},
         "mirrors": [{"target": str(mirror.to.target), "percent": mirror.percent} for mirror in route.mirrors],
         "validators": [check.name.removeprefix("check:") for check in checks.validators] if checks is not None else [],

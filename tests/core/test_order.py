@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.call import Target
 from gateway.core.breaker import Condition
 from gateway.core.estimate import Bounds
-from gateway.core.order import Placed, Plan, Wanted, order, plan_json
+from gateway.core.order import Passed, Placed, Plan, Wanted, order, plan_json
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 
 DEADLINES = Deadlines(connect_s=1, headers_s=2, first_token_s=3, idle_s=4, total_s=5)
@@ -291,12 +291,13 @@ def test_every_target_is_either_tried_or_passed_over_and_a_record_of_it_is_small
         draws=data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=many, max_size=many)),
         chosen=data.draw(st.one_of(st.none(), st.just(("p[024]/*", "p1/m")))), rule="r")
     plan = order(route(*targets, strategy=strategy), wanted, {Target(f"p{number}", "m"): each for number, each in enumerate(conditions)})
-    told = [each.to.target for each in (*plan.order, *plan.passed)]
+    every: list[Placed | Passed] = [*plan.order, *plan.passed]
+    told = [each.to.target for each in every]
     assert sorted(map(str, told)) == sorted(str(each.target) for each in targets)
     assert all(each.condition.state != "forced_open" or each.condition.admits for each in plan.order)
     assert not (plan.last_resort and len(plan.order) != 1)
     assert not (plan.wait_s and not plan.order)
-    assert all(each.why for each in (*plan.order, *plan.passed))
+    assert all(each.why for each in every)
     json.dumps(plan_json(plan))
 
 

@@ -51,6 +51,7 @@ async def ask(house: Any, messages: Any, *, stream: bool, text: str = "say quick
 
 async def attempts(house: Any) -> list[dict[str, Any]]:
     await house.gateway.running.proxy.idle(20)
+    await house.gateway.running.proxy.settler.drained(20)
     found: list[dict[str, Any]] = (await house.call((await house.calls())[0]["id"]))["attempts"]
     return found
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import openai
 import pytest
 from click.testing import CliRunner
+from yarl import URL
 
 from gateway.cli.breakers import breakers
 from gateway.cli.explain import explain
@@ -40,7 +41,7 @@ async def ask(house: Any, method: str, path: str, body: Any = None, **headers: s
     session = await house.http()
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
     sent = ADMIN | {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    async with session.request(method, path, data=data, headers=sent) as answer:
+    async with session.request(method, URL(path, encoded=True), data=data, headers=sent) as answer:
         return answer.status, await answer.json()
 
 
@@ -174,7 +175,7 @@ async def test_a_breaker_set_on_the_command_line_counts_in_a_gateway_that_runs(h
 async def test_explain_tells_how_a_call_found_its_way(house: Any, messages: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Over HTTP and on the command line, where a dry run then says what the next one would do."""
     await house.open(routes=ROUTES)
-    house.one.play(Scenario(faults=[FaultRule(Fault("status", status=503), times=1)]))
+    house.one.play(Scenario(rules=(FaultRule(Fault(status=503, times=1)),)))
     raw = await house.client().chat.completions.with_raw_response.create(model="backed-up", messages=messages("hi"))
     call_id = raw.headers["x-lockgate-call"]
     _status, told = await ask(house, "GET", f"/-/calls/{call_id}/explain")

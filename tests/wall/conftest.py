@@ -182,10 +182,13 @@ class Wall:
         self.row.number, self.row.name = number, name
 
     async def open(self, *, deadlines: Mapping[str, str] | None = None, attempts: int = 1, extra: str = "", target: str = "",
-                   config: str = "") -> "Wall":
-        """Start the gateway. Routes: `pair` goes to one, then two; `lone` to one alone; `extra` is said in both, `target` of each target."""
-        providers = "".join(f'[providers.{name}]\nadapter = "openai"\nbase_url = "{each.url}"\nmax_answer = "64MiB"\n'
-                            for name, each in (("one", self.one), ("two", self.two)))
+                   config: str = "", cap: str = "200ms", one: str = "") -> "Wall":
+        """Start the gateway. Routes: `pair` goes to one, then two; `lone` to one alone; `extra` is said in both, `target` of each target.
+
+        `one` is another address for that provider.
+        """
+        providers = "".join(f'[providers.{name}]\nadapter = "openai"\nbase_url = "{url}"\nmax_answer = "64MiB"\n'
+                            for name, url in (("one", one or self.one.url), ("two", self.two.url)))
         (self.folder / "config.toml").write_text(providers + CONFIG + config)
         waits = {"connect": "10s", "headers": "10s", "first_token": "10s", "idle": "10s", "total": "20s", **(deadlines or {})}
         text = ""
@@ -193,7 +196,7 @@ class Wall:
             text += f'[[route]]\nname = "{name}"\n'
             text += "".join(f'[[route.targets]]\nprovider = "{each}"\nmodel = "m"\n{target}' for each in targets)
             text += "[route.deadlines]\n" + "".join(f'{key} = "{value}"\n' for key, value in waits.items())
-            text += f'[route.retry]\nattempts = {attempts}\nbase = "1ms"\ncap = "200ms"\n{extra}\n'
+            text += f'[route.retry]\nattempts = {attempts}\nbase = "1ms"\ncap = "{cap}"\n{extra}\n'
         (self.folder / "routes").mkdir()
         (self.folder / "routes/routes.toml").write_text(text)
         (self.folder / "policies").mkdir()

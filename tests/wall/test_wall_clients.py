@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx2
 import openai
@@ -14,6 +15,8 @@ from gateway.simulator import Fault, FaultRule, Scenario
 
 TEXT = " ".join(f"word{n}" for n in range(30))
 MIB = 1024 * 1024
+CONTINUE = '[route.stream]\non_failure = "continue"\n'
+CONTINUES = "continues = true\ncontinue_with = { continue_final_message = true }\n"
 GONE_S = 1.0  # the promise is 0.1 s; a busy machine gets some slack
 STREAMED = pytest.mark.parametrize("stream", [True], ids=["stream"], indirect=True)
 PLAIN = pytest.mark.parametrize("stream", [False], ids=["plain"], indirect=True)
@@ -30,11 +33,11 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def ask(text: str, **more: object) -> dict:
+def ask(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **more}
 
 
-def narrow(wall) -> openai.AsyncOpenAI:
+def narrow(wall) -> Any:
     """A client whose machine takes little that it has not read."""
     transport = httpx2.AsyncHTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)])
     return wall.client(http_client=openai.DefaultAsyncHttpxClient(transport=transport), timeout=30)
@@ -45,9 +48,12 @@ def narrow(wall) -> openai.AsyncOpenAI:
 
 @STREAMED
 async def test_a_slow_reader_holds_the_provider_back_and_gets_everything(wall):
-    """What nobody reads is not fetched: the provider gets rid of what fits into the sockets on the way, and of no more."""
+    """What nobody reads is not fetched: the provider gets rid of what fits into the sockets on the way, and of no more.
+
+    And the silence that the client makes is not taken for the provider's.
+    """
     wall.scene(18, "slow reader of 48 MiB")
-    await wall.open(deadlines={"idle": "20s"})
+    await wall.open(deadlines={"idle": "1s"})
     wall.one.play(always(Fault(huge=MIB // 2)))
     began = time.monotonic()
     stream = await narrow(wall).chat.completions.create(model="lone", stream=True, n=96, **ask("words 1"))
@@ -55,7 +61,7 @@ async def test_a_slow_reader_holds_the_provider_back_and_gets_everything(wall):
     got = [await anext(read)]
     (entry,) = wall.one.requests
     sent, quiet = -1, 0
-    while quiet < 20:  # until nothing has moved for a while
+    while quiet < 60:  # until nothing has moved for longer than the provider may be silent
         quiet = quiet + 1 if entry.sent_bytes == sent else 0
         sent = entry.sent_bytes
         await asyncio.sleep(0.02)
@@ -164,6 +170,60 @@ async def test_a_client_that_goes_away_stops_the_provider_at_once(wall, stream, 
     assert (books.call["outcome"], books.attempts) == ("cancelled", [("one/m", "cancelled")])
 
 
+async def test_a_client_that_goes_while_the_next_target_is_asked_stops_that_one(wall, stream):
+    """The first one has failed and is on record as such; a permit or a turn of the second one is not lost: it answers the next call."""
+    wall.scene(19, "client gone while the second target is silent")
+    await wall.open()
+    wall.one.play(always(Fault(status=503)))
+    wall.two.play(always(Fault(hang=True, times=1)))
+    asking = asyncio.create_task(wall.client().chat.completions.create(model="pair", stream=stream, **ask(f"say {TEXT}")))
+    await until(lambda: bool(wall.two.requests))
+    gone_ns = wall.gateway.running.clock.now_ns()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    (entry,) = await wall.two.finished(1)
+    assert (entry.end, (entry.client_gone_ns - gone_ns) / 1e9 < GONE_S) == ("client_gone", True)
+    assert (await wall.ask("pair", f"say {TEXT}")).text == TEXT
+    books = await wall.books(exact=False)
+    attempts = [[(each["target"], each["cause"] or each["end"]) for each in call["attempts"]] for call in books.calls]
+    assert attempts == [[("one/m", "status:503"), ("two/m", "cancelled")], [("one/m", "status:503"), ("two/m", "succeeded")]]
+
+
+async def test_a_client_that_goes_while_the_gateway_waits_to_try_again_is_not_tried_for(wall, stream):
+    wall.scene(19, "client gone between two tries")
+    await wall.open(attempts=2, cap="20s")
+    wall.one.play(always(Fault(status=503, retry_after_s=15)))
+    asking = asyncio.create_task(wall.client().chat.completions.create(model="lone", stream=stream, **ask(f"say {TEXT}")))
+    await wall.one.finished(1)
+    await until(lambda: wall.gateway.running.proxy.in_flight == 1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    books = await wall.books(exact=True)
+    assert (books.call["outcome"], books.attempts, len(wall.one.requests)) == ("cancelled", [("one/m", "status:503")], 1)
+
+
+@STREAMED
+async def test_a_client_that_goes_while_another_target_goes_on_stops_that_one(wall):
+    wall.scene(19, "client gone in a continuation")
+    await wall.open(extra=CONTINUE, target=CONTINUES)
+    wall.one.play(always(Fault(cut_after_chunks=5)))
+    wall.two.play(always(Fault(stall_after_chunks=5)))
+    words: list[str] = []
+
+    async def read() -> None:
+        async for chunk in await wall.client().chat.completions.create(model="pair", stream=True, **ask(f"say {TEXT}")):
+            words.extend(choice.delta.content for choice in chunk.choices if choice.delta.content)
+
+    reading = asyncio.create_task(read())
+    await until(lambda: len(words) == 8)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    (entry,) = await wall.two.finished(1)
+    assert (entry.end, "".join(words).split()) == ("client_gone", TEXT.split()[:8])
+    books = await wall.books(exact=False)
+    assert (books.call["outcome"], books.attempts) == ("cancelled", [("one/m", "reset"), ("two/m", "cancelled")])
+
+
 async def test_a_client_that_goes_while_its_answer_is_written_has_been_served(wall, stream):
     """The provider is done, the books are closed: only the rest of the answer is for nobody. A stream's provider is stopped."""
     wall.scene(19, "client gone while 24 MiB are written")
@@ -252,7 +312,7 @@ async def test_200_calls_are_open_at_once_and_each_gets_its_own_answer(wall, str
 # The client's own deadlines.
 
 
-async def test_a_client_that_says_how_long_it_waits_hears_before_that(wall, stream, slack_s):
+async def test_a_client_that_says_how_long_it_waits_hears_before_that(wall, slack_s):
     """`X-Lockgate-Deadline-Ms` is for the whole call, past all targets."""
     wall.scene(6, "silence, X-Lockgate-Deadline-Ms: 600")
     await wall.open()
@@ -278,7 +338,7 @@ async def test_a_client_that_gives_a_deadline_gets_what_came_until_then(wall, sl
     await wall.books(exact=False)
 
 
-async def test_an_sdk_hears_of_a_silent_provider_just_before_it_would_have_given_up(wall, stream):
+async def test_an_sdk_hears_of_a_silent_provider_just_before_it_would_have_given_up(wall):
     """It says so itself (`x-stainless-read-timeout`); else it would know nothing but that nobody answered, and ask again."""
     wall.scene(6, "silence, the SDK's own read timeout of 2 s")
     await wall.open()
@@ -295,8 +355,7 @@ async def test_an_sdk_hears_of_a_silent_provider_just_before_it_would_have_given
 async def test_an_sdk_that_waits_less_than_a_stall_lasts_is_kept_waiting(wall):
     """Its deadline is for silence, and a stream that is open is never silent for so long: it sees what becomes of the stall."""
     wall.scene(9, "stall longer than the SDK's read timeout, gone on with")
-    await wall.open(deadlines={"idle": "2s"}, extra='[route.stream]\non_failure = "continue"\n',
-                    target="continues = true\ncontinue_with = { continue_final_message = true }\n")
+    await wall.open(deadlines={"idle": "2s"}, extra=CONTINUE, target=CONTINUES)
     wall.one.play(always(Fault(stall_after_chunks=5)))
     seen = await wall.ask("pair", f"say {TEXT}", client=wall.client(timeout=1.0, max_retries=0))
     assert (seen.text, seen.error) == (TEXT, None)

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections import Counter
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ def always(fault: Fault) -> Scenario:
     return Scenario(rules=(FaultRule(fault),))
 
 
-async def load(wall, route: str, calls: int, *, until: asyncio.Event | None = None, max_retries: int = 0) -> list:
+async def load(wall, route: str, calls: int, *, until: asyncio.Event | None = None, max_retries: int = 0) -> list[Any]:
     """What clients see that call one after another, `WORKERS` at a time: so many calls, and then on until the event is set."""
     client, seen, left = wall.client(max_retries=max_retries), [], iter(range(calls))
 
@@ -32,7 +34,7 @@ async def load(wall, route: str, calls: int, *, until: asyncio.Event | None = No
     return seen
 
 
-def summed(seen: list) -> str:
+def summed(seen: list[Any]) -> str:
     """What they saw, in the words of the table."""
     return ", ".join(f"{count} x {what}" for what, count in Counter(map(str, seen)).most_common())
 
@@ -40,7 +42,7 @@ def summed(seen: list) -> str:
 async def test_a_burst_of_500s_is_seen_by_nobody(wall):
     """Both targets fail now and then, never both for long: each call ends with its answer, and each answer was given once."""
     wall.scene(2, "bursts of 500s on both, 40 calls")
-    await wall.open(attempts=3, config='[breaker]\nenabled = false\n')
+    await wall.open(attempts=3, config="[breaker]\nenabled = false\n")
     for each, nth in ((wall.one, range(3, 9)), (wall.two, range(2, 4))):
         each.play(Scenario(rules=(FaultRule(Fault(status=500), Match(nth=frozenset(nth))),)))
     seen = await load(wall, "pair", 40)
@@ -72,7 +74,7 @@ async def test_a_target_that_recovers_gets_its_calls_back(wall):
     assert [(each["target"], each["breaker"]) for each in books.calls[-1]["attempts"]] == [("one/m", "closed")]
 
 
-async def test_an_outage_under_load_is_seen_by_nobody_and_the_dead_target_is_only_probed(wall, stream):
+async def test_an_outage_under_load_is_seen_by_nobody_and_the_dead_target_is_only_probed(wall):
     """One of two targets is dead for a while. At least 99.9 % of the calls succeed, with hardly more attempts than calls."""
     wall.scene(15, "dead for a while under load")
     await wall.open(config=EAGER)
@@ -122,6 +124,19 @@ async def test_where_all_targets_are_dead_there_is_one_clear_error_in_bounded_ti
     assert (len(wall.one.requests), len(wall.two.requests), len(books.calls)) == (1, 1, 1)
 
 
+async def test_where_the_total_is_over_nobody_else_is_asked(wall, slack_s):
+    """`total` bounds all attempts together, whatever each may take."""
+    wall.scene(16, "all dead: silence past `total`")
+    await wall.open(deadlines={"total": "400ms"}, attempts=5)
+    for each in (wall.one, wall.two):
+        each.play(always(Fault(hang=True)))
+    seen = await wall.ask("pair", f"say {TEXT}", client=wall.client(max_retries=2))
+    assert (seen.status, seen.code) == (504, "upstream_timeout")
+    assert 0.4 <= seen.seconds < 0.4 + slack_s
+    assert (await wall.books(exact=False)).attempts == [("one/m", "timeout:total")]
+    assert wall.two.requests == []
+
+
 async def test_where_all_targets_are_gone_there_is_one_clear_error_that_costs_nothing(wall, slack_s):
     wall.scene(16, "all dead: refused and refused")
     await wall.open()
@@ -151,3 +166,37 @@ async def test_an_outage_of_all_targets_is_not_made_worse_by_trying_again(wall, 
     assert wall.sql("SELECT count(*) FROM calls") == [(160,)]
     burst = 10  # what the retry budget holds at the beginning
     assert len(wall.one.requests) + len(wall.two.requests) <= 160 * 1.2 + burst + elapsed_s
+
+
+FAULTS = (
+    Fault(), Fault(), Fault(), Fault(status=429, retry_after_s=0.05), Fault(status=500), Fault(status=503), Fault(status=404), Fault(reset=True),
+    Fault(hang=True), Fault(empty=True), Fault(garbage="json"), Fault(garbage="shape", garbage_after_chunks=4), Fault(garbage="html"),
+    Fault(cut_after_chunks=3), Fault(end_after_chunks=6), Fault(stall_after_chunks=4), Fault(error_event_after_chunks=5),
+    Fault(delay_first_token_s=60), Fault(length_off=10), Fault(length_off=-10), Fault(drop_done=True), Fault(no_usage=True),
+    Fault(chunk_bytes=7), Fault(content_type="text/plain"),
+)
+CONTINUE = '[route.stream]\non_failure = "continue"\n'
+CONTINUES = "continues = true\ncontinue_with = { continue_final_message = true }\n"
+
+
+@pytest.mark.parametrize("extra", ["", CONTINUE], ids=["error", "continue"])
+async def test_whatever_providers_do_a_client_gets_the_right_answer_or_an_error_and_the_books_are_right(wall, extra, stream):
+    """Any mix of faults on both targets, many calls at once: never a wrong, doubled or shortened text that looks whole."""
+    seed = 20 * stream + 5 * bool(extra)
+    print(f"seed {seed}")
+    wall.scene(16, f"any mix of faults, 80 calls{', gone on with' if extra else ''}")
+    dice = Random(seed)
+    await wall.open(deadlines={"headers": "400ms", "first_token": "400ms", "idle": "400ms", "total": "3s"}, attempts=2, extra=extra,
+                    target=CONTINUES if extra else "", config=EAGER)
+    for each in (wall.one, wall.two):
+        each.play(Scenario(rules=tuple(FaultRule(dice.choice(FAULTS), Match(nth=frozenset((n,)))) for n in range(1, 301))))
+    seen = await load(wall, "pair", 80)
+    wall.row.saw = summed([each.code or "whole" for each in seen])
+    for each in seen:
+        assert TEXT.startswith(each.text)
+        assert each.text == TEXT if each.error is None else each.code is not None
+        assert each.seconds < 20
+    whole = sum(each.error is None for each in seen)
+    assert whole >= 20
+    await wall.books(exact=False)
+    assert dict(wall.sql("SELECT outcome, count(*) FROM outcomes GROUP BY outcome"))["completed"] == whole

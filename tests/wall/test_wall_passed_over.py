@@ -1,5 +1,7 @@
 """Scenarios 1 to 14, as far as nothing has reached the client yet: it never learns of them, whatever the provider did."""
 
+import contextlib
+import socket
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -136,6 +138,35 @@ async def test_a_refused_connection_with_no_other_target_is_one_clear_error(wall
     assert (books.attempts, books.booked_nusd) == ([("one/m", "connect")], 0)
 
 
+async def test_a_connection_that_never_comes_about_is_passed_over_and_costs_nothing(wall, slack_s):
+    wall.scene(4, "a connection that is never accepted")
+    with contextlib.ExitStack() as stack, socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # who waits here fills its queue, and the next one hears nothing
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        await wall.open(deadlines={"connect": SOON}, one=f"http://127.0.0.1:{full.getsockname()[1]}/v1")
+        seen = await wall.ask("pair", f"say {TEXT}")
+    assert (seen.text, seen.error) == (TEXT, None)
+    assert 0.3 <= seen.seconds < slack_s
+    assert (await wall.books(exact=True)).attempts == [("one/m", "timeout:connect"), ("two/m", "succeeded")]
+
+
+async def test_a_provider_that_was_started_anew_is_asked_over_a_new_connection(wall):
+    """A connection that died while it was idle costs no attempt."""
+    wall.scene(4, "started anew between two calls")
+    await wall.open()
+    for _ in range(2):
+        seen = await wall.ask("lone", f"say {TEXT}")
+        assert (seen.text, seen.error) == (TEXT, None)
+        await wall.one.refuse()
+        await wall.one.accept()
+    books = await wall.books(exact=True)
+    assert [[each["end"] for each in call["attempts"]] for call in books.calls] == [["succeeded"]] * 2
+
+
 async def test_a_429_that_asks_for_a_short_wait_is_waited_for_where_nobody_else_can_answer(wall):
     wall.scene(1, "429 with a short Retry-After, no other target")
     await wall.open(attempts=2)
@@ -216,3 +247,12 @@ async def test_a_length_that_promises_more_than_the_whole_answer_takes_nothing_f
     assert (seen.text, seen.error) == (TEXT, None)
     books = await wall.books(exact=wall.stream)
     assert len(books.attempts) == 1 if wall.stream else 2
+
+
+async def test_an_answer_in_tiny_pieces_is_put_together(wall):
+    wall.scene(10, "well, in pieces of 3 bytes")
+    await wall.open()
+    wall.one.play(always(Fault(chunk_bytes=3)))
+    seen = await wall.ask("pair", f"say {TEXT}")
+    assert (seen.text, seen.error) == (TEXT, None)
+    assert (await wall.books(exact=True)).attempts == [("one/m", "succeeded")]

@@ -81,6 +81,30 @@ async def test_a_stream_that_breaks_is_gone_on_with_by_a_target_that_can(wall, s
 
 
 @STREAMED
+@EACH
+async def test_a_stream_that_is_held_for_its_validators_falls_back_unseen_although_tokens_came(wall, scene, slack_s):
+    """Nothing of it has reached the client, so nothing is lost but time."""
+    wall.scene(scene.number, f"{scene.name}, held")
+    await wall.open(deadlines=scene.deadlines, extra="[[route.validators]]\nnon_empty = true\n")
+    wall.one.play(always(scene.fault))
+    seen = await wall.ask("pair", f"say {TEXT}")
+    assert (seen.text, seen.error) == (TEXT, None)
+    assert seen.seconds < slack_s
+    assert (await wall.books(exact=False)).attempts == [("one/m", scene.cause), ("two/m", "succeeded")]
+
+
+@STREAMED
+async def test_a_stream_that_leaves_its_last_word_out_has_ended_where_it_said_so(wall):
+    """Some servers send no `[DONE]`: with its reason to finish and a clean end nothing is missing."""
+    wall.scene(8, "whole, but for `[DONE]`")
+    await wall.open()
+    wall.one.play(always(Fault(drop_done=True)))
+    seen = await wall.ask("pair", f"say {TEXT}")
+    assert (seen.text, seen.error) == (TEXT, None)
+    assert (await wall.books(exact=True)).attempts == [("one/m", "succeeded")]
+
+
+@STREAMED
 async def test_a_continuation_that_breaks_too_ends_with_an_error_event(wall, slack_s):
     wall.scene(8, "reset in mid-stream, and again in what goes on")
     await wall.open(extra=CONTINUE, target=CONTINUES)
@@ -133,7 +157,7 @@ async def test_a_slow_drip_below_the_idle_limit_ends_with_the_total(wall, stream
     assert (books.call["outcome"], wall.one.requests[0].end, wall.two.requests) == ("cut" if stream else "failed", "client_gone", [])
 
 
-@pytest.mark.parametrize("stream", [True], ids=["stream"], indirect=True)
+@STREAMED
 async def test_the_client_that_blocks_gets_the_error_event_too(wall):
     wall.scene(8, "reset in mid-stream, seen by the sync client")
     await wall.open()

@@ -1,0 +1,179 @@
+"""`lockgate explain` from a terminal: the story of a call in the order in which it happened, and what describes none is refused."""
+
+import asyncio
+import importlib.util
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway.call import AttemptEnd, Outcome, Target
+from gateway.cli.calls import calls
+from gateway.cli.explain import explain
+from gateway.store.sqlite import SqliteStore
+
+PLAN = {"strategy": "priority", "rule": 'task == "code"', "task": "code", "notes": ["by hand"],
+        "order": [{"target": "alpha/small-1", "why": "first in order"}, {"target": "beta/large-2", "why": "2nd in order", "breaker": "half_open"}],
+        "passed": [{"target": "gamma/tiny", "why": "open for 3.0 s: 5 failures", "breaker": "open"}]}
+MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def samples() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("samples", Path(__file__).parents[1] / "store" / "samples.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("policies", "routes", "adapters"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "config.toml"
+    file.write_text('[store]\npath = "data.db"\n[auth]\nrequired = false\n')
+    monkeypatch.setenv("LOCKGATE_CONFIG", str(file))
+    return file
+
+
+@pytest.fixture
+async def store(config: Path, samples: ModuleType) -> AsyncIterator[SqliteStore]:
+    opened = SqliteStore(config.with_name("data.db"), "one")
+    await opened.start(now_ns=samples.NOW_NS)
+    yield opened
+    await opened.close()
+
+
+async def run(*arguments: str, stdin: bytes | None = None) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, explain, list(arguments), input=stdin)
+
+
+async def called(store: SqliteStore, samples: ModuleType, *attempts: Any, **changes: Any) -> None:
+    """Call 1, which a classifier was asked for before it began, and which was mirrored."""
+    whole = samples.call_id(1)
+    for n, label, at_ms in ((2, "classifier", 5), (3, "mirror", 30)):
+        at_ns = samples.NOW_NS + at_ms * MS
+        part: dict[str, Any] = {"labels": (label,), "part_of": whole, "received_ns": at_ns}
+        await store.journal.begin(samples.intent(n, **part))
+        await store.journal.finish(samples.completed(n, **part, ended_ns=at_ns + 120 * MS), response=None)
+    await store.journal.begin(samples.intent(1, received_ns=samples.NOW_NS))
+    for tried in attempts[1:]:
+        await store.journal.dispatch(samples.dispatch(1, tried.n))
+    await store.journal.finish(samples.completed(1, received_ns=samples.NOW_NS, attempts=attempts, **changes), response=None)
+
+
+def tried(samples: ModuleType, n: int, begin_ms: int, end_ms: int, **changes: Any) -> Any:
+    return samples.attempt(n, started_ns=samples.NOW_NS + begin_ms * MS, ended_ns=samples.NOW_NS + end_ms * MS, **changes)
+
+
+async def test_the_story_of_a_call_is_told_in_the_order_in_which_it_happened(store: SqliteStore, samples: ModuleType) -> None:
+    """Task, plan, attempts and copies, what the client got."""
+    failed = {"end": AttemptEnd.FAILED, "cause": "status:503", "message": "no\x1b[2J room", "usage": None, "cost_nusd": 0}
+    await called(
+        store, samples, tried(samples, 1, 130, 140, **failed), tried(samples, 2, 340, 12_500, why="retry", waited_s=0.2, retries_left=2.5),
+        tried(samples, 3, 1_340, 12_600, target=Target("beta", "large-2"), why="hedge", breaker="half_open", end=AttemptEnd.CANCELLED,
+              cause="hedged", usage=None, cost_nusd=None), plan=PLAN, cost_nusd=None)
+    done = await run(samples.call_id(1))
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[lines.index("task code (classifier alpha/small-1, 120 ms, 0.0000015 USD)"):] == [
+        "task code (classifier alpha/small-1, 120 ms, 0.0000015 USD)",
+        'plan: priority, by the rule task == "code"',
+        "  by hand",
+        "  1. alpha/small-1: first in order",
+        "  2. beta/large-2: 2nd in order [breaker half_open]",
+        "  not gamma/tiny: open for 3.0 s: 5 failures [breaker open]",
+        "",
+        f"+5 ms  classifier {samples.call_id(2)}: alpha/small-1, completed after 120 ms, 0.0000015 USD",
+        f"+30 ms  mirror {samples.call_id(3)}: alpha/small-1, completed after 120 ms, 0.0000015 USD",
+        "+130 ms  attempt 1, first: alpha/small-1, failed after 10 ms: status:503 (no�[2J room), 0 USD",
+        "+340 ms  attempt 2, retry after 200 ms: alpha/small-1, succeeded after 12.2 s, 0.0000015 USD",
+        "    the route's retry budget held 2.5 after it",
+        "+1340 ms  attempt 3, hedge beside attempt 2: beta/large-2, cancelled after 11.3 s: hedged, at an unknown cost",
+        "    breaker half_open",
+        "",
+        "+3000 ms  the client got the whole answer (200)"]
+    told = json.loads((await run(samples.call_id(1), "--json")).stdout)
+    assert [(each["n"], each["why"], each["said"], each["breaker"], each["retries_left"]) for each in told["attempts"]] == [
+        (1, None, "first", "closed", None), (2, "retry", "retry after 200 ms", "closed", 2.5),
+        (3, "hedge", "hedge beside attempt 2", "half_open", None)]
+    assert (told["plan"], told["task"]["name"], [each["kind"] for each in told["parts"]]) == (PLAN, "code", ["classifier", "mirror"])
+
+
+async def test_the_story_of_a_part_says_whose_it_is(store: SqliteStore, samples: ModuleType) -> None:
+    await called(store, samples, tried(samples, 1, 130, 140))
+    assert f"this call was made by the gateway itself, for {samples.call_id(1)}" in (await run(samples.call_id(3))).stdout.splitlines()
+
+
+async def test_an_open_call_and_one_that_rested_are_told_as_far_as_they_went(store: SqliteStore, samples: ModuleType) -> None:
+    await store.journal.begin(samples.intent(1, received_ns=samples.NOW_NS))
+    lines = (await run(samples.call_id(1))).stdout.splitlines()
+    assert lines[-3:] == ["+0 ms  attempt 1, first: alpha/small-1, under way", "", "the call has not ended yet"]
+    resting = {"strategy": "priority", "order": [{"target": "alpha/small-1", "why": "first"}], "wait_s": 4.5}
+    await store.journal.refuse(samples.refused(2, plan=resting, outcome=Outcome.REFUSED, status=429, code="upstream_busy"), request=None)
+    lines = (await run(samples.call_id(2))).stdout.splitlines()
+    assert "  every target rests; the first is ready in 4.5 s" in lines
+    assert lines[-1].endswith("the client got 429 upstream_busy, and nothing was sent on")
+
+
+async def test_a_part_is_told_from_a_callers_call_in_a_list(config: Path, store: SqliteStore, samples: ModuleType) -> None:
+    await called(store, samples, tried(samples, 1, 130, 140, breaker="last_resort", retries_left=3.25))
+    _ = config
+    shown = await asyncio.to_thread(CliRunner().invoke, calls, ["tail"])
+    assert ["fast (classifier)" in line for line in shown.stdout.splitlines()[1:]] == [True, False, False]
+    assert "fast (mirror)" in shown.stdout
+    listed = await asyncio.to_thread(CliRunner().invoke, calls, ["tail", "--part-of", samples.call_id(1), "--json"])
+    assert [row["id"] for row in json.loads(listed.stdout)] == [samples.call_id(2), samples.call_id(3)]
+    mine = await asyncio.to_thread(CliRunner().invoke, calls, ["tail", "--part-of", "", "--json"])
+    assert [row["id"] for row in json.loads(mine.stdout)] == [samples.call_id(1)]
+    one = (await asyncio.to_thread(CliRunner().invoke, calls, ["show", samples.call_id(1)])).stdout
+    for part in ("last_resort", "3.2", samples.call_id(2)):
+        assert part in one
+
+
+@pytest.mark.parametrize(("arguments", "code", "error"), [
+    ((), 2, "say which call: CALL_ID, or --dry-run"),
+    (("call_1", "--route", "fast"), 2, "what describes a call belongs to --dry-run"),
+    (("call_1", "--stream"), 2, "what describes a call belongs to --dry-run"),
+    (("call_1", "--dry-run"), 2, "with --dry-run there is no CALL_ID"),
+    (("--dry-run",), 2, "say which route: --route, or a --body that has a `model`"),
+    (("--dry-run", "--route", "fast", "--tag", "x"), 2, "Invalid value for --tag: must be at most 20 pairs"),
+    (("--dry-run", "--route", "fast", "--session", "a b"), 2, "Invalid value for --session: must be 1 to 200"),
+    (("--dry-run", "--route", "fast", "--team", "\x1b"), 2, "Invalid value for --team: must be at most 200"),
+    (("--dry-run", "--body", "-"), 2, "Invalid value for --body: is no JSON object"),
+    (("call_\x1b[2J",), 1, "there is no call 'call_\\x1b[2J' on record"),
+])
+async def test_what_describes_no_call_is_refused(store: SqliteStore, arguments: tuple[str, ...], code: int, error: str) -> None:
+    _ = store
+    done = await run(*arguments, stdin=b"[]")
+    assert (done.exit_code, error in done.stderr) == (code, True), done.stderr
+
+
+async def test_a_body_that_is_no_json_is_refused(config: Path) -> None:
+    _ = config
+    done = await run("--dry-run", "--body", "-", stdin=b"{")
+    assert (done.exit_code, "Invalid value for --body" in done.stderr) == (2, True)
+
+
+async def test_a_dry_run_names_the_routes_that_there_are(config: Path) -> None:
+    """Before there is a database."""
+    config.write_text('[auth]\nrequired = false\n[providers.one]\nadapter = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n')
+    (config.parent / "routes/r.toml").write_text(
+        '[[route]]\nname = "fast"\n[[route.targets]]\nprovider = "one"\nmodel = "m"\n[[route.mirrors]]\nprovider = "one"\nmodel = "twin"\npercent = 5\n'
+        '[route.classifier]\nprovider = "one"\nmodel = "judge"\ntasks = ["code", "chat"]\ndefault = "chat"\n'
+        '[[route.rules]]\nwhen = \'task == "code"\'\ntargets = ["one/*"]\n')
+    done = await run("--dry-run", "--route", "fest")
+    assert done.exit_code == 1
+    assert "There is no route 'fest'" in str(done.exception)
+    done = await run("--dry-run", "--body", "-", "--size", "10", "--user", "ann", stdin=b'{"model": "fast", "stream": true}')
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["route fast", "task chat"]
+    assert "  a copy to one/twin of 5 % of the calls" in lines
+    assert not (config.parent / "lockgate.db").exists()
