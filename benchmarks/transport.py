@@ -65,7 +65,7 @@ def cpu_s() -> float:
 async def plain(transport: Transport, url: str) -> int:
     request = HttpRequest("POST", url + "/v1/chat/completions", REQUEST_HEADERS, BODY)
     answer = await transport.send(request, connect_s=5.0, headers_s=60.0)
-    await answer.read(limit=1 << 20, timeout_s=60.0)
+    await answer.read(limit=1 << 20, idle_s=60.0)
     answer.release()
     return 1
 

@@ -73,7 +73,8 @@ class App:
             snapshot, keyring=self.keyring, journal=self.store.journal, sessions=self.store.sessions, budgets=self.store.budgets,
             breakers=self.breakers, transport=self.transport, telemetry=self.telemetry, clock=self.clock, ids=self.ids)
         self.reloader = Reloader(loaded, self._swap, bundles=self.store.bundles, telemetry=self.telemetry, clock=self.clock)
-        self.control = Control(self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight, self.reloader, self.breakers)
+        self.control = Control(
+            self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight, self.reloader, self.breakers)
         self.surface = Surface(self.proxy, self.control, self.telemetry, self.ids)
         self.background = Background(self.clock, self.telemetry)
         self.health = HealthChecks(self.transport, self.breakers, self.background, self.telemetry, self.ids)

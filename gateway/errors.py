@@ -240,8 +240,8 @@ class AttemptFailed(LockgateError):
     """One try of one target failed. Never reaches a client as it is: the proxy retries, falls back or sums up.
 
     `cause` is one of `connect`, `tls`, `reset`, `timeout:connect|headers|first_token|idle|total`, `status:<n>`,
-    `malformed`, `cut`, `stream_error`, `too_large`, `too_long` (for its money), `check:<validator>`, `not_accepted` (of a cascade), `hedged`
-    (another answered first). `retryable` says whether the same request may be sent again.
+    `malformed`, `cut`, `stream_error`, `too_large`, `too_long` (for its money), `check:<validator>`, `not_accepted` (of a cascade),
+    `hedged` (another answered first). `retryable` says whether the same request may be sent again.
     `retry_after_s` is what the provider asked for, in seconds.
     """
 

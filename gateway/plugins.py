@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
-from gateway.route_config import OPERATIONS
 from gateway.core.detectors import Detector
 from gateway.errors import ConfigError, Problem
+from gateway.route_config import OPERATIONS
 from gateway.validation import nearest
 from gateway.wire.protocol import Adapter, Dialect
 

@@ -128,11 +128,11 @@ class Proxy:
                         await self._rulings.rejected(case, snapshot, call, refusal)
                         raise
                     case.answered = True
-                    if way is not None and not isinstance(got, Reply):
+                    if isinstance(got, Reply):
+                        got = await self._rulings.reply(case, snapshot, call, got)
+                    elif way is not None:
                         limit.reschedule(begun_s + route.deadlines.total_s)  # from here on the client hears something
                         got, rest = await self._streaming.relay(errand, got, way)
-                    else:
-                        got = await self._rulings.reply(case, snapshot, call, got)
             if isinstance(got, Reply):  # settled before the answer's last byte, and outside the deadline: the provider has done its work
                 await self._answer(case, call, arrival.dialect, client, got)
             else:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, RouteConfig
+from gateway.config import Config
 from gateway.deployment import read_deployment
 from gateway.errors import ConfigError
+from gateway.route_config import RouteConfig
 from gateway.rule_config import RuleConfig
 
 ROUTE = """

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from gateway.core.plan import Deadlines, Hedge, Retry, Route, RouteTarget
 from gateway.core.retries import RetryBudget
 from gateway.errors import AttemptFailed, UpstreamBusy, UpstreamFailed
 from gateway.store.memory import MemoryStore
+from gateway.telemetry import Telemetry
 from gateway.tries import Pursuit, Tries, Try
 
 WENT = Ended("success", "")
@@ -70,12 +72,12 @@ class Scene:
 
     def __init__(self, *targets: RouteTarget, retry: Retry, hedge: Hedge, total_s: float) -> None:
         self.clock, self.telemetry = HandClock(), Quiet()
-        ids = Ids(self.clock)
-        self.breakers = Breakers(MemoryStore("me").breakers, self.clock, ids, self.telemetry)
-        self.pursuit = Pursuit(self.breakers, self.telemetry, self.clock, ids)
+        ids, telemetry = Ids(self.clock), cast("Telemetry", self.telemetry)
+        self.breakers = Breakers(MemoryStore("me").breakers, self.clock, ids, telemetry)
+        self.pursuit = Pursuit(self.breakers, telemetry, self.clock, ids)
         self.route = Route("r", frozenset({"chat"}), targets, Deadlines(1, 1, 1, 1, total_s), retry, hedge=hedge)
 
-    def tries(self, **plan: object) -> Tries:
+    def tries(self, **plan: Any) -> Tries:
         order = tuple(Placed(to, "", self.breakers.condition(to)) for to in self.route.targets)
         return self.pursuit.of("call_x", self.route, Plan("priority", order, **plan))
 
@@ -92,7 +94,11 @@ class Scene:
         return made
 
 
-def scene(*targets: RouteTarget, retry: Retry = Retry(2, 0.2, 5.0), hedge: Hedge = Hedge(), total_s: float = 60.0) -> Scene:
+USUAL = Retry(2, 0.2, 5.0)
+NO_HEDGE = Hedge()
+
+
+def scene(*targets: RouteTarget, retry: Retry = USUAL, hedge: Hedge = NO_HEDGE, total_s: float = 60.0) -> Scene:
     return Scene(*targets, retry=retry, hedge=hedge, total_s=total_s)
 
 

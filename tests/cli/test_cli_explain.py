@@ -54,6 +54,10 @@ async def run(*arguments: str, stdin: bytes | None = None) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, explain, list(arguments), input=stdin)
 
 
+def no_database(folder: Path) -> bool:
+    return not (folder / "lockgate.db").exists()
+
+
 async def called(store: SqliteStore, samples: ModuleType, *attempts: Any, **changes: Any) -> None:
     """Call 1, which a classifier was asked for before it began, and which was mirrored."""
     whole = samples.call_id(1)
@@ -161,13 +165,19 @@ async def test_a_body_that_is_no_json_is_refused(config: Path) -> None:
     assert (done.exit_code, "Invalid value for --body" in done.stderr) == (2, True)
 
 
-async def test_a_dry_run_names_the_routes_that_there_are(config: Path) -> None:
-    """Before there is a database."""
+@pytest.fixture
+def routed(config: Path) -> Path:
+    """The folder of a deployment with a route."""
     config.write_text('[auth]\nrequired = false\n[providers.one]\nadapter = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n')
     (config.parent / "routes/r.toml").write_text(
         '[[route]]\nname = "fast"\n[[route.targets]]\nprovider = "one"\nmodel = "m"\n[[route.mirrors]]\nprovider = "one"\nmodel = "twin"\npercent = 5\n'
         '[route.classifier]\nprovider = "one"\nmodel = "judge"\ntasks = ["code", "chat"]\ndefault = "chat"\n'
         '[[route.rules]]\nwhen = \'task == "code"\'\ntargets = ["one/*"]\n')
+    return config.parent
+
+
+async def test_a_dry_run_names_the_routes_that_there_are(routed: Path) -> None:
+    """Before there is a database."""
     done = await run("--dry-run", "--route", "fest")
     assert done.exit_code == 1
     assert "There is no route 'fest'" in str(done.exception)
@@ -176,4 +186,4 @@ async def test_a_dry_run_names_the_routes_that_there_are(config: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[:2] == ["route fast", "task chat"]
     assert "  a copy to one/twin of 5 % of the calls" in lines
-    assert not (config.parent / "lockgate.db").exists()
+    assert no_database(routed)

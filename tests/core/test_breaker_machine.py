@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import hypothesis
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from gateway.breakers import LAST_RESORT, Breakers, Permit
+from gateway.breakers import Breakers, Permit
 from gateway.call import Target
-from gateway.core.breaker import Breaker, BreakerRules, Ended, Event, State, probe_due
+from gateway.core.breaker import Breaker, BreakerRules, Ended, State
 from gateway.core.plan import RouteTarget
 from gateway.errors import StoreUnavailable
 from gateway.store.memory import MemoryStore
@@ -133,7 +132,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def begin(self, probes: int, workers: int, *, slow: bool) -> None:
         rules = BreakerRules(window_s=10.0, calls=4, consecutive=3, open_s=2.0, open_cap_s=CAP_S, probes=probes, cool_cap_s=10.0,
                              slow_first_token_s=1.0 if slow else None)
-        self.rules = rules
+        self.limits = rules
         self.to = RouteTarget(Target("alpha", "one"), None, breaker=rules)
         for _ in range(workers):
             self.lines.append(Line(self.shared))
@@ -164,7 +163,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if permit.state == State.HALF_OPEN:
             others = [each for each in (*self.flights, *self.lost)
                       if each.permit.state == State.HALF_OPEN and each.window == window and self.live(each)]
-            assert len(others) < max(1, self.rules.probes - self.succeeded.get(window, 0)), "more probes than permits"
+            assert len(others) < max(1, self.limits.probes - self.succeeded.get(window, 0)), "more probes than permits"
         flight = Flight(permit, which, window, self.clock.wall_ns + int(LEASE_S * S))
         self.flights.append(flight)
         return flight
@@ -267,8 +266,8 @@ class BreakerMachine(RuleBasedStateMachine):
     def no_more_permits_are_written_than_there_are_probes(self) -> None:
         stored = self.stored()
         now_ns = self.clock.wall_ns
-        live = [each for each in stored.permits if 0 < each.until_ns - now_ns]
-        assert len(live) <= self.rules.probes
+        live = [each for each in stored.permits if each.until_ns > now_ns]
+        assert len(live) <= self.limits.probes
         assert not stored.permits or stored.state is State.HALF_OPEN
 
     # ---- The end of it all.

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.call import Target
 from gateway.core.decision import Rerouting
-from gateway.core.plan import Deadlines, NowhereError, Retry, Route, RouteTarget, reroute
+from gateway.core.plan import Deadlines, NowhereError, Retry, Route, RouteTarget, permitted, reroute
 
 DEADLINES = Deadlines(connect_s=1, headers_s=2, first_token_s=3, idle_s=4, total_s=5)
 
@@ -61,3 +61,11 @@ def test_a_call_of_a_tool_goes_to_that_tool():
 
 def test_a_route_that_no_rule_changes_is_as_it_was():
     assert reroute(ASKED, "chat", (), ROUTES) == ASKED
+
+
+@pytest.mark.parametrize(("reroutings", "allowed"), [
+    ([], True), ([Rerouting("r", to="other")], True), ([Rerouting("r", only=("eu/*",))], True), ([Rerouting("r", only=("us/*",))], False),
+    ([Rerouting("r", remove=("*/m",))], False), ([Rerouting("r", only=("eu/*",)), Rerouting("s", remove=("eu/m",))], False)])
+def test_what_rules_take_out_of_a_route_no_part_of_the_call_may_go_to(reroutings, allowed):
+    """A mirror or a classifier is none of the route's targets, and gets the same words."""
+    assert permitted(RouteTarget(Target("eu", "m"), None), reroutings) is allowed

@@ -307,3 +307,24 @@ async def test_a_metric_tells_copies_from_calls(house, messages):
     text = (await house.gateway.running.telemetry.scrape()).decode()
     assert 'lockgate_part_calls_total{kind="mirror",outcome="failed",route="fast"} 1.0' in text
     assert not [line for line in text.splitlines() if line.startswith("lockgate_calls_total{") and "failed" in line]
+
+
+async def test_a_mirror_that_goes_on_and_on_is_ended_where_the_money_ends(house, messages):
+    """It gets no more of a budget than there is, as no call does, and the caller's own answer is whole."""
+    await house.open(routes=ROUTE.replace('"sim-small"', '"sim-dear"'), config="""
+[prices."two/sim-dear"]
+input = "1.00"
+output = "100.00"
+[budgets.all]
+scope = "all"
+limit = "0.02"
+""")
+    house.two.play(always(ignore_limits=True, stall_after_chunks=100))
+    stream = await house.client().chat.completions.with_raw_response.create(
+        model="fast", messages=messages("words 2000"), max_tokens=50, stream=True)
+    words = [chunk async for chunk in stream.parse() if chunk.choices and chunk.choices[0].delta.content]
+    assert len(words) == 50
+    (part,) = await parts(house, stream.headers["x-lockgate-call"])
+    assert (part["outcome"], part["attempts"][0]["end"]) == ("completed", "succeeded")
+    assert house.two.requests[0].end == "client_gone"
+    assert await house.spent("all/all") <= 20_000_000

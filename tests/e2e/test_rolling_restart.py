@@ -278,7 +278,7 @@ async def test_a_worker_killed_during_a_restart_is_replaced_and_loses_no_record(
         running.process.send_signal(signal.SIGUSR2)
         await running.until("restart: replacing")
         if victim == "a new one":
-            await running.until('"started"', 3)
+            await running.until('"draining"')  # it is ready, and the old one is on its way out
             os.kill(max(running.workers() - before), signal.SIGKILL)
         else:
             os.kill(max(before), signal.SIGKILL)

@@ -36,8 +36,9 @@ async def stream(house: Any, messages: Any, text: str, **asked: Any) -> tuple[st
     chunks: list[Any] = []
     error = None
     try:
-        async for chunk in await house.client().chat.completions.create(model="steady", messages=messages(text), stream=True, **asked):
-            chunks.append(chunk)
+        answer = await house.client().chat.completions.create(model="steady", messages=messages(text), stream=True, **asked)
+        async for chunk in answer:
+            chunks.append(chunk)  # noqa: PERF401 - what came before an error counts
     except openai.APIError as caught:
         error = caught
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices), chunks, error

@@ -164,7 +164,7 @@ def test_attempts_after_the_first_are_counted_by_why_they_were_made(metrics, rec
 @pytest.mark.parametrize(("state", "shown"), [("closed", 0), ("forced_closed", 0), ("half_open", 1), ("open", 2), ("forced_open", 2)])
 def test_the_state_of_a_breaker_is_a_number_to_alert_on(metrics, state, shown):
     metrics.breaker("first/small-1", state)
-    metrics.breaker_opened("first/small-1")
+    metrics.breaker_tripped("first/small-1")
     seen = samples(metrics)
     assert (seen["lockgate_breaker_state", ("first/small-1",)], seen["lockgate_breaker_trips_total", ("first/small-1",)]) == (shown, 1)
 
@@ -264,7 +264,7 @@ def test_every_metric_is_as_documented(metrics, record, refused):
     metrics.count(replace(record, part_of="call_00", labels=("mirror",)))
     metrics.retries_spent("small")
     metrics.breaker("first/small-1", "open")
-    metrics.breaker_opened("first/small-1")
+    metrics.breaker_tripped("first/small-1")
     metrics.soft_limit("b/blue")
     metrics.overrun(["b/blue"], 5)
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
