@@ -65,9 +65,12 @@ class Exchange:
 
     async def claim(self, target: str, step: Step) -> Breaker | None:
         """The breaker once a permit was claimed; None where nobody can say. A permit that may be out all the same is given back."""
-        in_doubt = True
+        in_doubt = False
         try:
             async with asyncio.timeout(self._claim_s):
+                if self.waits(target):  # that it has opened, above all
+                    await self.flushed()
+                in_doubt = True
                 before, now = await self._stored.apply(target, step)
             in_doubt = False
         except (*_DOWN, StoreError) as error:

@@ -36,7 +36,7 @@ def test_a_class_says_what_happened_and_what_it_means(kind):
 def test_the_gateway_asks_for_a_retry_only_where_trying_again_can_help():
     """The gateway has already retried what is worth it; an SDK that tries again on top makes an outage worse."""
     assert {code for code, rule in CODES.items() if rule.should_retry} == {
-        "budget_busy", "overloaded", "rate_limited", "store_unavailable"}
+        "budget_busy", "overloaded", "rate_limited", "store_unavailable", "upstream_busy"}
 
 
 def test_a_problem_prints_as_editors_jump_to_it():

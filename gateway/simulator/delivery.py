@@ -89,9 +89,10 @@ class _Wire:
     async def write(self, step: Write) -> None:
         """Send a piece of the body, no faster than the client reads. Raises as `put` does."""
         self._send(step.data)
-        self._entry.sent(len(step.data), step.chunks, step.tokens, self._clock.now_ns())
-        self._entry.told(step.usage)
+        self._entry.tokens += step.tokens  # what a client no longer reads was made all the same
         await self.drained()
+        self._entry.sent(len(step.data), step.chunks, 0, self._clock.now_ns())
+        self._entry.told(step.usage)
 
     def put(self, frame: Frame) -> bool:
         """Send a chunk. False where the client reads so slowly that `drained` is to be awaited.

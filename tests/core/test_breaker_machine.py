@@ -182,6 +182,19 @@ class BreakerMachine(RuleBasedStateMachine):
 
     # ---- What happens.
 
+    @rule(data=st.data(), last_resort=st.booleans(), heard=st.booleans(), fault=st.sampled_from(["", "", "", "deaf", "down"]))
+    def outage(self, data: st.DataObject, fault: str, *, last_resort: bool, heard: bool) -> None:
+        """The target fails until its breaker opens, and as long as that takes to let a probe through."""
+        which = data.draw(st.integers(0, len(self.workers) - 1))
+        for _ in range(3):
+            flight = self.send(which, last_resort=last_resort)
+            if flight is not None:
+                self.end(flight, FAILURE)
+        if heard:
+            self.run(self.workers[which].refresh())
+        self.lines[which].fault = fault
+        self.clock.advance(21.0)
+
     @rule(data=st.data(), last_resort=st.booleans(), times=st.sampled_from([1, 1, 3]))
     def call(self, data: st.DataObject, times: int, *, last_resort: bool) -> None:
         which = data.draw(st.integers(0, len(self.workers) - 1))
@@ -241,7 +254,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def set_the_clock(self, seconds: float) -> None:
         self.clock.wall_ns += int(seconds * S)
 
-    @rule(data=st.data(), fault=st.sampled_from(["", "", "down", "deaf"]))
+    @rule(data=st.data(), fault=st.sampled_from(["", "down", "deaf"]))
     def trouble_the_store(self, data: st.DataObject, fault: str) -> None:
         data.draw(st.sampled_from(self.lines)).fault = fault
 
@@ -249,7 +262,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def hear(self, data: st.DataObject) -> None:
         self.run(data.draw(st.sampled_from(self.workers)).refresh())
 
-    @rule(data=st.data(), what=st.sampled_from(["open", "closed", "automatic"]))
+    @rule(data=st.data(), what=st.sampled_from(["open", "closed", *["automatic"] * 5]))
     def say(self, data: st.DataObject, what: Any) -> None:
         which = data.draw(st.integers(0, len(self.workers) - 1))
         try:
@@ -257,10 +270,10 @@ class BreakerMachine(RuleBasedStateMachine):
         except StoreUnavailable:
             assert self.lines[which].fault
             return
-        self.quiet()
-        if what != "automatic":
-            for worker in self.workers:
-                assert worker.condition(self.to).state in (f"forced_{what}", self.workers[which].condition(self.to).state)
+        for line, worker in zip(self.lines, self.workers, strict=True):
+            if not line.fault:
+                self.run(worker.refresh())
+                assert (worker.condition(self.to).state == f"forced_{what}") is (what != "automatic")
 
     @invariant()
     def no_more_permits_are_written_than_there_are_probes(self) -> None:
@@ -317,6 +330,6 @@ def test_a_breaker_is_never_stuck_and_never_lets_through_more_probes_than_permit
     """Whatever the order of calls, ends, deaths, faults of the store and steps of the clock."""
     print(f"LOCKGATE_SEED={SEED}")
     chosen = settings(
-        max_examples=1500 if LONG else 60, stateful_step_count=80 if LONG else 50, deadline=None, database=None, print_blob=True,
+        max_examples=3000 if LONG else 150, stateful_step_count=80 if LONG else 40, deadline=None, database=None, print_blob=True,
         suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(hypothesis.seed(SEED)(BreakerMachine), settings=chosen)

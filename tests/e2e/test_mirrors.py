@@ -319,7 +319,7 @@ output = "100.00"
 scope = "all"
 limit = "0.02"
 """)
-    house.two.play(always(ignore_limits=True, stall_after_chunks=100))
+    house.two.play(always(ignore_limits=True, stall_after_chunks=600))
     stream = await house.client().chat.completions.with_raw_response.create(
         model="fast", messages=messages("words 2000"), max_tokens=50, stream=True)
     words = [chunk async for chunk in stream.parse() if chunk.choices and chunk.choices[0].delta.content]

@@ -263,6 +263,7 @@ def test_every_metric_is_as_documented(metrics, record, refused):
     metrics.count(replace(record, attempts=(guessed(record.attempts[1]),), account="b/blue", reserved_nusd=2_000_000))
     metrics.count(replace(record, part_of="call_00", labels=("mirror",)))
     metrics.retries_spent("small")
+    metrics.part_not_made("mirror", "full")
     metrics.breaker("first/small-1", "open")
     metrics.breaker_tripped("first/small-1")
     metrics.soft_limit("b/blue")
