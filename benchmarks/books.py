@@ -21,6 +21,7 @@ class Bill:
 
     call: str
     user: str
+    asked: str  # the last message
     pusd: int
     told: bool  # the provider said what it used, and all of its answer went out
     end: str
@@ -38,6 +39,7 @@ def bills(folder: Path, prices: Mapping[str, tuple[int, int]]) -> Iterator[Bill]
                 tokens = entry["billed"] or {"prompt_tokens": 0, "completion_tokens": 0}
                 yield Bill(
                     entry["client_request_id"].rpartition(".")[0], entry["body"].get("user", ""),
+                    entry["body"]["messages"][-1]["content"],
                     tokens["prompt_tokens"] * input_pusd + tokens["completion_tokens"] * output_pusd,
                     entry["usage"] is not None and entry["end"] == "completed", entry["end"], entry["status"],
                     entry["received_ns"], entry["client_gone_ns"])

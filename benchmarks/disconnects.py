@@ -262,14 +262,14 @@ def judge(report: Report, ended: Sequence[Ended], sent: Sequence[Bill], books: B
 
 
 def by_point(ended: Sequence[Ended], sent: Sequence[Bill], books: Books) -> Iterator[tuple[str, At]]:
-    of_user: defaultdict[str, list[Bill]] = defaultdict(list)
+    of_call: defaultdict[str, list[Bill]] = defaultdict(list)
     for bill in sent:
-        of_user[bill.user].append(bill)
+        of_call[bill.asked].append(bill)
     for point in POINTS:
         calls = [each for each in ended if each.leaver.point == point]
-        made = [bill for each in calls for bill in of_user[each.leaver.user]]
+        made = [bill for each in calls for bill in of_call[each.leaver.text]]
         ids = {bill.call for bill in made}
-        gone_ms = sorted((bill.client_gone_ns - each.left_ns) / 1e6 for each in calls for bill in of_user[each.leaver.user] if bill.client_gone_ns)
+        gone_ms = sorted((bill.client_gone_ns - each.left_ns) / 1e6 for each in calls for bill in of_call[each.leaver.text] if bill.client_gone_ns)
         told = (round(percentile(gone_ms, share), 1) for share in (0.5, 0.99, 1)) if gone_ms else (None, None, None)
         yield point, At(
             len(calls), len(made), dict(Counter(each.seen for each in calls)), dict(Counter(books.outcomes.get(call, "none") for call in ids)),
@@ -303,10 +303,10 @@ def broken_accounts(books: Books) -> Iterator[str]:
 
 def broken_answers(ended: Sequence[Ended], sent: Sequence[Bill]) -> Iterator[str]:
     """A client that stays has its answer, unless its provider broke it off: then it is told so, which is not the matter here."""
-    cut = {bill.user for bill in sent if bill.end == "cut" or bill.status != 200}
+    cut = {bill.asked for bill in sent if bill.end == "cut" or bill.status != 200}
     for each in ended:
-        if each.leaver.point == "never" and each.seen != "whole" and each.leaver.user not in cut:
-            yield f"the client of {each.leaver.user} stayed and saw: {each.seen}"
+        if each.leaver.point == "never" and each.seen != "whole" and each.leaver.text not in cut:
+            yield f"the client of call {each.leaver.number} stayed and saw: {each.seen}"
 
 
 def show(report: Report) -> None:

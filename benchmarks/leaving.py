@@ -13,6 +13,7 @@ from typing import Any, Final
 # From the first byte that is not sent to the last that is not read; the last one leaves nothing out.
 POINTS: Final = ("connecting", "head", "headers", "body", "waiting", "first", "middle", "last", "end", "never")
 PLAIN_POINTS: Final = tuple(point for point in POINTS if point != "middle")  # a plain answer comes in one piece
+USERS: Final = 50
 _LINGER_NONE: Final = struct.pack("ii", 1, 0)  # close() then sends RST instead of FIN (SO_LINGER, socket(7))
 _LONGEST_S: Final = 60.0
 _LAST: Final = b'"finish_reason":"stop"'
@@ -21,9 +22,9 @@ _DONE: Final = b"data: [DONE]"
 
 @dataclass(frozen=True)
 class Leaver:
-    """One call and where its client leaves. `user` names it on every log; `patience_s` is how long it waits before it leaves, at `waiting`."""
+    """One call and where its client leaves. `patience_s` is how long it waits before it leaves where nothing tells it when."""
 
-    user: str
+    number: int
     route: str
     words: int
     stream: bool
@@ -33,16 +34,21 @@ class Leaver:
     share: float  # of what is sent or read at the point, where that is more than a byte
 
     @property
+    def text(self) -> str:
+        """What it asks: its number is in it, so that it is known from a provider's log."""
+        return f"words {self.words} of call {self.number}"
+
+    @property
     def body(self) -> bytes:
-        body: dict[str, Any] = {"model": self.route, "user": self.user, "max_tokens": self.words + 5,
-                                "messages": [{"role": "user", "content": f"words {self.words}"}]}
+        body: dict[str, Any] = {"model": self.route, "user": f"u{self.number % USERS}", "max_tokens": self.words + 5,
+                                "messages": [{"role": "user", "content": self.text}]}
         return json.dumps(body | ({"stream": True} if self.stream else {})).encode()
 
 
 def draw(dice: random.Random, number: int, routes: tuple[str, ...]) -> Leaver:
     """The call of a number."""
     stream = dice.random() < 0.6
-    return Leaver(f"u{number}", dice.choice(routes), dice.randrange(5, 40), stream, dice.choice(POINTS if stream else PLAIN_POINTS),
+    return Leaver(number, dice.choice(routes), dice.randrange(5, 40), stream, dice.choice(POINTS if stream else PLAIN_POINTS),
                   dice.random() < 0.5, dice.choice((0.0, 0.01, 0.05, 0.2, 0.5)) * dice.random(), dice.random())
 
 

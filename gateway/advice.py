@@ -83,7 +83,7 @@ def _of_neighbours(deployment: Deployment, rules: Sequence[RuleConfig]) -> Itera
 def _of_budgets(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
     """Budgets that bind nobody, and settings of theirs that say nothing."""
     names: Mapping[str, Collection[str]] = {
-        "all": ("all",), "route": snapshot.routes.keys() - snapshot.tools.keys(), "tool": snapshot.tools.keys()}
+        "all": ("all",), "route": snapshot.models.keys(), "tool": snapshot.tools.keys()}
     for name, given in deployment.config.budgets.items():
         known = names.get(given.scope)
         if known is not None and not any(fnmatchcase(each, glob) for each in known for glob in given.of):

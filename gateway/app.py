@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,9 +12,7 @@ from aiohttp import web
 
 from gateway.background import Background
 from gateway.breakers import Breakers
-from gateway.call import Target
 from gateway.clock import Clock, Ids, SystemClock, SystemIds
-from gateway.core.plan import RouteTarget
 from gateway.health import HealthChecks
 from gateway.http.control import Control
 from gateway.http.server import Listener, Surface
@@ -94,13 +92,14 @@ class App:
         self.telemetry.serving(bundle=bundle.digest, routes=_names(self.snapshot))
         await self.telemetry.start()
         self.background.every(_HEARTBEAT_S, self._heartbeat, name="heartbeat")
-        self.breakers.serve(_targets(self.snapshot))
+        self.breakers.serve(self.snapshot.targets)
+        await self.breakers.refresh()  # what was found out before the start
         self.background.every(_BREAKERS_S, self.breakers.refresh, name="breakers")
         self.health.follow(self.snapshot)
         self._runner = web.ServerRunner(self._listener, handle_signals=False, shutdown_timeout=_FLUSH_S)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()
-        self.telemetry.event("info", "started", routes=len(self.snapshot.routes), rules=bundle.digest)
+        self.telemetry.event("info", "started", routes=len(self.snapshot.models), rules=bundle.digest)
         if self._watch is not None:
             self.background.whenever(self._watch.changes(), self.reloader.report, name="watch")
 
@@ -140,7 +139,7 @@ class App:
     def _swap(self, snapshot: Snapshot) -> None:
         self._scrubber.learn(snapshot.secrets)
         self.proxy.swap(snapshot)
-        self.breakers.serve(_targets(snapshot))
+        self.breakers.serve(snapshot.targets)
         if not self.control.draining:  # what looks after tasks may have stopped already
             self.health.follow(snapshot)
         self.telemetry.serving(bundle=snapshot.bundle.digest, routes=_names(snapshot))
@@ -158,15 +157,6 @@ class App:
 def _names(snapshot: Snapshot) -> Mapping[str, str]:
     """What a route may be called, each with the route's own name."""
     return {name: route.name for name, route in snapshot.routes.items()}
-
-
-def _targets(snapshot: Snapshot) -> Iterator[RouteTarget]:
-    """Every target that a call may go to, each once."""
-    known: dict[Target, RouteTarget] = {}
-    for route in snapshot.routes.values():
-        for to in (*route.targets, *(mirror.to for mirror in route.mirrors), *([route.classifier.to] if route.classifier else [])):
-            known.setdefault(to.target, to)
-    yield from known.values()
 
 
 def _make_store(snapshot: Snapshot, ids: Ids) -> Store:

@@ -4,7 +4,7 @@ Every word has a deadline. What cannot be said now is said later; only a claim t
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -45,6 +45,7 @@ class Exchange:
         self._claim_s = claim_s
         self._step_s = step_s
         self._pending: deque[_Pending] = deque()
+        self._waiting: Counter[str] = Counter()  # of these, by target
         self._task: asyncio.Task[None] | None = None
         self._generation = -1
         self.failing = False
@@ -54,13 +55,14 @@ class Exchange:
 
     def waits(self, target: str) -> bool:
         """Whether the store has yet to hear something of a target, so that what it says is out of date."""
-        return any(each.before.target == target for each in self._pending)
+        return target in self._waiting
 
     def send(self, step: Step, before: Breaker, now: Breaker) -> None:
         """Have a step told to the store: `before` and `now` are what it did here."""
         if len(self._pending) >= _MOST_PENDING:
-            self._pending.popleft()  # a permit is free again when its lease is over, and what others do not hear they find out
+            self._drop_first()  # a permit is free again when its lease is over, and what others do not hear they find out
         self._pending.append(_Pending(step, before, now))
+        self._waiting[before.target] += 1
         self._wake()
 
     async def claim(self, target: str, step: Step) -> Breaker | None:
@@ -98,6 +100,8 @@ class Exchange:
     async def news(self) -> Sequence[Breaker] | None:
         """Every breaker of the store, if anything has changed since the last time; else None."""
         await self.flushed()
+        if self._task is not None and self._task.done():
+            self._task.result()  # a defect is told where there is somebody to hear it
         try:
             async with asyncio.timeout(self._step_s):
                 told = None
@@ -106,7 +110,8 @@ class Exchange:
         except (*_DOWN, StoreError) as error:
             self._failed(error)
             return None
-        self.failing = False
+        if not self._pending:  # what can be read cannot always be written
+            self.failing = False
         return told
 
     @property
@@ -133,7 +138,8 @@ class Exchange:
     async def close(self) -> None:
         """Write what waits, as far as the store takes it."""
         await self.flushed()
-        if self._task is not None and self._task.cancel():
+        if self._task is not None:
+            self._task.cancel()
             await asyncio.wait({self._task})
 
     def _wake(self) -> None:
@@ -155,9 +161,15 @@ class Exchange:
                 self._failed(error)
                 before, now = first.before, first.now
             if self._pending[0] is first:  # else there were too many
-                self._pending.popleft()
+                self._drop_first()
             self._tell_once(first, before, now)
             self._adopt(now)
+
+    def _drop_first(self) -> None:
+        target = self._pending.popleft().before.target
+        self._waiting[target] -= 1
+        if not self._waiting[target]:
+            del self._waiting[target]
 
     def _failed(self, error: BaseException) -> None:
         if not self.failing:

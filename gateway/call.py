@@ -212,8 +212,8 @@ class CallRecord:
     before anything left; `verdicts` and `answer_labels` are of what came back (JSON-ready, one for each decision that did more than
     let it pass); `tool_uses` are the tool calls that the call made or proposed, `tool_results` the results that it brought, by the id of
     their tool call. `account` is the one whose budget refused the call or ended its answer, empty where none did; `reserved_nusd` what was
-    set aside for the call, None where no budget bound it. `plan` says which targets were to be tried and why, JSON-ready; None where the
-    route has one target that was well. `part_of` is the call that this one was made for by the gateway itself: a mirror's, a classifier's.
+    set aside for the call, None where no budget bound it. `plan` says which targets were to be tried and why, JSON-ready; None where it
+    says no more than the route. `part_of` is the call that this one was made for by the gateway itself: a mirror's, a classifier's.
     """
 
     id: str

@@ -155,7 +155,8 @@ class Errands:
         made = self._case(case, CLASSIFIER, "chat")
         body = question(classifier, text)
         made.call = asked = replace(call, id=made.id, operation="chat", body=body, stream=False, size=len(dumps(body)))
-        alone = _alone(route.name, asked, classifier.to, Deadlines(*[classifier.deadline_s] * 5))
+        limit_s = classifier.deadline_s
+        alone = _alone(route.name, asked, classifier.to, Deadlines(limit_s, limit_s, limit_s, limit_s, limit_s))
         return Own(CLASSIFIER, made, asked, alone, snapshot, spending_of(asked, alone, body, self._dispatcher.scrub))
 
     async def _ask(self, own: Own, classifier: Classifier, key: bytes) -> Word:

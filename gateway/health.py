@@ -131,11 +131,8 @@ class HealthChecks:
 
     def _targets(self, provider: str) -> list[RouteTarget]:
         """Everything that calls of any route may be sent to there."""
-        found = {}
-        for route in self._snapshot.routes.values() if self._snapshot is not None else ():
-            beside = [mirror.to for mirror in route.mirrors] + ([route.classifier.to] if route.classifier is not None else [])
-            found.update({to.target: to for to in (*route.targets, *beside) if to.target.provider == provider})
-        return list(found.values())
+        known = self._snapshot.targets if self._snapshot is not None else ()
+        return [to for to in known if to.target.provider == provider]
 
 
 def _checks(snapshot: Snapshot) -> Iterator[_Check]:

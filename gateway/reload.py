@@ -118,8 +118,7 @@ class Reloader:
         self._loaded = loaded
         self.stale = ""
         self._telemetry.reloaded(ok=True)
-        done = Reloaded(snapshot.bundle.digest, len(snapshot.bundle.rules),
-                        len(snapshot.routes) - len(snapshot.tools), len(snapshot.tools), restart)
+        done = Reloaded(snapshot.bundle.digest, len(snapshot.bundle.rules), len(snapshot.models), len(snapshot.tools), restart)
         self._telemetry.event("info", "reloaded", rules=done.bundle, routes=done.routes, tools=done.tools)
         if restart:
             self._telemetry.event("warning", "restart_needed", settings=", ".join(restart))

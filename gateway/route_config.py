@@ -42,8 +42,8 @@ class RouteRuleConfig(Strict):
     """
 
     when: Expression = Field(description=(
-        "A CEL expression over the [variables](policy.md#variables) of `request` rules, and `task`: what the call's tag `task` says, or else "
-        "the classifier."))
+        "A CEL expression over the [variables](policy.md#variables) of `request` rules, and `task`: what the call's tag `task` says, or "
+        "else the classifier."))
     targets: Globs = Field(description='Globs of targets ("PROVIDER/MODEL"): those that match, in this order.')
 
 

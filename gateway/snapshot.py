@@ -5,7 +5,7 @@ Owns the meaning of the settings; their shape is `config.py`'s. Everything that 
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from gateway.config import Config, Deployment, ProviderConfig
 from gateway.core.accounts import Budget, BudgetBook
 from gateway.core.detectors import Detector, Detectors
 from gateway.core.expressions import Library
-from gateway.core.plan import Route
+from gateway.core.plan import Route, RouteTarget
 from gateway.core.rules import Bundle, compile_bundle
 from gateway.errors import ConfigError, Problem, SetupError
 from gateway.plugins import load_adapter, load_detectors, load_dialect, shipped
@@ -79,6 +79,16 @@ class Snapshot:
     tools: Mapping[str, Tool]
     longest_s: float
     budgets: BudgetBook
+
+    @property
+    def models(self) -> Mapping[str, Route]:
+        """The routes of models, each once: by their own names, without tools."""
+        return {name: route for name, route in self.routes.items() if name == route.name and name not in self.tools}
+
+    @property
+    def targets(self) -> Collection[RouteTarget]:
+        """Every target that something may be sent to, each once."""
+        return {to.target: to for route in self.routes.values() for to in route.reached}.values()
 
 
 def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: Clock | None = None) -> Snapshot:

@@ -430,7 +430,7 @@ class Doors(RuleBasedStateMachine):
     @rule(dice=st.integers(0, 99))
     def who_waits_is_served_within_a_round(self, dice: int) -> None:
         """The oldest call of any principal: as many turns as principals wait, and it is inside."""
-        while self.door.admission.inside > self.door.house.most_inside:  # a house that was made smaller
+        while self.door.admission.inside > self.door.admission._limits.most_inside:  # a house that was made smaller
             self.door.go()
         waiting = list(dict.fromkeys(self.door.outside.values()))
         if not waiting or not self.door.inside:

@@ -64,3 +64,28 @@ async def test_who_asks_no_more_because_of_a_failure_is_told():
     await until(lambda: log.events)
     assert log.events == [{"level": "error", "name": "background_failed", "task": "watch", "error": "OSError: gone"}]
     await background.stop()
+
+
+async def test_one_task_can_be_ended_by_itself_and_its_pace_may_differ_each_time():
+    log: Any = Log()
+    background = Background(SystemClock(), log)
+    done: list[str] = []
+    asked: list[float] = []
+
+    def interval_s() -> float:
+        asked.append(0.0)
+        return asked[-1]
+
+    async def work(name: str) -> None:
+        done.append(name)
+
+    one = background.every(interval_s, lambda: work("one"), name="one")
+    background.every(0.0, lambda: work("two"), name="two")
+    await until(lambda: done.count("one") > 2 < done.count("two"))
+    one.cancel()
+    await asyncio.wait({one})
+    done.clear()
+    await until(lambda: done.count("two") > 2)
+    assert "one" not in done
+    assert len(asked) > 2
+    await background.stop()

@@ -78,19 +78,22 @@ class Line:
         self._breakers = store.breakers
         self.asked: list[str] = []
         self.fails: Exception | None = None
+        self.full = False  # it can be read and not written
         self.hangs = False
         self.loses = False  # the answers to what is written
-        self.held = asyncio.Event()
+        self.held, self.release = asyncio.Event(), asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         async def ask(*given: Any, **named: Any) -> Any:
             self.asked.append(name if name != "apply" else given[1].event.value)
             if self.fails is not None:
                 raise self.fails
+            if self.full and name == "apply":
+                raise StoreUnavailable("The disk is full.")
             said = None if self.hangs else await getattr(self._breakers, name)(*given, **named)
             if self.hangs or self.loses:
                 self.held.set()
-                await asyncio.Event().wait()
+                await self.release.wait()
             return said
 
         return ask
@@ -209,6 +212,7 @@ async def test_each_failed_probe_doubles_the_time_and_a_streak_of_successes_begi
     assert worker.breakers.rows()[0]["trips"] == 0
     await worker.call(DOWN, DOWN, DOWN)
     assert worker.now().until_s == 5.0
+    await worker.told()
     assert (await house.worker()).breakers.rows()[0]["trips"] == 1
 
 
@@ -309,6 +313,10 @@ async def test_a_permit_comes_back_once(house):
     worker.breakers.ended(permit, DOWN)
     await worker.told()
     assert worker.now().state == "closed"
+    usual = await worker.send()
+    for _ in range(9):
+        worker.breakers.ended(usual, DOWN)
+    assert worker.now().failures == 1
 
 
 async def test_all_processes_together_send_no_more_probes_than_there_are_permits(house):
@@ -541,7 +549,7 @@ async def test_the_log_tells_what_happens_to_a_breaker(house):
         ("breaker_half_open", "3 calls in a row failed, the last one with reset"),
         ("breaker_opened", "a probe failed with reset"),
         ("breaker_half_open", "a probe failed with reset"),
-        ("breaker_closed", "last probe succeeded"),
+        ("breaker_closed", "probe succeeded"),
         ("target_cooling", "status:429"),
         ("breaker_opened", "opened by hand"),
         ("breaker_closed", "released by hand"),
@@ -588,6 +596,45 @@ async def test_a_store_that_is_down_fails_no_call_and_is_told_of_once(house):
     assert (await house.store.breakers.all())[1][0].trips == 1
     assert await worker.call(WELL) == ["half_open"]
     assert worker.heard.names == ["breakers_not_shared", "breaker_opened", "breaker_half_open"]
+
+
+async def test_a_store_that_can_be_read_and_not_written_is_told_of_once_and_takes_nothing_back(house):
+    one, two = await house.worker(), await house.worker()
+    one.line.full = True
+    await one.call(DOWN, DOWN, DOWN)
+    await two.call(RESTS)
+    for _ in range(5):
+        await two.told()
+        await one.told()
+    assert one.now().state == "open", "what is on its way to the store is newer than what it says"
+    assert one.heard.names == ["breakers_not_shared", "breaker_opened"]
+    one.line.full = False
+    await one.told()
+    assert (one.now().state, one.now().cooling_s) == ("open", 10.0)
+
+
+async def test_news_that_was_read_before_a_step_of_ones_own_does_not_undo_it(house):
+    worker, other = await house.worker(), await house.worker()
+    await other.call(RESTS, to=TWO)
+    await other.told()
+    real = house.store.breakers.all
+    read, deliver = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> Any:
+        said = await real()
+        read.set()
+        await deliver.wait()
+        return said
+
+    house.store.breakers.all = slow
+    hearing = asyncio.ensure_future(worker.told())
+    await asyncio.wait_for(read.wait(), 5)
+    await worker.call(DOWN, DOWN, DOWN)
+    while "pending=1" in repr(worker.breakers):
+        await asyncio.sleep(0)
+    deliver.set()
+    await asyncio.wait_for(hearing, 5)
+    assert (worker.now().state, worker.now(TWO).cooling_s) == ("open", 10.0)
 
 
 async def test_the_end_of_a_probe_is_written_once_the_store_is_back(house):
@@ -664,9 +711,10 @@ async def test_a_step_that_is_pushed_out_while_it_is_written_takes_no_other_with
     await asyncio.wait_for(worker.line.held.wait(), 5)
     for n in range(1024):
         worker.breakers.trip(replace(ONE, target=Target("alpha", f"m{n}")), "down")
-    worker.line.loses = False
+    worker.line.release.set()
     await worker.breakers.close()
-    assert "pending=1024" in repr(worker.breakers)
+    assert "pending=0" in repr(worker.breakers)
+    assert len((await house.store.breakers.all())[1]) == 1025
 
 
 async def test_what_waits_is_written_before_the_end(house):

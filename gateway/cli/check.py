@@ -40,7 +40,7 @@ def check(*, config_path: str, as_json: bool) -> None:
         _report([placed(problem, folder) for problem in error.problems], [], None, as_json=as_json)
         sys.exit(1)
     loaded: dict[str, int | str] = {
-        "providers": len(deployment.config.providers), "routes": len(snapshot.routes) - len(snapshot.tools),
+        "providers": len(deployment.config.providers), "routes": len(snapshot.models),
         "tools": len(snapshot.tools), "rules": len(snapshot.bundle.rules),
         "cases": len(deployment.cases), "budgets": len(snapshot.budgets.budgets), "bundle": snapshot.bundle.digest}
     _report([], [placed(warning, folder) for warning in warnings(deployment, snapshot)], loaded, as_json=as_json)
@@ -131,7 +131,7 @@ def _of_prices(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
                 yield deployment.problem_in(
                     given.source, ("targets", number), f"the price of {to.target} is not known, nor will be what a call costs{refused}",
                     f'set [prices."{to.target}"], or `price_provider` of the provider')
-    used = {str(to.target) for route in snapshot.routes.values() for to in route.targets}
+    used = {str(to.target) for route in snapshot.routes.values() for to in route.reached}
     for section, keys in (("prices", deployment.config.prices), ("models", deployment.config.models)):
         for key in keys:
             if key not in used:

@@ -135,16 +135,22 @@ def unavailable(condition: Condition) -> str:
 
 
 def plan_json(plan: Plan) -> JsonObject | None:
-    """The plan as it is put on record, bounded; None where there was nothing to choose, and the one target was well."""
-    if len(plan.order) == 1 and not (plan.passed or plan.rule or plan.task or plan.notes or plan.last_resort):
-        condition = plan.order[0].condition
-        if condition.state == "closed" and condition.admits:
-            return None
+    """The plan as it is put on record, bounded; None where it says no more than the route: the targets in their order, and all are well."""
+    if _as_the_route_says(plan):
+        return None
     said: dict[str, Json] = {
         "strategy": plan.strategy, "order": [_shown(each) for each in plan.order], "passed": [_shown(each) for each in plan.passed],
         "task": _cut(plan.task, _LONGEST_RULE), "rule": _cut(plan.rule, _LONGEST_SHOWN), "last_resort": plan.last_resort,
         "wait_s": round(plan.wait_s, 3), "notes": [_cut(note, _LONGEST_SHOWN) for note in plan.notes[:_MOST_NOTES]]}
     return {name: value for name, value in said.items() if value or name in ("strategy", "order")}
+
+
+def _as_the_route_says(plan: Plan) -> bool:
+    """Whether there is nothing to tell: most calls of a route with a fallback would else have a row that says what the route says."""
+    if plan.passed or plan.rule or plan.task or plan.notes or plan.last_resort:
+        return False
+    plain = len(plan.order) == 1 or all(each.why == _in_its_place(number) for number, each in enumerate(plan.order, 1))
+    return plain and all(each.condition.state == "closed" and each.condition.admits for each in plan.order)
 
 
 # The first rung: what a rule of the route leaves.
@@ -185,7 +191,7 @@ def _canaries(candidates: list[_Candidate], lot: str) -> tuple[list[Placed], lis
 
 
 def _in_order(candidates: list[_Candidate], _: Wanted) -> list[Placed]:
-    return [each.placed(f"{_ordinal(number)} in order") for number, each in enumerate(candidates, 1)]
+    return [each.placed(_in_its_place(number)) for number, each in enumerate(candidates, 1)]
 
 
 def _weighted(candidates: list[_Candidate], _: Wanted) -> list[Placed]:
@@ -287,6 +293,10 @@ def _fraction(text: str) -> float:
     """A number in (0, 1) that is the same for the same text, in every process."""
     bits = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 12
     return (bits + 0.5) / 2**52
+
+
+def _in_its_place(number: int) -> str:
+    return f"{_ordinal(number)} in order"
 
 
 def _ordinal(number: int) -> str:

@@ -61,8 +61,8 @@ class RouteTarget:
     """A target of a route with its price, None where nobody knows it, and what bounds a call's cost. `prices` says whose price it is.
 
     `canary` is the percentage of sessions that go here first, while the others never do; None where it is no canary. `canary_from` is where
-    its share begins, of 100: the shares of a route's canaries lie side by side. `continues` are the fields of a body that have it go on with a
-    half answer; None where it cannot.
+    its share begins, of 100: the shares of a route's canaries lie side by side. `continues` are the fields of a body that have it go on
+    with a half answer; None where it cannot.
     """
 
     target: Target
@@ -120,6 +120,11 @@ class Route:
     hedge: Hedge = field(default_factory=Hedge)
     continues: bool = False
     early_s: float = 0.0
+
+    @property
+    def reached(self) -> tuple[RouteTarget, ...]:
+        """Every target that a call may have something sent to: mirrors and the classifier, too."""
+        return (*self.targets, *(mirror.to for mirror in self.mirrors), *((self.classifier.to,) if self.classifier else ()))
 
 
 class NowhereError(ValueError):

@@ -9,6 +9,7 @@ from gateway.simulator.answer import Frame
 from gateway.simulator.script import Steady
 
 _SLOT_S: Final = 0.005  # chunks that are due within the same one go out together, at its end
+_ROUNDING: Final = 1e-6  # of a slot: what a sum of floats may be above a whole one
 
 
 class Wire(Protocol):
@@ -43,7 +44,7 @@ class Pacer:
             stream.due_s = max(stream.due_s, self.clock.monotonic())
 
     def _queue(self, stream: "_Stream") -> None:
-        slot = math.ceil(stream.due_s / _SLOT_S)
+        slot = math.ceil(stream.due_s / _SLOT_S - _ROUNDING)
         waiting = self._slots.get(slot)
         if waiting is None:
             waiting = self._slots[slot] = []

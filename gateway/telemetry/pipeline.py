@@ -118,7 +118,7 @@ class Telemetry:
 
     def breaker_tripped(self, target: str) -> None:
         """The breaker of a target has opened, by what this process has seen."""
-        self._metrics.breaker_opened(target)
+        self._metrics.breaker_tripped(target)
 
     def in_flight(self, calls: int) -> None:
         """So many calls are being handled."""

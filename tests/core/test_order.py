@@ -306,10 +306,11 @@ def test_every_target_is_either_tried_or_passed_over_and_a_record_of_it_is_small
 
 def test_a_plan_that_left_nothing_to_choose_is_not_kept():
     assert plan_json(planned(route("a"))) is None
+    assert plan_json(planned(route("a", "b"))) is None  # as the route says
 
 
 @pytest.mark.parametrize("plan", [
-    planned(route("a", "b")), planned(route("a"), a=OPEN), planned(route("a"), Wanted(task="code")), planned(route("a"), Wanted(notes=("x",))),
+    planned(route("a", "b", strategy="weighted")), planned(route("a", "b"), b=OPEN), planned(route("a"), a=OPEN), planned(route("a"), Wanted(task="code")), planned(route("a"), Wanted(notes=("x",))),
     planned(route("a"), Wanted(chosen=("a/*",), rule="true")), planned(route("a"), a=Condition("forced_closed")),
     planned(route("a"), a=COOLING), planned(route("a"), a=Condition("half_open"))])
 def test_a_plan_that_says_something_is_kept(plan):

@@ -200,6 +200,54 @@ async def test_explain_tells_how_a_call_found_its_way(house: Any, messages: Call
     house.assert_doctor_is_content()
 
 
+OWN_CALLS = """
+[[route]]
+name = "fast"
+[[route.targets]]
+provider = "one"
+model = "sim-fast"
+[[route.mirrors]]
+provider = "two"
+model = "sim-small"
+[route.classifier]
+provider = "two"
+model = "sim-small"
+tasks = ["code", "chat"]
+default = "chat"
+[[route.rules]]
+when = 'task == "code"'
+targets = ["one/*"]
+"""
+
+
+async def test_what_the_gateway_asks_for_itself_is_on_record_beside_the_call_that_it_is_for(house: Any, messages: Callable[[str], Any]) -> None:
+    """As calls of their own, with their cost; the session counts one call, the metrics too."""
+    await house.open(routes=OWN_CALLS)
+    client = house.client(default_headers={"X-Lockgate-Session": "s-1"})
+    raw = await client.chat.completions.with_raw_response.create(model="fast", messages=messages("hi"))
+    call_id = raw.headers["x-lockgate-call"]
+    async with asyncio.timeout(20):
+        while {row["outcome"] for row in await house.calls(part_of=call_id)} != {"completed"} or len(await house.calls(part_of=call_id)) < 2:
+            await asyncio.sleep(0.02)
+    parts = await house.calls(part_of=call_id)
+    assert [row["id"] for row in await house.calls(part_of="")] == [call_id]
+    call = await house.call(call_id)
+    assert (sorted(call["parts"]), call["part_of"]) == (sorted(row["id"] for row in parts), None)
+    assert {label for row in parts for label in row["labels"]} == {"classifier", "mirror"}
+    _status, told = await ask(house, "GET", f"/-/calls/{call_id}/explain")
+    assert {(part["kind"], part["target"], part["outcome"]) for part in told["parts"]} == {
+        ("classifier", SMALL, "completed"), ("mirror", SMALL, "completed")}
+    assert (told["task"]["name"], told["task"]["classifier"]["target"]) == ("chat", SMALL)
+    assert house.sql("SELECT calls FROM sessions") == [(1,)]
+    session = await house.http()
+    async with session.get("/metrics") as answer:
+        shown = await answer.text()
+    assert 'lockgate_calls_total{code="",outcome="completed",route="fast",team="blue"} 1.0' in shown
+    for kind in ("classifier", "mirror"):
+        assert f'lockgate_part_calls_total{{kind="{kind}",outcome="completed",route="fast"}} 1.0' in shown
+    house.assert_doctor_is_content()
+
+
 async def test_a_plan_is_made_without_a_database_too(house: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await house.open(routes=ROUTES, config='[store]\npath = ":memory:"\n')
     for name, value in house.environ.items():

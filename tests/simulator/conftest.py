@@ -58,9 +58,9 @@ class MovedClock:
 
     async def move(self, seconds: float) -> None:
         """Let that much time pass, and whoever has waited for it act."""
-        self.s += seconds
+        self.s = round(self.s + seconds, 9)
         for until_s, sleeper in self.sleeping:
-            if until_s <= self.s and not sleeper.done():
+            if until_s <= self.s + 1e-9 and not sleeper.done():
                 sleeper.set_result(None)
         for _ in range(10):
             await asyncio.sleep(0)

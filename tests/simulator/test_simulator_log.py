@@ -128,6 +128,7 @@ async def test_the_log_is_read_and_waited_for_over_http(sim, bare, ask):
     _status, log = await get("/sim/log?since=1&limit=1")
     assert [entry["seq"] for entry in log["requests"]] == [2]
     assert (log["received"], log["finished"]) == (3, 3)
+    assert log["connections"] >= log["open_connections"] >= 1
     assert await get("/sim/log/wait?count=4&timeout=0") == (200, {"reached": False, "received": 3, "finished": 3})
     for path in ("/sim/log?since=x", "/sim/log?limit=-1", "/sim/log/wait?count=nan", "/sim/log/wait?timeout=inf"):
         assert (await get(path))[0] == 400
@@ -170,6 +171,39 @@ async def test_a_wait_over_http_ends_with_the_simulator(bare):
 def test_a_log_file_that_cannot_be_written_is_a_setup_error(tmp_path):
     with pytest.raises(SetupError, match=r"cannot write the log .*Is a directory"):
         RequestLog(SystemClock(), path=tmp_path)
+
+
+async def test_connections_are_counted_and_forgotten_with_the_rest(bare, sim, ask):
+    for stream in (False, True, False):
+        await post(bare, sim, ask(stream=stream))
+    assert (sim.connections, sim.open_connections) == (1, 1)
+    async with aiohttp.ClientSession() as another:
+        await post(another, sim, ask())
+        assert (sim.connections, sim.open_connections) == (2, 2)
+    async with asyncio.timeout(10):
+        while sim.open_connections > 1:
+            await asyncio.sleep(0)
+    sim.reset()
+    assert (sim.connections, sim.open_connections) == (0, 1)
+    assert Simulator().open_connections == 0
+
+
+async def test_it_tells_when_the_client_left_and_when_the_last_byte_did(bare, ask, moved_clock):
+    async with Simulator(clock=moved_clock) as sim:
+        asking = asyncio.create_task(bare.post(f"{sim.url}/chat/completions", json=ask("say a b", stream=True), headers={
+            "x-sim-fault": "delay_headers=1;delay_first_token=2;stall_after_chunks=1"}))
+        await moved_clock.asleep(1)
+        await moved_clock.move(1)
+        async with await asking as answer:
+            await moved_clock.asleep(1)
+            await moved_clock.move(2)
+            await answer.content.readuntil(b"\n\n")
+            await moved_clock.move(4)
+            answer.close()
+            [entry] = await sim.finished(1)
+    came = entry.received_ns
+    assert [at - came for at in (entry.first_byte_ns, entry.last_byte_ns, entry.client_gone_ns, entry.finished_ns)] == [
+        1_000_000_000, 3_000_000_000, 7_000_000_000, 7_000_000_000]
 
 
 async def test_two_simulators_live_side_by_side(bare, ask):

@@ -89,7 +89,7 @@ async def test_a_slow_client_holds_up_its_own_stream_and_no_other(moved_clock):
     await run(moved_clock, 0.2)
     await asyncio.wait_for(asyncio.gather(*sending), 10)
     assert slow.came[1][1] >= 1.0
-    assert slow.came[2][1] - slow.came[1][1] >= 0.045
+    assert slow.came[2][1] - slow.came[1][1] > 0.04
 
 
 async def test_a_client_that_is_gone_ends_its_own_stream_and_no_other(moved_clock):

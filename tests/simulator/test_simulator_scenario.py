@@ -1,5 +1,9 @@
 """When a fault happens: rules in order, what they match, how often; and what a wrong scenario file is told."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from gateway.clock import SystemClock
@@ -7,6 +11,7 @@ from gateway.errors import ConfigError
 from gateway.simulator.faults import NO_FAULT, Fault
 from gateway.simulator.match import Match
 from gateway.simulator.scenario import Director, FaultRule, Scenario, bare_model, read_scenario, scenario_from
+from gateway.simulator.timeline import Timeline, TimelineStep
 
 FILE = """
 models = ["alpha", "beta"]
@@ -48,6 +53,11 @@ def test_a_file_says_it_all(tmp_path):
     ("[[fault]]\nmatch = {mode = 'x'}", "did you mean 'model'"), ("[[fault]]\nmatch = {model = 1}", "are strings"),
     ("[[fault]]\nmatch = {nth = 0}", "match.nth"), ("[[fault]]\nmatch = {nth = [1, true]}", "match.nth"),
     ("[pacing]\nstatus = 3", "pacing: unknown key"), ("[pacing]\ndelay_headers = 'soon'", "duration"),
+    ("timeline = 1", r"timeline: expected a list of tables, \[\[timeline\]\]"), ("[[timeline]]\nfor = 'soon'", r"timeline\[1\]: for: expected a duration"),
+    ("[[timeline]]\nfro = 1", "did you mean 'for'"), ("[[timeline]]\nfor = 0", "above 0"), ("[[timeline]]\nrefuse = 1", "refuse: expected true or false"),
+    ("[[timeline]]\nrefuse = true\nstatus = 500", "stands alone"), ("[[timeline]]\n[[timeline]]\nfor = 1", "step 1 has no `for`"),
+    ("[[timeline]]\nfor = 1\nmatch = {nth = 0}", r"timeline\[1\]: match.nth"), ("repeat = 1", "repeat: expected true or false"),
+    ("repeat = true", "repeat needs steps"), ("[[fault]]\nrefuse = true", "unknown key 'refuse'"), ("[[fault]]\nfor = 1", "unknown key 'for'"),
     ("models = 'x'", "models: expected a list of names"), ("modles = []", "did you mean 'models'"),
     ("[[fault]]\nstatus = 500\nhang = true", "cannot be combined"), ("= 3", "not TOML"), ("\udcff", "not TOML"),
 ])
@@ -64,6 +74,82 @@ def test_a_file_that_is_not_there_is_a_configuration_error(tmp_path):
         read_scenario(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="expected a table"):
         scenario_from([], "scenario")
+
+
+TIMELINE = """
+repeat = true
+
+[[timeline]]
+for = "20s"
+match = { model = "alp*", nth = [2] }
+status = 503
+retry_after = 1
+
+[[timeline]]
+for = "500ms"
+refuse = true
+
+[[timeline]]
+for = 1
+"""
+
+
+def test_a_file_says_what_is_wrong_when(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text(TIMELINE)
+    assert read_scenario(path).timeline == Timeline((
+        TimelineStep(Fault(status=503, retry_after_s=1.0), Match("alp*", nth=frozenset({2})), 20.0),
+        TimelineStep(for_s=0.5, refuse=True), TimelineStep(for_s=1.0)), repeat=True)
+
+
+def test_the_scenarios_of_the_documentation_can_be_played():
+    guide = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text("utf-8")
+    first, second = [scenario_from(tomllib.loads(text), "guide") for text in re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)]
+    assert len(first.rules) == 2
+    assert [step.refuse for step in second.timeline.steps] == [False, True, False, False]
+
+
+def lined(*steps: TimelineStep, repeat: bool = False, rules: tuple[FaultRule, ...] = ()) -> Scenario:
+    return Scenario(rules, timeline=Timeline(steps, repeat))
+
+
+async def test_the_step_in_force_stands_before_the_rules_and_behind_what_a_request_says(moved_clock):
+    broken = TimelineStep(Fault(status=503), Match(model="alp*"), 20.0)
+    director = Director(lined(broken, TimelineStep(for_s=10.0), rules=(FaultRule(Fault(empty=True)),)), moved_clock)
+    assert choose(director) == Fault(status=503)
+    assert choose(director, "beta") == Fault(empty=True)
+    assert choose(director, "alpha!hang") == choose(director, header="hang") == Fault(hang=True)
+    await moved_clock.move(20)
+    assert choose(director) == Fault(empty=True)
+    await moved_clock.move(10)
+    assert choose(director) == Fault(empty=True)
+
+
+async def test_a_step_counts_anew_each_time_that_it_begins_and_a_rule_goes_on(moved_clock):
+    steps = (TimelineStep(Fault(status=503, times=2), for_s=10.0), TimelineStep(Fault(status=500), Match(nth=frozenset({2})), 10.0))
+    director = Director(lined(*steps, repeat=True, rules=(FaultRule(Fault(status=418, times=3)),)), moved_clock)
+    seen = []
+    for _ in range(3):
+        for _ in range(2):
+            seen.append([choose(director).status for _ in range(3)])
+            await moved_clock.move(10)
+    assert seen == [[503, 503, 418], [418, 500, 418], [503, 503, None], [None, 500, None], [503, 503, None], [None, 500, None]]
+    assert len(director._matched) + len(director._applied) < 6, "what is counted does not grow with the rounds"
+
+
+async def test_a_time_line_begins_when_its_scenario_does(moved_clock):
+    director = Director(Scenario(), moved_clock)
+    await moved_clock.move(100)
+    director.play(lined(TimelineStep(for_s=5.0), TimelineStep(refuse=True, for_s=3.0), TimelineStep(Fault(hang=True))))
+    assert (choose(director), director.refusal()) == (NO_FAULT, (False, 5.0))
+    await moved_clock.move(6)
+    assert (choose(director), director.refusal()) == (NO_FAULT, (True, 2.0))
+    await moved_clock.move(2)
+    assert (choose(director), director.refusal()) == (Fault(hang=True), (False, None))
+
+
+async def test_nobody_waits_for_a_time_line_that_leaves_the_port_alone(moved_clock):
+    assert Director(lined(TimelineStep(Fault(hang=True), for_s=5.0)), moved_clock).refusal() == (False, None)
 
 
 def test_the_first_rule_that_applies_wins_and_every_match_counts():

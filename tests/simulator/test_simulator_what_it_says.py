@@ -88,10 +88,11 @@ def going_on(ask: Any, text: str, prefix: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("prefix", "rest", "tokens"), [
+@pytest.mark.parametrize("case", [
     ("one", " two three", 2), ("one tw", "o three", 2), ("one two three", "", 0), ("", "one two three", 3), ("two", "one two three", 3)])
-async def test_it_goes_on_from_a_message_that_it_began_and_counts_only_what_is_new(client, sim, ask, stream, prefix, rest, tokens):
+async def test_it_goes_on_from_a_message_that_it_began_and_counts_only_what_is_new(client, sim, ask, stream, case):
     """A prefix that it would never have said changes nothing: it says what it says."""
+    prefix, rest, tokens = case
     text, reason, _likely, usage = await said(client, going_on(ask, "say one two three", prefix), stream=stream)
     assert (text, reason, usage.completion_tokens) == (rest, "stop", tokens)
     assert usage.prompt_tokens == 4 + 4 + 4 + len(prefix.split()) + 3

@@ -170,6 +170,18 @@ async def test_what_budgets_warn_of_is_a_line_and_a_count_even_where_lines_are_n
         "budget_overrun", ["per-user/key_01/ann", "all/all"], "0.000000001", "call_01")
 
 
+async def test_what_happens_outside_of_calls_is_counted_at_once(start):
+    """Of each there is a counter to alert on."""
+    telemetry = await start()
+    telemetry.retries_spent("small")
+    telemetry.breaker("one/small-1", "open")
+    telemetry.breaker_tripped("one/small-1")
+    shown = telemetry.metrics().decode()
+    for line in ('lockgate_retry_budget_exhausted_total{route="small"} 1.0', 'lockgate_breaker_state{target="one/small-1"} 2.0',
+                 'lockgate_breaker_trips_total{target="one/small-1"} 1.0'):
+        assert line in shown
+
+
 async def test_text_is_the_other_format(start, lines, record):
     telemetry = await start(log_format="text")
     telemetry.publish(record)

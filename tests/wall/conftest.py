@@ -336,12 +336,15 @@ def stream(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 async def wall(request: pytest.FixtureRequest, tmp_path: Path, stream: bool) -> AsyncIterator[Wall]:  # noqa: FBT001 - a fixture
-    """Two simulated providers and an unopened gateway."""
+    """Two simulated providers and an unopened gateway; at the end nothing has failed that nobody was told of."""
     row = request.node.stash[ROW] = Row(name=request.node.name, mode="stream" if stream else "plain")
+    stray: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: stray.append(f"{context['message']}: {context.get('exception')!r}"))
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(Simulator(port=0))
         two = await stack.enter_async_context(Simulator(port=0))
         yield Wall(tmp_path, one, two, stack, stream, row)
+    assert stray == []  # no task failed without anybody to hear of it
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ async def test_an_outage_of_all_targets_is_not_made_worse_by_trying_again(wall, 
 
 
 FAULTS = (
-    Fault(), Fault(), Fault(), Fault(status=429, retry_after_s=0.05), Fault(status=500), Fault(status=503), Fault(status=404), Fault(reset=True),
+    Fault(status=429, retry_after_s=0.05), Fault(status=500), Fault(status=503), Fault(status=404), Fault(reset=True),
     Fault(hang=True), Fault(empty=True), Fault(garbage="json"), Fault(garbage="shape", garbage_after_chunks=4), Fault(garbage="html"),
     Fault(cut_after_chunks=3), Fault(end_after_chunks=6), Fault(stall_after_chunks=4), Fault(error_event_after_chunks=5),
     Fault(delay_first_token_s=60), Fault(length_off=10), Fault(length_off=-10), Fault(drop_done=True), Fault(no_usage=True),
@@ -187,9 +187,10 @@ async def test_whatever_providers_do_a_client_gets_the_right_answer_or_an_error_
     wall.scene(16, f"any mix of faults, 80 calls{', gone on with' if extra else ''}")
     dice = Random(seed)
     await wall.open(deadlines={"headers": "400ms", "first_token": "400ms", "idle": "400ms", "total": "3s"}, attempts=2, extra=extra,
-                    target=CONTINUES if extra else "", config=EAGER)
+                    target=CONTINUES if extra else "")
     for each in (wall.one, wall.two):
-        each.play(Scenario(rules=tuple(FaultRule(dice.choice(FAULTS), Match(nth=frozenset((n,)))) for n in range(1, 301))))
+        faults = [(n, dice.choice(FAULTS)) for n in range(1, 301) if dice.random() < 0.4]
+        each.play(Scenario(rules=tuple(FaultRule(fault, Match(nth=frozenset((n,)))) for n, fault in faults)))
     seen = await load(wall, "pair", 80)
     wall.row.saw = summed([each.code or "whole" for each in seen])
     for each in seen:
@@ -197,6 +198,6 @@ async def test_whatever_providers_do_a_client_gets_the_right_answer_or_an_error_
         assert each.text == TEXT if each.error is None else each.code is not None
         assert each.seconds < 20
     whole = sum(each.error is None for each in seen)
-    assert whole >= 20
+    assert whole >= 40
     await wall.books(exact=False)
     assert dict(wall.sql("SELECT outcome, count(*) FROM outcomes GROUP BY outcome"))["completed"] == whole
