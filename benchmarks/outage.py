@@ -49,6 +49,7 @@ DEADLINE_S: Final = 10.0  # of a client; the route's own is longer
 WARM_S: Final = 4.0
 LEAD_S: Final = 0.5  # between the order to die and the death
 AFTER_S: Final = 3.0  # of load, once all is well again
+LONGEST_OPEN_S: Final = 30.0  # on top of what an outage of no length takes a breaker to open for
 LATE_S: Final = 2.0  # by which a recovery may be later than the next probe is due
 IN_FLIGHT_S: Final = 0.25  # what was sent before a breaker opened may arrive as late
 PRICES: Final = {"one": (500_000, 8_000_000), "two": (100_000, 2_000_000)}  # pico-USD a token, of the input and of the output
@@ -122,8 +123,8 @@ class Outage:
     openings: int = 0  # of the breaker of `one`
     half_open: int = 0  # times that it was, from its first opening to the end of the outage
     probes: int = 0  # that reached `one` meanwhile
-    due_s: float = 0.0  # until the next probe, when all was well again
-    recovered_s: float | None = None  # until a call was answered by `one`
+    due_s: float = 0.0  # from when all was well again until the probe that could tell was due
+    recovered_s: float | None = None  # from then until a call was answered by what had been dead
     unresolved: int = 0
     doctor: str = ""
     broken: list[str] = field(default_factory=list)
@@ -229,12 +230,14 @@ async def die(outage: Outage, stage: Stage, load: Load) -> Span:
     span = Span(time.time_ns() + int(LEAD_S * 1e9), asked_ns + int((LEAD_S + outage.seconds) * 1e9))
     await asyncio.sleep((span.to_ns - time.time_ns()) / 1e9)
     well_ns = time.time_ns()
-    outage.due_s = min(row["until_s"] for target, row in stage.now.items() if target in [TARGETS[name] for name in dying])
-    say(f"all is well again; the next probe is due in {outage.due_s:.1f} s")
-    wanted = [TARGETS["one"]] if outage.dead == "one" else list(TARGETS.values())
-    found = await load.seen(lambda made: made.said.whole and made.said.target in wanted and made.began_ns > well_ns, outage.due_s + LATE_S + DEADLINE_S)
+    say("all is well again")
+    back = [TARGETS[name] for name in dying]
+    found = await load.seen(lambda made: made.said.whole and made.said.target in back and made.began_ns > well_ns, 2 * outage.seconds + LONGEST_OPEN_S)
     if found is not None:
         outage.recovered_s = round((found.ended_ns - well_ns) / 1e9, 2)
+    # A probe that was on its way when the outage ended has met the dead all the same: then the one after it counts.
+    due_ns = min(max((at_ns + for_s * 1e9 for at_ns, for_s in stage.opened[target].items()), default=0.0) for target in back)
+    outage.due_s = max(0.0, round((due_ns - well_ns) / 1e9, 2))
     await asyncio.sleep(AFTER_S)
     return span
 
@@ -253,7 +256,7 @@ def count(outage: Outage, made: Sequence[Made], stage: Stage, span: Span) -> Non
     outage.allowed = int(received * (1 + SHARE) + PER_SECOND * outage.seconds + BURST)
     openings = sorted(stage.opened[TARGETS["one"]])
     outage.openings = len(openings)
-    if openings:
+    if openings and outage.dead == "one":  # with both dead the least bad is asked all the time: it is the last resort
         first_ns = openings[0] + int(IN_FLIGHT_S * 1e9)
         # The last one may have been half open when the outage ended: its probe counts, and so does the time.
         outage.half_open = sum(first_ns < at_ns < span.to_ns + int(DEADLINE_S * 1e9) for at_ns in openings)
@@ -327,7 +330,8 @@ def show(outages: Sequence[Outage]) -> None:
     for each in outages:
         back = "never" if each.recovered_s is None else f"{each.recovered_s:g}"
         print(f"{each.way:<9}{each.dead:<6}{each.calls:>6}{each.answered / max(1, each.calls):>10.2%}{each.p50_s:>8}{each.p99_s:>8}{each.longest_s:>8}"
-              f"{each.requests:>7}{each.attempts:>10}{each.attempts / max(1, each.calls):>8.3f}{each.openings:>10}{each.half_open:>11}{each.probes:>8}"
+              f"{each.requests:>7}{each.attempts:>10}{each.attempts / max(1, each.calls):>8.3f}{each.openings:>10}"
+              f"{each.half_open if each.dead == 'one' else '-':>11}{each.probes if each.dead == 'one' else '-':>8}"
               f"{each.due_s:>8.1f}{back:>9}   {', '.join(f'{count} {code}' for code, count in each.errors.items()) or '-'}")
     for each in outages:
         if each.cut_at_death:

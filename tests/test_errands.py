@@ -157,7 +157,7 @@ async def test_a_caller_who_leaves_ends_no_question_and_who_comes_later_waits_fo
     third = asyncio.create_task(scene.task())
     await asyncio.sleep(0)
     scene.go.set()
-    assert await asyncio.gather(second, third) == [("code", []), ("code", [])]
+    assert list(await asyncio.gather(second, third)) == [("code", []), ("code", [])]
     assert len(scene.sent) == 1
     assert await scene.rows() == [("completed", None)]
 

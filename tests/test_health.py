@@ -136,7 +136,7 @@ class House:
 
     def breaker(self, target: str, state: str) -> None: ...
 
-    def breaker_opened(self, target: str) -> None: ...
+    def breaker_tripped(self, target: str) -> None: ...
 
     def event(self, level: str, name: str, **fields: Any) -> None:
         self.events.append((level, name, fields))
@@ -172,7 +172,8 @@ def snapshot(*routes: Route, **health: HealthConfig | None) -> Any:
     """A snapshot as far as it is looked at: providers by name, with how they are asked, and the routes."""
     providers = {name: Provider(name, ADAPTER, f"http://{name}/v1", Secret(f"key-{name}"), {"x-org": "acme"}, 1000) for name in health}
     config = SimpleNamespace(providers={name: SimpleNamespace(health=given) for name, given in health.items()})
-    return SimpleNamespace(config=config, providers=providers, routes={each.name: each for each in routes})
+    targets = {to.target: to for each in routes for to in each.reached}
+    return SimpleNamespace(config=config, providers=providers, targets=targets.values())
 
 
 def usual(**changes: Any) -> HealthConfig:
@@ -268,7 +269,7 @@ async def test_a_dead_provider_is_closed_to_calls_and_probed_by_one_as_soon_as_i
     breakers = Breakers(MemoryStore("test").breakers, house.clock, SystemIds(house.clock), fake)
     checks = HealthChecks(fake, breakers, house.background, fake, fake)
     given = snapshot(route("r", "one/a"), one=usual(failures=2))
-    to = given.routes["r"].targets[0]
+    (to,) = given.targets
     breakers.serve([to])
     house.says["one"] = 503
     checks.follow(given)

@@ -270,7 +270,7 @@ id = "two-calls"
 effect = "deny"
 when = 'session.id != "" && (session.calls > 2 || "mirror" in session.labels)'
 """)
-    mine = {"extra_headers": {"X-Lockgate-Session": "s"}}
+    mine: Any = {"extra_headers": {"X-Lockgate-Session": "s"}}
     costs = 0
     for _ in range(3):
         whole = await say(house, messages, **mine)
