@@ -206,7 +206,8 @@ async def go_through(options: argparse.Namespace, folder: Path, way: str, dead: 
             load.stop()
             await running
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching  # where it has failed there is nothing to judge by
         outage.unresolved = await resolved(folder / "lockgate.db")
         ended = await stage.stop()
         code, said = await stage.processes.run("doctor")

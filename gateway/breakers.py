@@ -153,6 +153,15 @@ class Breakers:
         elif news and ended.kind == "success" and open_for_s(breaker, rules, now_ns):
             self._happens(watched, Step(Event.ANSWERED, now_ns, rules, seen=permit.seen))
 
+    def begun(self, permit: Permit, first_token_s: float) -> Permit:
+        """A stream has begun. A probe has shown what it was to show: its permit is taken back, for the answer may take long. What becomes
+        of the rest counts as any other call's, under the permit that this gives.
+        """
+        if permit.state != State.HALF_OPEN or permit.returned:
+            return permit
+        self.ended(permit, Ended("success", "", first_token_s))
+        return Permit(permit.to, "closed", permit.holder, self._of(permit.to).breaker.changes)
+
     def trip(self, to: RouteTarget, cause: str) -> None:
         """Open a breaker that is closed: something other than calls has found out that its target is not well."""
         watched = self._of(to)

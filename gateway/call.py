@@ -43,9 +43,9 @@ class Origin:
 class Call:
     """One governed operation, as it was parsed once from the wire. `body` is what is judged and what is sent.
 
-    `operation` is `chat`, `completions` or `embeddings`; `route` is the public name the caller asked for (`model`);
-    `size` is the body's length in bytes as received; `received_ns` is wall time. `user` is the caller's own name for who asks, from
-    `X-Lockgate-User` or the body; empty where neither says.
+    `operation` is `chat`, `completions` or `embeddings`; `route` is the route's own name, `asked` the one that the caller gave (`model`),
+    which may be an alias of it; `size` is the body's length in bytes as received; `received_ns` is wall time. `user` is the caller's own
+    name for who asks, from `X-Lockgate-User` or the body; empty where neither says.
     """
 
     id: str
@@ -59,6 +59,12 @@ class Call:
     received_ns: int
     origin: Origin = field(default_factory=Origin)
     user: str = ""
+    asked: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its route that rules are looked up by: an alias must not get round what is said of the route, nor the other way."""
+        return (self.route,) if self.asked in ("", self.route) else (self.route, self.asked)
 
 
 @dataclass(frozen=True, slots=True)

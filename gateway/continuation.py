@@ -25,6 +25,7 @@ class Heard:
     pieces: int = 0
     _text: list[str] = field(default_factory=list)
     _size: int = 0
+    _counted: int = 0  # bytes that the call's money has heard of
     _fit: bool = True
 
     @staticmethod
@@ -32,7 +33,10 @@ class Heard:
         """Whether an answer to this call may be gone on with at all: one choice, of a conversation or of a prompt that is one text."""
         if call.body.get("n") not in (None, 1):
             return False
-        return call.operation == "chat" or (call.operation == "completions" and isinstance(call.body.get("prompt"), str))
+        if call.operation == "chat":
+            last = call.body["messages"][-1]
+            return last.get("role") != "assistant" or isinstance(last.get("content"), str)
+        return call.operation == "completions" and isinstance(call.body.get("prompt"), str)
 
     def add(self, event: Event) -> None:
         """Hear the next event."""
@@ -49,6 +53,9 @@ class Heard:
             self._fit = False  # one that has ended is not gone on with
             return
         delta = choice.get("delta") or {}
+        if not isinstance(delta, dict):
+            self._fit = False
+            return
         text = choice.get("text") if "text" in choice else delta.get("content")
         if any(value for name, value in delta.items() if name not in _PLAIN) or not isinstance(text, str | None):
             self._fit = False
@@ -58,25 +65,30 @@ class Heard:
             self._text.append(text)
             self._fit = self._size <= _LONGEST
 
-    @property
-    def resumable(self) -> bool:
-        """Whether somebody can go on from here."""
-        return self._fit and bool(self._text)
+    def resumable(self, call: Call) -> bool:
+        """Whether somebody can go on from here: there is something to go on with, and the client's limit leaves room for more."""
+        limits = [call.body[name] for name in OUTPUT_LIMITS if type(call.body.get(name)) is int]
+        return self._fit and bool(self._text) and all(self.pieces < limit for limit in limits)
 
     def onward(self, errand: Errand) -> Errand:
         """The same call, asking for the rest of its answer. What a target needs beside that is added where it is sent (`going_on`)."""
         call, said, spending = errand.call, "".join(self._text), errand.case.spending
         self._text = [said]
-        if spending is not None:  # it is read once more
-            spending.measured = replace(spending.measured, size=spending.measured.size + len(said.encode(errors="replace")))
+        if spending is not None:  # it is read once more, and counts beside what was sent at first
+            size = len(said.encode(errors="replace"))
+            spending.measured = replace(spending.measured, size=spending.measured.size + size - self._counted)
+            self._counted = size
         body: dict[str, Any] = dict(call.body)
         if call.operation == "chat":
-            body["messages"] = [*call.body["messages"], {"role": "assistant", "content": said}]
+            *before, last = call.body["messages"]
+            begun = last.get("role") == "assistant"  # the client's own beginning: two messages of an assistant's would be two answers
+            whole = {**last, "content": last["content"] + said} if begun else {"role": "assistant", "content": said}
+            body["messages"] = [*before, whole] if begun else [*before, last, whole]
         else:
             body["prompt"] = call.body["prompt"] + said
         for name in OUTPUT_LIMITS:
             if type(body.get(name)) is int:
-                body[name] = max(1, body[name] - self.pieces)  # a piece is a token at least
+                body[name] -= self.pieces  # each of which is a token at least
         return replace(errand, call=replace(call, body=body), going_on=True)
 
 

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from math import inf
 from typing import Final
 
 from gateway.core.plan import Deadlines
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, UpstreamTimeout
 
 HEADER: Final = "X-Lockgate-Deadline-Ms"
 _SDK: Final = "X-Stainless-Read-Timeout"  # seconds without a byte, after which the official SDKs give up
@@ -28,25 +27,34 @@ def waits_s(headers: Mapping[str, str]) -> float | None:
     return _before(min(said)) if said else None
 
 
-def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool) -> Deadlines:
-    """The deadlines of one call. `X-Lockgate-Deadline-Ms` is for the whole call; what an SDK waits is for a plain answer as a whole, and
+def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool, used_s: float = 0.0, sent_s: float = 0.0) -> Deadlines:
+    """The deadlines of one call that came `used_s` seconds ago: so much of what its client waits is over, and nothing of the route's. It
+    took `sent_s` of them to send its body, from when on SDKs count.
+
+    `X-Lockgate-Deadline-Ms` is for the whole call; what an SDK waits is for a plain answer as a whole, and
     for a stream from one byte to the next.
 
     Raises:
         InvalidRequest: the header is not a number of milliseconds.
+        UpstreamTimeout: the client's time is up.
     """
     whole, told = headers.get(HEADER), headers.get(_SDK, "")
     total_s, silence_s = deadlines.total_s, inf
     if whole is not None:
         if not _MILLISECONDS.fullmatch(whole) or int(whole) == 0:
             raise InvalidRequest(f"The header {HEADER} must be a whole number of milliseconds, 1 at least.")
-        total_s = min(total_s, _before(int(whole) / 1000))
+        total_s = min(total_s, _before(int(whole) / 1000) - used_s)
     if _SECONDS.fullmatch(told) and float(told):  # any other is theirs, and not for us to refuse
-        silence_s = _before(float(told))
+        silence_s = _before(float(told)) - (used_s - sent_s)
     if not stream:
         total_s, silence_s = min(total_s, silence_s), inf
-    hurried = min(total_s, silence_s) < deadlines.total_s * _MUCH_LESS
-    return replace(deadlines, total_s=total_s, silence_s=silence_s, hurried=hurried)
+    if min(total_s, silence_s) <= 0:
+        raise UpstreamTimeout("The time that the client gave was up before the call could be sent.")
+    least_s = min(total_s, silence_s)
+    if least_s >= deadlines.total_s:
+        return deadlines
+    own = deadlines
+    return Deadlines(own.connect_s, own.headers_s, own.first_token_s, own.idle_s, total_s, silence_s, least_s < own.total_s * _MUCH_LESS)
 
 
 def _before(wait_s: float) -> float:

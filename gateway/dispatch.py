@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeAlias
 
-from gateway.breakers import Breakers, Permit
+from gateway.breakers import Breakers
 from gateway.call import Attempt, AttemptEnd, Call, Reply
 from gateway.clock import Clock
 from gateway.core.answer_checks import NOT_ACCEPTED
@@ -14,7 +14,16 @@ from gateway.core.breaker import ended_of
 from gateway.core.budget import Short
 from gateway.core.plan import Deadlines, Route
 from gateway.core.question import LARGE
-from gateway.errors import ApprovalUnavailable, AttemptFailed, CallError, UpstreamFailed, UpstreamRejected, UpstreamTimeout
+from gateway.errors import (
+    ApprovalUnavailable,
+    AttemptFailed,
+    BudgetExceeded,
+    CallError,
+    StoreUnavailable,
+    UpstreamFailed,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
 from gateway.meter import meter_of
 from gateway.progress import Progress, Trying
 from gateway.relay import Limits, LiveStream, Source, hold
@@ -22,7 +31,7 @@ from gateway.snapshot import Provider, Snapshot
 from gateway.spending import refusal
 from gateway.store.protocol import Budgets, DispatchIntent, Journal
 from gateway.tools import OPERATION, ToolAdapter
-from gateway.tries import ONWARD, Tries, Try, busy
+from gateway.tries import CASCADE, ONWARD, Tries, Try
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
 from gateway.wire.protocol import Adapter
 from gateway.wire.text_size import text_size
@@ -36,14 +45,27 @@ _VALIDATORS: Final = "validators"  # who asks for a person where no rule does
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """One call on its way out: what does not change between its attempts. `going_on`: it asks for the rest of a half answer."""
+    """One call on its way out: what does not change between its attempts. `deadlines` are the route's, as its client waits.
+
+    `going_on`: it asks for the rest of a half answer.
+    """
 
     case: Progress
     call: Call
     route: Route
+    deadlines: Deadlines
     tries: Tries
     snapshot: Snapshot
     going_on: bool = False
+
+
+class NotAccepted(AttemptFailed):
+    """A cascade goes on from this answer, which is given all the same where nobody has another one."""
+
+    def __init__(self, answer: Answered, reply: Reply) -> None:
+        super().__init__(NOT_ACCEPTED, "the answer is not what the cascade accepts", retryable=False)
+        self.answer = answer
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +88,32 @@ class Dispatcher:
             ApprovalUnavailable: no answer was what the route asks for, and a person was to look.
         """
         trying = self._start(errand, first)
+        kept: Answered | None = None  # of a cascade: not what was wished for, and better than nothing
         while True:
             try:
                 return await self._either(errand, trying)
+            except NotAccepted as wish:
+                failure: AttemptFailed = wish
+                kept = wish.answer
             except AttemptFailed as error:
                 failure = error
-            errand.tries.failed(trying.to, trying.made, failure)
-            further, short = await self._further(errand, "cascade" if failure.cause == NOT_ACCEPTED else "fallback")
+            except UpstreamRejected:
+                if kept is None:
+                    raise
+                return kept
+            errand.tries.failed(trying.to, failure)
+            further, short = await self._further(errand, CASCADE if failure.cause == NOT_ACCEPTED else "fallback")
             if further is None:
+                if kept is not None:
+                    return kept
+                if isinstance(short, BudgetExceeded):
+                    errand.case.account = short.account
                 raise short or _exhausted(errand, failure) from failure
             trying = further
 
     async def resume(self, errand: Errand, broken: Trying, failure: AttemptFailed) -> Source | None:
         """Have a target go on with a stream that broke off; `errand.call` asks for that. None where nobody does."""
-        errand.tries.onward(broken.to, broken.made, failure)
+        errand.tries.onward(broken.to, failure)
         while (further := (await self._further(errand, ONWARD))[0]) is not None:
             try:
                 got = await self._try(errand, further)
@@ -102,28 +136,31 @@ class Dispatcher:
         """Put a further attempt's intent on disk and its money aside; the error where that does not reach."""
         target, spending = tried.to.target, case.spending
         answer = await self.journal.dispatch(DispatchIntent(
-            call_id=case.id, n=case.begun_attempts + 1, target=target, started_ns=self.clock.now_ns(), waited_s=tried.waited_s,
+            call_id=case.id, n=case.next_n, target=target, started_ns=self.clock.now_ns(), waited_s=tried.waited_s,
             need=spending.need(tried.to) if spending else None, spent_nusd=case.spent_nusd))
         if isinstance(answer, Short):
-            case.account = answer.holding.account.name
             return refusal(answer, str(target))
         if spending is not None:
             spending.granted = answer
         return None
 
     def _start(self, errand: Errand, tried: Try) -> Trying:
-        errand.tries.under_way()
+        errand.tries.under_way(tried)
         case = errand.case
         return case.start_attempt(Trying(
-            case.begun_attempts + 1, tried.to, self.clock.now_ns(), tried.made, tried.waited_s, sent=False, why=tried.why,
-            breaker=tried.permit.state, retries_left=tried.retries_left, ended=partial(self._ended, errand, tried.permit)))
+            case.next_n, tried.to, self.clock.now_ns(), tried.waited_s, sent=False, why=tried.why,
+            breaker=tried.permit.state, retries_left=tried.retries_left, permit=tried.permit, ended=partial(self._ended, errand)))
 
-    def _ended(self, errand: Errand, permit: Permit, attempt: Attempt, failure: AttemptFailed | None) -> None:
-        deadlines = errand.route.deadlines
+    def _ended(self, errand: Errand, trying: Trying, attempt: Attempt, failure: AttemptFailed | None) -> None:
+        deadlines = errand.deadlines
         brief = attempt.ended_ns - attempt.started_ns < deadlines.total_s * 1e9 / 2
-        hurried = attempt.cause == "timeout:total" and (deadlines.hurried or brief)  # its time was up before it had its chance
+        # Time that was up before it had its chance, or in the middle of an answer, which is as long as was asked for and no faster than it
+        # is read, says nothing of a target.
+        hurried = attempt.cause == "timeout:total" and (deadlines.hurried or brief or attempt.first_byte_ns is not None)
         streamed = errand.call.stream or errand.call.operation == OPERATION
-        self.breakers.ended(permit, ended_of(attempt, failure.retry_after_s if failure else None, streamed=streamed, hurried=hurried))
+        if trying.permit is not None:
+            ended = ended_of(attempt, failure.retry_after_s if failure else None, streamed=streamed, hurried=hurried)
+            self.breakers.ended(trying.permit, ended)
 
     async def _either(self, errand: Errand, trying: Trying) -> Answered:
         """One attempt, and another one beside it where the route says so and it is slow. Raises what `_try` does, where neither answers."""
@@ -139,30 +176,31 @@ class Dispatcher:
             won = await _first_answer(racing)
             return won.result()
         finally:
-            await self._drop(errand.case, racing, won)
+            self._drop(errand.case, racing, won)  # nothing is waited for: who is cancelled here would leave the winner to nobody
 
     async def _beside(self, errand: Errand, trying: Trying) -> Trying | None:
-        tried = await errand.tries.beside(trying.to, trying.made)
+        """An attempt beside one that is slow; None where it cannot be had, for whatever reason: nobody depends on it."""
+        tried = await errand.tries.beside(trying.to)
         if tried is None:
             return None
-        if await self._record_intent(errand.case, tried) is not None:
+        try:
+            short: CallError | None = await self._record_intent(errand.case, tried)
+        except StoreUnavailable as error:
+            errand.case.lost += 1  # it may be on record: nobody else takes its number
+            short = error
+        if short is not None:
             errand.tries.close()
             return None
         return self._start(errand, tried)
 
-    async def _drop(self, case: Progress, racing: Mapping[asyncio.Task[Answered], Trying], won: asyncio.Task[Answered] | None) -> None:
+    def _drop(self, case: Progress, racing: Mapping[asyncio.Task[Answered], Trying], won: asyncio.Task[Answered] | None) -> None:
         """End what did not win. Where nothing did, because the call is over, its end is that of all of them."""
-        losers = [task for task in racing if task is not won]
-        for task in losers:
-            task.cancel()
-        await asyncio.gather(*losers, return_exceptions=True)
-        if won is None:
-            return
-        for task in losers:
-            if not task.cancelled() and task.exception() is None and not isinstance(got := task.result(), Reply):
-                got.abort()
-            late = AttemptFailed("hedged", "another attempt answered first", retryable=False)
-            case.end_attempt(racing[task], AttemptEnd.CANCELLED, ended_ns=self.clock.now_ns(), failure=late)
+        for task, trying in racing.items():
+            if task is not won:
+                let_go(task)
+                late = AttemptFailed("hedged", "another attempt answered first", retryable=False)
+                if won is not None:
+                    case.end_attempt(trying, AttemptEnd.CANCELLED, ended_ns=self.clock.now_ns(), failure=late)
 
     async def _try(self, errand: Errand, trying: Trying) -> Answered:
         """One attempt. Its end goes on record here, unless it is an open stream: then whoever relays that records it."""
@@ -172,6 +210,10 @@ class Dispatcher:
             if streams:
                 return await self._streamed(errand, trying)
             status, reply = await self._plain(errand, trying)
+        except NotAccepted as wish:  # its provider has done its work
+            case.finish_reasons = tuple(map(self.scrub, wish.reply.finish_reasons))
+            case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), failure=wish, status=wish.status)
+            raise
         except AttemptFailed as failure:
             failure.scrub(self.scrub)
             case.end_attempt(trying, AttemptEnd.FAILED, ended_ns=self.clock.now_ns(), failure=failure)
@@ -186,7 +228,7 @@ class Dispatcher:
 
     async def _plain(self, errand: Errand, trying: Trying) -> tuple[int, Reply]:
         provider = errand.snapshot.providers[trying.to.target.provider]
-        deadlines = errand.route.deadlines
+        deadlines = errand.deadlines
         answer = await self._head(errand, trying, provider, deadlines)
         try:
             trying.first_byte_ns = self.clock.now_ns()
@@ -197,12 +239,12 @@ class Dispatcher:
         receipt = trying.receipt
         receipt.answered, receipt.text_bytes = True, text_size(reply.body)
         receipt.usage, receipt.usage_bytes = reply.usage, receipt.text_bytes
-        await _check(errand, trying, reply)
+        await _check(errand, trying, reply, reply)
         return answer.status, reply
 
     async def _streamed(self, errand: Errand, trying: Trying) -> Source:
         provider = errand.snapshot.providers[trying.to.target.provider]
-        deadlines = errand.route.deadlines
+        deadlines = errand.deadlines
         stream: LiveStream | None = None
         begun = False
         try:
@@ -212,19 +254,20 @@ class Dispatcher:
                 stream = LiveStream(answer, decoder, trying.receipt, Limits(deadlines.idle_s, provider.max_answer), self.clock)
                 await stream.begin(2 * deadlines.first_token_s)  # the deadline around it is the one that counts
             trying.first_byte_ns = self.clock.now_ns()
+            if trying.permit is not None:
+                trying.permit = self.breakers.begun(trying.permit, (trying.first_byte_ns - trying.started_ns) / 1e9)
             if errand.route.checks is None:
                 begun = True
                 return stream
             held, reply = await hold(stream, meter_of(errand.case, trying, self.budgets))
-            await _check(errand, trying, reply)
-            begun = True
+            begun = True  # at its end: whoever shows it takes what comes after
+            await _check(errand, trying, held, reply)
         except TimeoutError as error:
             told = f"nothing was said within {deadlines.first_token_s:g} s"
             raise AttemptFailed("timeout:first_token", told, retryable=True) from error
         finally:
             if stream is not None and not begun:
                 stream.abort()
-        await stream.to_end()
         return held
 
     async def _head(self, errand: Errand, trying: Trying, provider: Provider, deadlines: Deadlines) -> HttpAnswer:
@@ -259,17 +302,33 @@ def _decoded(adapter: Adapter | ToolAdapter, call: Call, answer: HttpAnswer, bod
     return adapter.decode(answer.status, answer.headers, body) if isinstance(adapter, ToolAdapter) else adapter.decode(call, body)
 
 
-async def _check(errand: Errand, trying: Trying, reply: Reply) -> None:
-    """Raise `AttemptFailed` for an answer that is not what the route asks for; of a cascade, while there is another target to ask."""
+async def _check(errand: Errand, trying: Trying, answer: Answered, reply: Reply) -> None:
+    """Raise `AttemptFailed` for an answer that is not what the route asks for; of a cascade, while there is another target to ask.
+
+    `reply` is the answer as a whole.
+    """
     checks = errand.route.checks
     if checks is None:
         return
     look = partial(checks.fault, reply, str(trying.to.target), accepting=errand.tries.others)
     fault = await asyncio.to_thread(look) if trying.receipt.text_bytes >= LARGE else look()
+    if fault is not None and not isinstance(answer, Reply):
+        answer.abort()  # all of it has been read
     if fault == NOT_ACCEPTED:
-        raise AttemptFailed(fault, "the answer is not what the cascade accepts", retryable=False)
+        raise NotAccepted(answer, reply)
     if fault is not None:
         raise AttemptFailed(fault, "the answer is not what the route asks for", retryable=True)
+
+
+def let_go(work: asyncio.Future[Answered]) -> None:
+    """End work whose answer nobody waits for any more; where it has one all the same, its provider stops at once."""
+    work.cancel()
+    work.add_done_callback(_abort_answer)
+
+
+def _abort_answer(work: asyncio.Future[Answered]) -> None:
+    if not work.cancelled() and work.exception() is None and not isinstance(got := work.result(), Reply):
+        got.abort()
 
 
 async def _first_answer(racing: Mapping[asyncio.Task[Answered], Trying]) -> asyncio.Task[Answered]:
@@ -281,7 +340,7 @@ async def _first_answer(racing: Mapping[asyncio.Task[Answered], Trying]) -> asyn
             if task.exception() is None or not isinstance(task.exception(), AttemptFailed):
                 return task
         if not left:
-            return next(iter(racing))
+            return next((task for task in racing if isinstance(task.exception(), NotAccepted)), next(iter(racing)))
 
 
 async def _error_page(answer: HttpAnswer) -> bytes:
@@ -297,7 +356,7 @@ def _exhausted(errand: Errand, failure: AttemptFailed) -> CallError:
     """The one error for a call that no target answered."""
     attempts = errand.case.attempts
     if failure.retryable and all(attempt.cause == "status:429" for attempt in attempts):
-        return busy(errand.tries.rest_s())
+        return errand.tries.resting()
     if errand.route.approve and failure.cause.startswith("check:"):
         return ApprovalUnavailable("No target gave an answer that is what this route asks for, and nobody can be asked to look at it here.",
                                    rule=_VALIDATORS)

@@ -7,12 +7,10 @@ counted where there is none, and is never the caller's business.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Coroutine
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from gateway.call import AttemptEnd, Call, Outcome, Reply
-from gateway.core.breaker import Ended
 from gateway.core.classify import answered, digest, question, text_of
 from gateway.core.decision import Denied
 from gateway.core.order import Placed, Plan
@@ -22,12 +20,12 @@ from gateway.dispatch import Dispatcher, Errand
 from gateway.errors import AttemptFailed, CallError, InternalError, LockgateError, Overloaded, PriceUnknown, UpstreamFailed, UpstreamTimeout
 from gateway.meter import meter_of
 from gateway.progress import Progress, Tally
-from gateway.relay import Source
+from gateway.relay import Source, let_rest
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
 from gateway.spending import Spending, spending_of
 from gateway.tools import OPERATION
-from gateway.tries import Pursuit, Tries, Try
+from gateway.tries import LEASE_S, UNUSED, Pursuit, Tries, Try
 from gateway.wire.assemble import Assembler
 from gateway.wire.strict_json import dumps
 
@@ -38,10 +36,7 @@ CLASSIFIER: Final = "classifier"
 _MOST_MIRRORS: Final = 100  # under way at a time: a slow one must not fill the process
 _MOST_QUESTIONS: Final = 1000
 _MOST_REMEMBERED: Final = 10_000
-_LEASE_S: Final = 5.0  # past an errand's last moment, for its end to be told
 _ONCE: Final = Retry(1, 0.0, 0.0, 0.0, 0.0)
-_UNUSED: Final = Ended("neutral", "unused")
-_REST_S: Final = 1.0
 
 
 class NotMadeError(Exception):
@@ -156,7 +151,7 @@ class Errands:
         body = question(classifier, text)
         made.call = asked = replace(call, id=made.id, operation="chat", body=body, stream=False, size=len(dumps(body)))
         limit_s = classifier.deadline_s
-        alone = _alone(route.name, asked, classifier.to, Deadlines(limit_s, limit_s, limit_s, limit_s, limit_s))
+        alone = _alone(route.name, asked, classifier.to, Deadlines(limit_s, limit_s, limit_s, limit_s, limit_s, hurried=True))
         return Own(CLASSIFIER, made, asked, alone, snapshot, spending_of(asked, alone, body, self._dispatcher.scrub))
 
     async def _ask(self, own: Own, classifier: Classifier, key: bytes) -> Word:
@@ -227,21 +222,21 @@ class Errands:
         """
         case, to, total_s = own.case, own.route.targets[0], own.route.deadlines.total_s
         breakers = self._pursuit.breakers
-        permit = await breakers.admit(to, case.id, lease_s=total_s + _LEASE_S)
+        permit = await breakers.admit(to, case.id, lease_s=total_s + LEASE_S)
         if permit is None:
             raise NotMadeError("breaker")
         try:
             await self._begin(own)
             plan = Plan("priority", (Placed(to, own.kind, breakers.condition(to)),))
             tries = Tries(self._pursuit, case.id, own.route, plan, RetryBudget(0.0, 0.0), self._pursuit.clock.monotonic() + total_s)
-            got = await self._dispatcher.send(Errand(case, own.call, own.route, tries, own.snapshot), Try(to, permit, 1))
+            got = await self._dispatcher.send(Errand(case, own.call, own.route, own.route.deadlines, tries, own.snapshot), Try(to, permit))
             if isinstance(got, Reply):
                 return got
             await self._read(case, got)
             return None
         finally:
             if not case.begun_attempts:
-                breakers.ended(permit, _UNUSED)
+                breakers.ended(permit, UNUSED)
 
     async def _begin(self, own: Own) -> None:
         try:
@@ -278,7 +273,7 @@ class Errands:
                 source.abort()
         case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=self._pursuit.clock.now_ns(), status=source.status)
         if ended:
-            self._own(_let_go(source))
+            self._own(let_rest(source))
 
     def _own(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
         task = asyncio.get_running_loop().create_task(work)
@@ -295,10 +290,3 @@ class Errands:
 def _alone(name: str, call: Call, to: RouteTarget, deadlines: Deadlines) -> Route:
     """A route to one target, which is asked once."""
     return Route(name, frozenset({call.operation}), (to,), deadlines, _ONCE)
-
-
-async def _let_go(source: Source) -> None:
-    """Take what comes after the last event, so that the connection can be used again; for a moment."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_REST_S):
-            await source.to_end()

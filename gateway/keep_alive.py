@@ -10,6 +10,7 @@ from gateway.errors import ClientGone
 
 _LOOKS: Final = 8  # how often a stream is looked at while it may be silent
 _SHORTEST_S: Final = 0.02
+_LONGEST_S: Final = 0.25  # a stream that is added meanwhile may have less patience than those before it
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +79,7 @@ class KeepAlive:
         """Look after the lines while there are any."""
         try:
             while self._lines:
-                await self._clock.sleep(max(min(line.every_s for line in self._lines) / _LOOKS, _SHORTEST_S))
+                await self._clock.sleep(min(max(min(line.every_s for line in self._lines) / _LOOKS, _SHORTEST_S), _LONGEST_S))
                 now_s = self._clock.monotonic()
                 for line in self._lines:
                     line.look(now_s)

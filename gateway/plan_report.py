@@ -75,8 +75,8 @@ def _call(routing: Routing, route: Route, name: str, asked: Asked) -> Call:
     operation = asked.operation or next((each for each in OPERATIONS if each in route.operations), "")
     size = len(dumps(dict(asked.body))) if asked.size is None else asked.size
     origin = Origin(session=asked.session, tags=asked.tags, user=asked.user or None)
-    return Call(routing.ids.call_id(), asked.principal, "", operation, name, asked.body, asked.stream, size, routing.clock.now_ns(), origin,
-                asked.user)
+    return Call(routing.ids.call_id(), asked.principal, "", operation, route.name, asked.body, asked.stream, size, routing.clock.now_ns(),
+                origin, asked.user, name)
 
 
 def _target(each: Placed | Passed, cost_nusd: int | None) -> JsonObject:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Final
 
+from gateway.breakers import Permit
 from gateway.call import Attempt, AttemptEnd, Call, CallRecord, JsonObject, Origin, Outcome, Principal, ToolUse, Usage
 from gateway.core.decision import Decision, Denied, Limit, reasons_json, strictest, verdict_json
 from gateway.core.estimate import BYTES_OF_A_TOKEN, estimated_usage
@@ -63,14 +64,14 @@ class Trying:
     n: int
     to: RouteTarget
     started_ns: int
-    made: int = 1  # tries of this target, this one included
     waited_s: float = 0.0
     units: int | None = None
     sent: bool = True
     why: str = ""
     breaker: str = "closed"
     retries_left: float | None = None
-    ended: Callable[[Attempt, AttemptFailed | None], None] | None = None
+    permit: Permit | None = None  # its target's breaker's
+    ended: "Callable[[Trying, Attempt, AttemptFailed | None], None] | None" = None
     first_byte_ns: int | None = None
     receipt: Receipt = field(default_factory=Receipt)
 
@@ -116,6 +117,7 @@ class Progress:
     answered: bool = False  # a provider has answered: from here on rules judge what came back
     withheld: bool = False  # a rule keeps the answer from the client
     open: list[Trying] = field(default_factory=list)  # attempts under way: one, or two beside each other
+    lost: int = 0  # numbers of attempts of which nobody knows whether they are on record; none of them was made
     attempts: list[Attempt] = field(default_factory=list)
     limits: list[tuple[Limit, str]] = field(default_factory=list)  # rates that the call takes, each with the tool it is about, if any
     spending: Spending | None = None
@@ -157,6 +159,11 @@ class Progress:
     def begun_attempts(self) -> int:
         """How many attempts there were so far, those under way included."""
         return len(self.attempts) + len(self.open)
+
+    @property
+    def next_n(self) -> int:
+        """The number of the next attempt."""
+        return self.begun_attempts + self.lost + 1
 
     def start_attempt(self, trying: Trying) -> Trying:
         """An attempt is about to be sent, with what was granted for it."""
@@ -200,7 +207,7 @@ class Progress:
             why=trying.why, breaker=trying.breaker, retries_left=trying.retries_left, largest_gap_s=receipt.largest_gap_s)
         self.attempts.append(attempt)
         if trying.ended is not None:
-            trying.ended(attempt, failure)
+            trying.ended(trying, attempt, failure)
 
     @property
     def delivering(self) -> Attempt | None:

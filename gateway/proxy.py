@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -36,7 +37,7 @@ from gateway.keep_alive import KeepAlive
 from gateway.keyring import ANONYMOUS, KeyRing
 from gateway.origin import read_origin
 from gateway.progress import Progress
-from gateway.relay import Client, Source
+from gateway.relay import Client, Source, let_rest
 from gateway.routing import Routing
 from gateway.rulings import Rulings
 from gateway.settle import Settler
@@ -56,7 +57,6 @@ from gateway.wire.strict_json import loads
 _CLIENT_CLOSED = 499  # nginx's status for a client that went away; only ever written down, never sent
 _MOST_NAMES = 20
 _STORE_FAILS = "The store cannot be used at the moment, so it cannot be known whether this call is allowed, nor put on record. Try again."
-_REST_S = 1.0
 _DEFECT_S = 5.0  # how long the answer to a defect waits for its record
 
 
@@ -101,29 +101,35 @@ class Proxy:
 
     async def handle(self, case: Progress, snapshot: Snapshot, arrival: Arrival, client: Client) -> None:
         """The steps of one call, in their order. Whatever this raises, `serve` settles and tells."""
+        loop = asyncio.get_running_loop()
+        arrived_s = loop.time()
         case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing, and waits for nobody
         await self._enter(case, snapshot, arrival)  # a full house does no work; who waits is let in in fair turns
         case.origin = self._origin(arrival)
         case.tool = arrival.tool if arrival.tool and arrival.tool in snapshot.tools else ""
+        asked_s = loop.time()
         body = await arrival.body()
+        sent_s = loop.time() - asked_s
         case.call = call = await _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
-        route = _entitled(snapshot, call.principal, call.route, call.operation)  # before the rules: what a key may not use is not there
+        route = _entitled(snapshot, call.principal, call.asked, call.operation)  # before the rules: what a key may not use is not there
         async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s):
             received = call.body
             call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
             spending = spending_of(call, route, received, self._scrubber.text)
-            route = replace(route, deadlines=shortened(route.deadlines, arrival.headers, stream=call.stream))
-            begun_s = asyncio.get_running_loop().time()
-            async with asyncio.timeout_at(begun_s + _patience_s(route, call)) as limit:
+            begun_s = loop.time()  # the route's time begins now, the client's own when it came; an SDK's once it has sent its body
+            deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s, sent_s=sent_s)
+            async with asyncio.timeout_at(begun_s + min(deadlines.total_s, deadlines.silence_s)) as limit:
                 plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
                 case.plan = plan_json(plan)
-                with self._way(case, snapshot, arrival, client) as way, contextlib.closing(self._pursuit.of(case.id, route, plan)) as tries:
+                with self._way(case, snapshot, arrival, client) as way, contextlib.closing(
+                        self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
                     first = await tries.first()
                     await self.settler.begin(case, call, first.to, snapshot.budgets, spending)  # on disk before anything leaves
                     self.errands.mirror(case, call, route, snapshot)
-                    errand = Errand(case, call, route, tries, snapshot)
+                    errand = Errand(case, call, route, deadlines, tries, snapshot)
+                    heard = partial(limit.reschedule, begun_s + deadlines.total_s)  # from then on the client hears something
                     try:
-                        got = await self._sent(errand, first, way)
+                        got = await self._sent(errand, first, way, heard)
                     except (UpstreamRejected, UpstreamFailed) as refusal:
                         await self._rulings.rejected(case, snapshot, call, refusal)
                         raise
@@ -131,7 +137,7 @@ class Proxy:
                     if isinstance(got, Reply):
                         got = await self._rulings.reply(case, snapshot, call, got)
                     elif way is not None:
-                        limit.reschedule(begun_s + route.deadlines.total_s)  # from here on the client hears something
+                        heard()
                         got, rest = await self._streaming.relay(errand, got, way)
             if isinstance(got, Reply):  # settled before the answer's last byte, and outside the deadline: the provider has done its work
                 await self._answer(case, call, arrival.dialect, client, got)
@@ -251,9 +257,9 @@ class Proxy:
         finally:
             way.close(self.keep_alive)
 
-    async def _sent(self, errand: Errand, first: Try, way: Way | None) -> Answered:
+    async def _sent(self, errand: Errand, first: Try, way: Way | None, heard: Callable[[], None]) -> Answered:
         sending = self._dispatcher.send(errand, first)
-        return await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending))
+        return await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending, heard))
 
     async def _end_stream(self, case: Progress, client: Client, stream: Source, rest: bytes) -> None:
         case.end_attempts(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.status)
@@ -263,12 +269,14 @@ class Proxy:
                 await client.end(rest + case.encoder.comment(closing_figures(case)) + case.encoder.end())
         finally:
             if not case.cut_short:
-                self.settler.own(_rest_of(stream))
+                self.settler.own(let_rest(stream))
 
     async def _tell(self, case: Progress, error: CallError, dialect: Dialect, client: Client) -> None:
         """Settle a call that ended with an error, then give the client that error in its own dialect."""
         outcome = case.outcome_of_failure
-        case.end_attempts(AttemptEnd.REJECTED, ended_ns=self._clock.now_ns(), message=error.message)  # one that could not even be written
+        for trying in tuple(case.open):  # one that could not even be written, or one whose provider works for nobody any more
+            end = AttemptEnd.CANCELLED if trying.sent else AttemptEnd.REJECTED
+            case.end_attempt(trying, end, ended_ns=self._clock.now_ns(), message=error.message)
         try:
             if isinstance(error, StoreUnavailable):
                 raise error
@@ -286,20 +294,6 @@ class Proxy:
         self.settler.settle_later(case, Outcome.CANCELLED, _CLIENT_CLOSED, gone)
 
 
-def _patience_s(route: Route, call: Call) -> float:
-    """How long a call may take until its answer, or the first of a streamed one, is there."""
-    return min(route.deadlines.total_s, route.deadlines.silence_s) if call.stream else route.deadlines.total_s
-
-
-async def _rest_of(stream: Source) -> None:
-    """Take what is left of an answer whose last event has come, so that its connection can be used again. Gives up after a second."""
-    try:
-        async with asyncio.timeout(_REST_S):
-            await stream.to_end()
-    except TimeoutError:
-        stream.abort()
-
-
 async def _read_call(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -> Call:
     if len(body) < LARGE:
         return _parsed(case, arrival, body, snapshot)
@@ -313,8 +307,10 @@ def _parsed(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -
     if arrival.tool is not None:  # before its schema has a word to say: to others it does not exist
         _entitled(snapshot, case.principal, arrival.tool, arrival.operation)
     ask = arrival.dialect.read(arrival.operation, parsed)
+    known = snapshot.routes.get(ask.route)
     return Call(
-        id=case.id, principal=case.principal, dialect=arrival.dialect.name, operation=arrival.operation, route=ask.route,
+        id=case.id, principal=case.principal, dialect=arrival.dialect.name, operation=arrival.operation,
+        route=known.name if known is not None else ask.route, asked=ask.route,
         body=parsed, stream=ask.stream, size=len(body), received_ns=case.received_ns, origin=case.origin,
         user=case.origin.user or ask.user,
     )

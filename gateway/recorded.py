@@ -150,7 +150,7 @@ def _call(call: DecidedCall) -> tuple[Call, dict[str, str]]:
     return Call(
         id=call.id, principal=call.principal, dialect=call.dialect, operation=call.operation, route=call.route,
         body=_UNREADABLE if why else body, stream=call.stream, size=seen.get("request.size", 0), received_ns=call.received_ns,
-        origin=call.origin,
+        origin=call.origin, asked=named if isinstance(named := body.get("model"), str) else "",
     ), unknown
 
 

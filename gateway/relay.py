@@ -1,5 +1,6 @@
 """Streamed answers on their way to the client: where events come from, what they pass through, back-pressure from the client's socket."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from gateway.upstream.protocol import HttpAnswer
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event, StreamDecoder
 
+_REST_S: Final = 1.0
 _MOST_UNSAID: Final = 64  # events before the first that says something
 
 
@@ -82,7 +84,7 @@ class Limits:
 class LiveStream:
     """A streamed answer as it comes. What it brings is noted in the receipt of its attempt."""
 
-    __slots__ = ("_ahead", "_answer", "_clock", "_decoder", "_limits", "_receipt", "_size", "status")
+    __slots__ = ("_ahead", "_answer", "_clock", "_decoder", "_limits", "_quiet_s", "_receipt", "_size", "status")
 
     def __init__(self, answer: HttpAnswer, decoder: StreamDecoder, receipt: Receipt, limits: Limits, clock: Clock) -> None:
         self._answer = answer
@@ -92,28 +94,39 @@ class LiveStream:
         self._clock = clock
         self._size = 0
         self._ahead: deque[Event] = deque()
+        self._quiet_s: float | None = None  # since when no event has come; bytes that make none do not count
         self.status = answer.status
 
     async def begin(self, timeout_s: float) -> None:
         """Wait for the first event that says something: until then another target may still answer unseen. Raises `AttemptFailed`."""
-        while len(self._ahead) < _MOST_UNSAID:
+        said = False
+        while not said:
             event = self._next() or await self._read(timeout_s)
             if event is None:
                 continue
-            self._ahead.append(event)
-            if self._receipt.pieces or event.finish_reason or event.done or event.usage:
-                break
+            said = bool(self._receipt.pieces or event.finish_reason or event.done or event.usage)
+            if said or len(self._ahead) < _MOST_UNSAID:  # a server's heartbeat has no end
+                self._ahead.append(event)
         self._receipt.answered = True
 
     def take(self) -> Event | None:
         return self._ahead.popleft() if self._ahead else self._next()
 
     async def more(self) -> None:
-        since_s = self._clock.monotonic()
-        last = await self._read(self._limits.idle_s)
+        now_s, idle_s = self._clock.monotonic(), self._limits.idle_s
+        quiet_s = self._quiet_s = now_s if self._quiet_s is None else self._quiet_s
+        left_s = quiet_s + idle_s - now_s
+        if left_s <= 0:
+            raise AttemptFailed("timeout:idle", f"bytes came, and nothing was said within {idle_s:g} s", retryable=True)
+        try:
+            last = await self._read(left_s)
+        except AttemptFailed as failure:
+            if failure.cause != "timeout:idle":
+                raise
+            raise AttemptFailed(failure.cause, f"nothing was said within {idle_s:g} s", retryable=True) from failure
         if last is not None:
             self._ahead.append(last)
-        gap_s = self._clock.monotonic() - since_s
+        gap_s = self._clock.monotonic() - quiet_s
         if self._receipt.largest_gap_s is None or gap_s > self._receipt.largest_gap_s:
             self._receipt.largest_gap_s = gap_s
 
@@ -132,6 +145,7 @@ class LiveStream:
     def _next(self) -> Event | None:
         event = self._decoder.next_event()
         if event is not None:
+            self._quiet_s = None
             self._receipt.meter(event)
         return event
 
@@ -152,10 +166,14 @@ class LiveStream:
 
 @dataclass(slots=True)
 class HeldStream:
-    """A streamed answer that was read to its end before any of it is shown."""
+    """A streamed answer that was read to its end before any of it is shown; `live` is what it came from."""
 
-    status: int
+    live: LiveStream
     events: deque[Event]
+
+    @property
+    def status(self) -> int:
+        return self.live.status
 
     def take(self) -> Event | None:
         return self.events.popleft() if self.events else None
@@ -164,10 +182,10 @@ class HeldStream:
         raise AttemptFailed("cut", "the stream ended before its end", retryable=False)
 
     def abort(self) -> None:
-        """Nothing: the provider has done its work."""
+        self.live.abort()
 
     async def to_end(self) -> None:
-        """Nothing is left."""
+        await self.live.to_end()
 
 
 async def hold(stream: LiveStream, meter: Meter | None) -> tuple[HeldStream, Reply]:
@@ -195,7 +213,7 @@ async def hold(stream: LiveStream, meter: Meter | None) -> tuple[HeldStream, Rep
     body = whole.body()
     if body.get("lockgate_truncated"):
         raise AttemptFailed("too_large", "the answer is too long to be held and looked at as a whole", retryable=False)
-    return HeldStream(stream.status, events), Reply(body, usage, tuple(reasons))
+    return HeldStream(stream, events), Reply(body, usage, tuple(reasons))
 
 
 @dataclass(slots=True)
@@ -259,3 +277,12 @@ async def relay(source: Source, outlet: Outlet, writer: Writer) -> bytes:
         if data := b"".join(ready):
             await writer.write(data)
         await source.more()
+
+
+async def let_rest(source: Source) -> None:
+    """Take what is left of an answer whose last event has come, so that its connection can be used again. Gives up after a second."""
+    try:
+        async with asyncio.timeout(_REST_S):
+            await source.to_end()
+    except TimeoutError:
+        source.abort()

@@ -9,7 +9,7 @@ from gateway.answer import answer_headers
 from gateway.call import AttemptEnd, Call
 from gateway.clock import Clock
 from gateway.continuation import Heard, Onward
-from gateway.dispatch import Answered, Dispatcher, Errand
+from gateway.dispatch import Answered, Dispatcher, Errand, let_go
 from gateway.errors import AttemptFailed, CallError, InternalError, StoreUnavailable, UpstreamFailed, UpstreamTimeout
 from gateway.keep_alive import KeepAlive, Line
 from gateway.meter import meter_of
@@ -70,19 +70,24 @@ class Streaming:
     scrub: Callable[[str], str]
     scrub_bytes: Callable[[bytes], bytes] = field(repr=False)
 
-    async def early(self, errand: Errand, way: Way, answer: Awaitable[Answered]) -> Answered:
-        """Wait for an answer; where it takes too long for whoever listens in between, the stream begins with a comment."""
+    async def early(self, errand: Errand, way: Way, answer: Awaitable[Answered], begun: Callable[[], None]) -> Answered:
+        """Wait for an answer; where it takes too long for whoever listens in between, the stream begins with a comment, and `begun` hears
+        of it.
+        """
         waiting = asyncio.ensure_future(answer)
+        given = False
         try:
             done, _ = await asyncio.wait({waiting}, timeout=errand.route.early_s)
             if not done:
                 await way.open(self.keep_alive)
+                begun()
                 await way.write(way.encoder.comment(_WAITING))
-            return await waiting
+            await asyncio.wait({waiting})
+            given = True
+            return waiting.result()
         finally:
-            if not waiting.done():
-                waiting.cancel()
-                await asyncio.wait({waiting})
+            if not given:
+                let_go(waiting)
 
     async def relay(self, errand: Errand, source: Source, way: Way) -> tuple[Source, bytes]:
         """Relay a stream; returns the one that ended it, and the bytes that go out with the end.
@@ -101,14 +106,14 @@ class Streaming:
             heard = Heard() if errand.route.continues and Heard.can(errand.call) else None
             outlet = Outlet(gate, tally, lambda event: self.scrub_bytes(way.encoder.event(event)), heard=heard.add if heard else None)
             while True:
-                trying = _under_way(case)
-                outlet.meter = meter_of(case, trying, self.budgets)
+                trying = case.trying  # none where a cascade gives an answer that it went on from: that one is paid for
+                outlet.meter = meter_of(case, trying, self.budgets) if trying is not None else None
                 try:
                     rest = await relay(source, outlet, way)
                     break
                 except AttemptFailed as failure:
                     source = await self._onward(errand, trying, source, heard, failure)
-            if outlet.meter is not None and outlet.cut_short:
+            if trying is not None and outlet.cut_short:
                 rest += await self._cut_short(case, trying, source, outlet)
             ended = True
         except StoreUnavailable:  # more money could not be asked for
@@ -124,12 +129,13 @@ class Streaming:
                 source.abort()  # the provider stops working, and billing, at once
         return source, rest
 
-    async def _onward(self, errand: Errand, broken: Trying, source: Source, heard: Heard | None, failure: AttemptFailed) -> Source:
+    async def _onward(self, errand: Errand, broken: Trying | None, source: Source, heard: Heard | None, failure: AttemptFailed) -> Source:
         """Another stream that goes on where this one broke off. Raises `UpstreamFailed` where there is none."""
         failure.scrub(self.scrub)
         source.abort()
-        errand.case.end_attempt(broken, AttemptEnd.CUT, ended_ns=self.clock.now_ns(), failure=failure)
-        if heard is not None and heard.resumable:
+        if broken is not None:
+            errand.case.end_attempt(broken, AttemptEnd.CUT, ended_ns=self.clock.now_ns(), failure=failure)
+        if broken is not None and heard is not None and heard.resumable(errand.call):
             further = await self.dispatcher.resume(heard.onward(errand), broken, failure)
             if further is not None:
                 return Onward(further, heard.head)
@@ -142,9 +148,3 @@ class Streaming:
         source.abort()
         meter = outlet.meter
         return b"" if meter is None else await outlet.end(meter.last(trying.receipt.stated or case.estimated_so_far(trying)))
-
-
-def _under_way(case: Progress) -> Trying:
-    if case.trying is None:
-        raise InternalError("A stream is open without an attempt.")
-    return case.trying

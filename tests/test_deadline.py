@@ -7,7 +7,7 @@ from multidict import CIMultiDict
 
 from gateway.core.plan import Deadlines
 from gateway.deadline import shortened, waits_s
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, UpstreamTimeout
 
 USUAL = Deadlines(connect_s=5, headers_s=300, first_token_s=120, idle_s=60, total_s=600)
 
@@ -62,3 +62,14 @@ def test_who_waits_for_its_turn_waits_no_longer_than_it_says():
     assert waits_s(headers) == 0.95
     assert waits_s({}) is None
     assert waits_s({"X-Lockgate-Deadline-Ms": "soon"}) is None
+
+
+def test_what_a_call_has_waited_is_taken_off_what_its_client_waits_and_nothing_of_the_routes():
+    """A client that is gone by the time of its answer must not be served, and not be charged."""
+    told = CIMultiDict({"X-Lockgate-Deadline-Ms": "10000", "X-Stainless-Read-Timeout": "100"})
+    assert shortened(USUAL, told, stream=False, used_s=4.0).total_s == 5.5
+    assert shortened(USUAL, told, stream=True, used_s=4.0).silence_s == 95
+    assert shortened(USUAL, CIMultiDict(), stream=False, used_s=4.0).total_s == 600
+    for stream in (False, True):
+        with pytest.raises(UpstreamTimeout, match="was up before"):
+            shortened(USUAL, told, stream=stream, used_s=9.6)

@@ -43,7 +43,7 @@ def test_a_stop_leaves_more_time_than_calls_in_flight_may_take():
     _configuration, pod = yaml.safe_load_all((DEPLOY / "kubernetes-sidecar.yaml").read_text())
     unit = (DEPLOY / "lockgate.service").read_text()
     stops = [service["stop_grace_period"], f"{pod['spec']['terminationGracePeriodSeconds']}s", *re.findall(r"TimeoutStopSec=(\S+)", unit)]
-    assert stops == ["45s"] * 3
+    assert stops == ["80s"] * 3
 
 
 def commands() -> list[list[str]]:

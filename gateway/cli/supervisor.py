@@ -25,7 +25,7 @@ from gateway.telemetry import forget_worker
 from gateway.watch import Watch
 
 _READY_S: Final = 60.0
-_GRACE_S: Final = 25.0  # past the drain time, before a worker is killed: it tells clients, writes records and flushes, each bounded
+_GRACE_S: Final = 40.0  # past the drain time, before a worker is killed: it tells clients, writes records and flushes, each bounded
 _PAUSE_S: Final = 1.0  # between a worker's death and its successor; doubles up to _LONGEST_PAUSE_S while workers die young
 _LONGEST_PAUSE_S: Final = 30.0
 

@@ -137,7 +137,7 @@ def match_keys(question: Question, *, with_tools: bool) -> MatchKeys:
             tools = None
     kinds = ("tool",) if call.operation == "tool" else ("model",)
     return MatchKeys(kinds=kinds, principals=(principal.id, principal.name), teams=(principal.team,), roles=principal.roles,
-                     protocols=(call.dialect,), routes=(call.route,), models=(call.route,), tools=tools)
+                     protocols=(call.dialect,), routes=call.names, models=call.names, tools=tools)
 
 
 # The fact that `match.tools` looks at.
@@ -164,14 +164,14 @@ FACTS: Final[tuple[Fact, ...]] = (
          '!("admin" in principal.roles)', lambda asked: list(asked.call.principal.roles)),
     Fact("protocol", "string", PHASES, "The dialect that the caller speaks.",
          'protocol == "openai"', lambda asked: asked.call.dialect),
-    Fact("route", "string", PHASES, "The public name that the caller asked for.",
+    Fact("route", "string", PHASES, "The route's own name, whatever alias of it the caller asked for.",
          'route == "fast"', lambda asked: asked.call.route),
-    Fact("model", "string", PHASES, "The model that the caller asked for: the same as `route`.",
+    Fact("model", "string", PHASES, "The same as `route`.",
          'model.glob("gpt-*")', lambda asked: asked.call.route),
     Fact("request.operation", "string", PHASES, "`chat`, `completions`, `embeddings`, or `tool` for an HTTP tool.",
          'request.operation == "chat"', lambda asked: asked.call.operation),
-    Fact("request.model", "string", PHASES, "The model's name in the body; for model calls the same as `route`.",
-         'request.model.endsWith("-preview")', lambda asked: asked.call.route),
+    Fact("request.model", "string", PHASES, "The model's name as the caller wrote it: where a route has aliases it may be one of them.",
+         'request.model.endsWith("-preview")', lambda asked: asked.call.asked or asked.call.route),
     Fact("request.stream", "bool", PHASES, "Whether the answer is to be streamed.",
          "!request.stream", lambda asked: asked.call.stream),
     Fact("request.size", "int", PHASES, "The body's length in bytes, as received.",

@@ -51,6 +51,10 @@ class RetryBudget:
         self.left -= 1.0
         return True
 
+    def give_back(self, retry: Retry) -> None:
+        """What was taken was not used."""
+        self.left = min(self.left + 1.0, _most(retry))
+
     def take_hedge(self) -> bool:
         """Take an attempt beside another one; False where there is none."""
         if self.hedges < 1.0:

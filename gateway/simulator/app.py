@@ -53,14 +53,18 @@ class Provider:
             entry.owed = owed(answer, fault)
             return await deliver(request, entry, steps(answer, fault, dialect), self._pacer)
         except asyncio.CancelledError:
-            entry.end = "cut" if self._closing or self.port.refusals != refusals else "client_gone"
+            entry.end = "cut" if self._closing or self._reset_since(refusals) else "client_gone"
             raise
         except ConnectionError:
-            entry.end = "cut" if self.port.refusals != refusals else "client_gone"
+            entry.end = "cut" if self._reset_since(refusals) else "client_gone"
             return web.Response()  # the connection is closed: aiohttp takes note and sends nothing
         finally:
             self._tasks.discard(task)
             self.log.close(entry)
+
+    def _reset_since(self, refusals: int) -> bool:
+        """Whether the port broke the connection off: since that count, or while the request was on its way from the connection here."""
+        return self.port.refusing or self.port.refusals != refusals
 
     async def _consider(self, dialect: Dialect, operation: str, request: web.Request,
                         entry: Entry) -> tuple[Answer, Fault]:

@@ -51,6 +51,9 @@ WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before)
     AND (:part_of IS NULL OR coalesce(plans.part_of, '') = :part_of)
 ORDER BY calls.seq DESC LIMIT :limit
 """  # noqa: S608 - built from constants of this module and `rows.py`
+# The parts of one call are found by their index, not by looking through all calls.
+_LIST_PARTS: Final = _LIST.replace("(:part_of IS NULL OR coalesce(plans.part_of, '') = :part_of)",
+                                   "calls.seq IN (SELECT seq FROM plans WHERE part_of = :part_of AND part_of != '')")
 _ASKED: Final = ("before", "after", "key", "route", "session", "outcome", "rule", "code", "team", "part_of")
 _CALL: Final = f"SELECT seq, {', '.join(CALL_COLUMNS)}, request_encoding, request FROM calls WHERE id = ?"  # noqa: S608 - constants
 _OUTCOME: Final = f"SELECT {', '.join(OUTCOME_COLUMNS)}, response_encoding, response FROM outcomes WHERE seq = ?"  # noqa: S608 - constants
@@ -85,7 +88,7 @@ def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any
     parameters = {name: None if value is None else text(value) for name, value in asked.items()}
     found = []
     width = len(CALL_COLUMNS)
-    for row in connection.execute(_LIST, {**parameters, "limit": max(wanted.limit, 0)}).fetchall():
+    for row in connection.execute(_LIST_PARTS if wanted.part_of else _LIST, {**parameters, "limit": max(wanted.limit, 0)}).fetchall():
         outcome = _row(OUTCOME_COLUMNS, row[width:-5]) if row[width] is not None else None
         verdicts = {"withheld": row[-5], "labels": row[-4]} if row[-5] is not None else None
         rows = CallRows(_row(CALL_COLUMNS, row[:width]), outcome, verdicts, part_of=row[-3] or "")

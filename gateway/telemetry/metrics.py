@@ -99,7 +99,7 @@ SHED: Final = MetricSpec("lockgate_calls_shed_total", "counter", ("reason",),
     "waiting; `early`: its turn would not have come in time; `waited`: it did not come in time; `stopping`: the gateway stops.")
 BREAKER: Final = MetricSpec("lockgate_breaker_state", "gauge", ("target",),
     "The breaker of a target: 0 closed, 1 half open, 2 open; by itself or by hand.")
-TRIPS: Final = MetricSpec("lockgate_breaker_trips_total", "counter", ("target",), "Times that the breaker of a target has opened by itself.")
+TRIPS: Final = MetricSpec("lockgate_breaker_trips_total", "counter", ("target",), "Times that a target's breaker has opened by itself.")
 DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("view",),
     "Views of a call that were not made; its journal row is not concerned. `queue`: too many calls waited, so this one "
     "has no view at all; `log`: the line could not be written; `metrics`: a value could not be counted; `spans`: too "

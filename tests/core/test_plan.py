@@ -1,10 +1,12 @@
 """What rules make of a route."""
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.call import Target
 from gateway.core.decision import Rerouting
-from gateway.core.plan import Deadlines, NowhereError, Retry, Route, RouteTarget, permitted, reroute
+from gateway.core.plan import Classifier, Deadlines, Mirror, NowhereError, Retry, Route, RouteTarget, permitted, reroute
 
 DEADLINES = Deadlines(connect_s=1, headers_s=2, first_token_s=3, idle_s=4, total_s=5)
 
@@ -69,3 +71,10 @@ def test_a_route_that_no_rule_changes_is_as_it_was():
 def test_what_rules_take_out_of_a_route_no_part_of_the_call_may_go_to(reroutings, allowed):
     """A mirror or a classifier is none of the route's targets, and gets the same words."""
     assert permitted(RouteTarget(Target("eu", "m"), None), reroutings) is allowed
+
+
+def test_everything_that_a_route_may_reach_is_known_mirrors_and_classifiers_too():
+    mirror, classifier = RouteTarget(Target("mirror", "m"), None), RouteTarget(Target("small", "m"), None)
+    whole = replace(ASKED, mirrors=(Mirror(mirror, 5.0),), classifier=Classifier(classifier, ("a", "b"), "a", "", 1.0, 1.0))
+    assert [str(to.target) for to in whole.reached] == ["eu/large", "us/large", "us/small", "mirror/m", "small/m"]
+    assert ASKED.reached == ASKED.targets

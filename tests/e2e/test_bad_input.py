@@ -188,14 +188,3 @@ async def test_a_wrong_header_of_ours_is_refused_by_name(house):
     status, error = await post(house, json.dumps(GOOD).encode(), **{"X-Lockgate-Session": "a b"})
     assert status == 400
     assert "X-Lockgate-Session" in error["error"]["message"]
-
-
-async def test_a_full_house_sheds_at_the_door(house):
-    await house.open(config="[server]\nmax_in_flight = 1\n")
-    proxy = house.gateway.app.proxy
-    proxy.in_flight = 1
-    status, error = await post(house, json.dumps(GOOD).encode())
-    proxy.in_flight = 0
-    assert (status, error["error"]["code"]) == (503, "overloaded")
-    status, _ = await post(house, json.dumps(GOOD).encode())
-    assert status == 200

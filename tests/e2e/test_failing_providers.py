@@ -141,9 +141,10 @@ async def test_a_stream_that_stalls_ends_after_the_idle_deadline(house, messages
     await house.open(routes='[[route]]\nname = "r"\n[[route.targets]]\nprovider = "one"\nmodel = "m"\n[route.deadlines]\nidle = "50ms"\n')
     house.one.play(always(stall_after_chunks=3))
     stream = await house.client().chat.completions.create(model="r", messages=messages("words 30"), stream=True)
-    with pytest.raises(openai.APIError):
+    with pytest.raises(openai.APIError) as caught:
         async for _chunk in stream:
             pass
+    assert caught.value.code == "upstream_timeout"
     (row,) = await house.calls()
     assert (await house.call(row["id"]))["attempts"][0]["cause"] == "timeout:idle"
 
@@ -235,3 +236,58 @@ async def test_a_model_without_a_price_has_an_unknown_cost_never_zero(house):
     assert raw.headers["x-lockgate-cost-usd"] == "unknown"
     (row,) = await house.calls()
     assert (row["outcome"], row["cost_usd"]) == ("completed", None)
+
+
+BOTH = """
+[[route]]
+name = "both"
+[[route.targets]]
+provider = "one"
+model = "m"
+continues = true
+[[route.targets]]
+provider = "two"
+model = "m"
+continues = true
+[route.deadlines]
+headers = "300ms"
+idle = "300ms"
+[route.retry]
+attempts = 1
+[route.stream]
+on_failure = "continue"
+"""
+WHOLE = {**{name: fault for name, fault in BEFORE_THE_FIRST_BYTE.items() if name != "a wrong provider key"},
+         "silence": {"hang": True}, "a stall": {"stall_after_chunks": 1}, "a cut": {"cut_after_chunks": 1}}
+
+
+@pytest.mark.parametrize("operation", ["embeddings", "completions"])
+@pytest.mark.parametrize("fault", WHOLE.values(), ids=WHOLE.keys())
+async def test_what_is_true_of_chat_is_true_of_embeddings_and_completions(house, operation, fault):
+    await house.open(routes=BOTH)
+    house.one.play(always(**fault))
+    client = house.client(max_retries=2)
+    if operation == "embeddings":
+        answer = await client.embeddings.create(model="both", input=["a", "b"])
+        assert [len(each.embedding) for each in answer.data] == [1536, 1536]
+    else:
+        assert (await client.completions.create(model="both", prompt="say all is well")).choices[0].text == "all is well"
+    assert (len(house.one.requests), len(house.two.requests)) == (1, 1)
+    (row,) = await house.calls()
+    ends = [(each["target"], each["end"]) for each in (await house.call(row["id"]))["attempts"]]
+    assert ends == [("one/m", "failed"), ("two/m", "succeeded")]
+
+
+@pytest.mark.parametrize("fault", MIDWAY.values(), ids=MIDWAY.keys())
+async def test_a_completion_that_breaks_off_is_gone_on_with_from_its_prompt_and_what_it_said(house, fault):
+    """A prompt is what a model goes on with anyway: its own words are the rest of it."""
+    await house.open(routes=BOTH)
+    house.one.play(always(**fault))
+    stream = await house.client().completions.create(model="both", prompt="words 6", stream=True)
+    said = [chunk.choices[0].text async for chunk in stream if chunk.choices]
+    prompts = [each.requests[0].body["prompt"] for each in (house.one, house.two)]
+    assert prompts == ["words 6", "words 6" + "".join(said[:3])]
+    (row,) = await house.calls()
+    assert row["outcome"] == "completed"
+    whys = [(each["target"], each["why"]) for each in (await house.call(row["id"]))["attempts"]]
+    assert whys == [("one/m", None), ("two/m", "continuation")]

@@ -1,5 +1,6 @@
 """Where calls go, seen from the official client: strategies, rules, canaries, aliases, and answers that a route does not take."""
 
+import json
 from typing import Any
 
 import openai
@@ -90,11 +91,36 @@ async def test_a_canary_gets_its_calls_and_is_backed_up(house, messages):
     assert call["plan"]["order"][0]["why"] == "canary (100 %)"
 
 
-async def test_an_alias_is_asked_like_its_route_and_keeps_its_own_name_on_record(house, messages):
+async def test_an_alias_is_asked_like_its_route_and_the_record_has_the_routes_own_name(house, messages):
     await house.open(routes=routes('aliases = ["gpt-best"]'))
     _text, call = await ask(house, messages, model="gpt-best")
-    assert call["route"] == "gpt-best"
+    assert call["route"] == "r"
+    assert json.loads(call["request"])["model"] == "gpt-best"
     assert "gpt-best" in {model.id async for model in house.client().models.list()}
+
+
+@pytest.mark.parametrize(("rule", "asked"), [
+    ('match = { routes = ["r"] }', "gpt-best"), ('match = { models = ["r"] }', "gpt-best"), ("""when = 'route == "r"'""", "gpt-best"),
+    ("""when = 'model == "r"'""", "gpt-best"), ('match = { models = ["gpt-*"] }', "gpt-best"), ("""when = 'request.model == "gpt-best"'""", "gpt-best"),
+    ('match = { routes = ["r"] }', "r"), ("""when = 'route == "r"'""", "r")])
+async def test_no_name_of_a_route_gets_round_a_rule_that_is_about_it(house, messages, rule, asked):
+    """Whoever adds an alias to a route must not open every rule on it."""
+    await house.open(routes=routes('aliases = ["gpt-best"]'), policies=f'[[rule]]\nid = "no"\neffect = "deny"\nmessage = "no"\n{rule}\n')
+    with pytest.raises(openai.PermissionDeniedError):
+        await ask(house, messages, model=asked)
+
+
+async def test_a_rule_on_a_routes_budget_sees_what_is_booked_under_whatever_name(house, messages):
+    await house.open(routes=routes('aliases = ["gpt-best"]'), config='[budgets.r]\nscope = "route"\nlimit = "1.00"\n', policies="""
+[[rule]]
+id = "spent"
+effect = "deny"
+message = "no"
+when = 'budget.spent["route"] > 0'
+""")
+    await ask(house, messages, model="gpt-best")
+    with pytest.raises(openai.PermissionDeniedError):
+        await ask(house, messages, model="gpt-best")
 
 
 # Rules.

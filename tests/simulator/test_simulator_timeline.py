@@ -39,6 +39,11 @@ def test_a_repeated_time_line_is_always_in_a_step_that_goes_on(lengths, elapsed_
     assert 0 < moment.left_s <= moment.step.for_s
 
 
+def test_a_rounding_error_at_the_end_of_a_round_is_the_beginning_of_the_next():
+    line = Timeline(tuple(TimelineStep(for_s=length) for length in (12.2, 10.4, 25.4)), repeat=True)
+    assert line.at(47.99999999999999) == Moment(line.steps[0], 3, 12.2)
+
+
 def test_no_time_line_is_well_for_ever():
     assert NO_TIMELINE.at(0.0) == Moment(None, 0, None)
     assert not NO_TIMELINE.refuses

@@ -184,6 +184,7 @@ async def test_a_client_that_goes_while_the_next_target_is_asked_stops_that_one(
     (entry,) = await wall.two.finished(1)
     assert (entry.end, (entry.client_gone_ns - gone_ns) / 1e9 < GONE_S) == ("client_gone", True)
     assert (await wall.ask("pair", f"say {TEXT}")).text == TEXT
+    wall.row.saw = "gone; the next call: " + wall.row.saw
     books = await wall.books(exact=False)
     attempts = [[(each["target"], each["cause"] or each["end"]) for each in call["attempts"]] for call in books.calls]
     assert attempts == [[("one/m", "status:503"), ("two/m", "cancelled")], [("one/m", "status:503"), ("two/m", "succeeded")]]
@@ -198,6 +199,7 @@ async def test_a_client_that_goes_while_the_gateway_waits_to_try_again_is_not_tr
     await until(lambda: wall.gateway.running.proxy.in_flight == 1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
+    wall.row.saw = "gone"
     books = await wall.books(exact=True)
     assert (books.call["outcome"], books.attempts, len(wall.one.requests)) == ("cancelled", [("one/m", "status:503")], 1)
 
@@ -220,6 +222,7 @@ async def test_a_client_that_goes_while_another_target_goes_on_stops_that_one(wa
     await asyncio.gather(reading, return_exceptions=True)
     (entry,) = await wall.two.finished(1)
     assert (entry.end, "".join(words).split()) == ("client_gone", TEXT.split()[:8])
+    wall.row.saw = "8 words, then gone"
     books = await wall.books(exact=False)
     assert (books.call["outcome"], books.attempts) == ("cancelled", [("one/m", "reset"), ("two/m", "cancelled")])
 
@@ -361,6 +364,29 @@ async def test_an_sdk_that_waits_less_than_a_stall_lasts_is_kept_waiting(wall):
     assert (seen.text, seen.error) == (TEXT, None)
     assert seen.seconds >= 2.0
     assert (await wall.books(exact=False)).attempts == [("one/m", "timeout:idle"), ("two/m", "succeeded")]
+
+
+@STREAMED
+async def test_an_sdk_that_waits_less_than_the_provider_thinks_is_kept_waiting_where_the_route_begins_early(wall):
+    """What it hears are comments: enough for it to stay until the first token."""
+    wall.scene(7, "first token later than the SDK's read timeout, early")
+    await wall.open(extra='[route.stream]\nearly = "200ms"\n')
+    wall.one.play(always(Fault(delay_first_token_s=2.5)))
+    seen = await wall.ask("pair", f"say {TEXT}", client=wall.client(timeout=1.0, max_retries=0))
+    assert (seen.text, seen.error) == (TEXT, None)
+    assert (await wall.books(exact=True)).attempts == [("one/m", "succeeded")]
+
+
+@STREAMED
+async def test_a_stream_that_begins_early_and_finds_nobody_ends_with_an_error_event(wall):
+    wall.scene(16, "all dead, the stream has begun early")
+    await wall.open(deadlines={"headers": "400ms"}, extra='[route.stream]\nearly = "50ms"\n')
+    for each in (wall.one, wall.two):
+        each.play(always(Fault(hang=True)))
+    seen = await wall.ask("pair", f"say {TEXT}", client=wall.client(max_retries=2))
+    assert (seen.status, seen.code, seen.text) == (None, "upstream_timeout", "")
+    books = await wall.books(exact=False)
+    assert (len(wall.one.requests), books.attempts) == (1, [("one/m", "timeout:headers"), ("two/m", "timeout:headers")])
 
 
 @PLAIN

@@ -179,7 +179,8 @@ CONTINUE = '[route.stream]\non_failure = "continue"\n'
 CONTINUES = "continues = true\ncontinue_with = { continue_final_message = true }\n"
 
 
-@pytest.mark.parametrize("extra", ["", CONTINUE], ids=["error", "continue"])
+@pytest.mark.parametrize(("stream", "extra"), [(False, ""), (True, ""), (True, CONTINUE)], ids=["plain", "stream", "stream-continue"],
+                         indirect=["stream"])
 async def test_whatever_providers_do_a_client_gets_the_right_answer_or_an_error_and_the_books_are_right(wall, extra, stream):
     """Any mix of faults on both targets, many calls at once: never a wrong, doubled or shortened text that looks whole."""
     seed = 20 * stream + 5 * bool(extra)
