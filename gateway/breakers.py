@@ -117,7 +117,8 @@ class Breakers:
         return Condition(
             state=state.value, admits=through or self._may_probe(watched, now_ns), until_s=until_s, cooling_s=rest_s,
             answering=through and calls > failures, badness=badness(breaker, failures / calls if calls else 0.0, until_s),
-            first_token_s=window.first_token_s, measured_s=None if measured_at_s is None else now_s - measured_at_s,
+            first_token_s=window.first_token_s, answered_s=window.answered_s,
+            measured_s=None if measured_at_s is None else now_s - measured_at_s,
             calls=calls, failures=failures, slow=slow, cause=breaker.cause)
 
     async def admit(self, to: RouteTarget, holder: str, *, lease_s: float, last_resort: bool = False) -> Permit | None:

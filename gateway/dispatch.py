@@ -40,6 +40,7 @@ Answered: TypeAlias = Reply | Source
 
 _ERROR_BODY_LIMIT: Final = 64 * 1024
 _ERROR_BODY_WAIT_S: Final = 5.0
+_LONGEST_WHY: Final = 200
 _VALIDATORS: Final = "validators"  # who asks for a person where no rule does
 
 
@@ -62,8 +63,8 @@ class Errand:
 class NotAccepted(AttemptFailed):
     """A cascade goes on from this answer, which is given all the same where nobody has another one."""
 
-    def __init__(self, answer: Answered, reply: Reply) -> None:
-        super().__init__(NOT_ACCEPTED, "the answer is not what the cascade accepts", retryable=False)
+    def __init__(self, answer: Answered, reply: Reply, message: str) -> None:
+        super().__init__(NOT_ACCEPTED, message, retryable=False)
         self.answer = answer
         self.reply = reply
 
@@ -211,6 +212,7 @@ class Dispatcher:
                 return await self._streamed(errand, trying)
             status, reply = await self._plain(errand, trying)
         except NotAccepted as wish:  # its provider has done its work
+            wish.scrub(self.scrub)
             case.finish_reasons = tuple(map(self.scrub, wish.reply.finish_reasons))
             case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), failure=wish, status=wish.status)
             raise
@@ -314,10 +316,12 @@ async def _check(errand: Errand, trying: Trying, answer: Answered, reply: Reply)
     fault = await asyncio.to_thread(look) if trying.receipt.text_bytes >= LARGE else look()
     if fault is not None and not isinstance(answer, Reply):
         answer.abort()  # all of it has been read
+    if fault is None:
+        return
+    why = checks.why(reply, str(trying.to.target), fault)[:_LONGEST_WHY]
     if fault == NOT_ACCEPTED:
-        raise NotAccepted(answer, reply)
-    if fault is not None:
-        raise AttemptFailed(fault, "the answer is not what the route asks for", retryable=True)
+        raise NotAccepted(answer, reply, f"the answer is not what the cascade accepts: {why}")
+    raise AttemptFailed(fault, f"the answer is not what the route asks for: {why}", retryable=True)
 
 
 def let_go(work: asyncio.Future[Answered]) -> None:

@@ -231,7 +231,7 @@ class RouteCompilation:
         try:
             if said.json_schema is not None:
                 schema = compile_schema(said.json_schema)
-                return fits_schema(lambda value: not schema.faults(value))
+                return fits_schema(lambda value: next(iter(schema.problems(value)), ""))
             if said.matches is not None:
                 return matches(said.matches)
         except ValueError as error:

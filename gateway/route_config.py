@@ -119,8 +119,8 @@ class RouteConfig(Strict):
     operations: Annotated[tuple[Literal["chat", "completions", "embeddings"], ...], Field(strict=False)] = Field(
         default=OPERATIONS, min_length=1, description="What may be asked of it.")
     strategy: Literal["priority", "weighted", "cheapest", "fastest", "sticky", "cascade"] = Field(default="priority", description=(
-        'Which target is tried first: "priority", in order; "weighted", by chance; "cheapest", for this call; "fastest", by the time '
-        'to its first token; "sticky", the same for a session; "cascade", in order until `accept` holds for an answer.'))
+        'Which target is tried first: "priority", in order; "weighted", by chance; "cheapest", for this call; "fastest", by how '
+        'long it takes; "sticky", the same for a session; "cascade", in order until `accept` holds for an answer.'))
     targets: Annotated[tuple[TargetConfig, ...], Field(strict=False)] = Field(
         min_length=1, max_length=32, description="Where calls go; the next one is for when the one before has failed.")
     rules: Annotated[tuple[RouteRuleConfig, ...], Field(strict=False)] = Field(default=(), max_length=64, description=(

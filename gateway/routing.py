@@ -20,6 +20,7 @@ from gateway.session import SessionKey
 from gateway.snapshot import Snapshot
 from gateway.spending import Spending, budget_facts
 from gateway.store.protocol import Budgets, Sessions
+from gateway.tools import OPERATION
 
 # Has a call's task said by its route's classifier; the last resort is the classifier's default, so that there is always an answer.
 Classify: TypeAlias = Callable[[Progress, Call, Route, Snapshot], Awaitable[str]]
@@ -81,6 +82,7 @@ class Routing:
         stick = f"session={origin.session}" if origin.session else f"user={call.user}" if call.user else ""
         draws = [self.ids.jitter() for _ in route.targets] if route.strategy in _BY_CHANCE else ()
         wanted = Wanted(
+            streamed=call.stream or call.operation == OPERATION,
             stick=f"{call.principal.id} {stick}", lot=f"{call.principal.id} {origin.session}" if origin.session else call.id,
             cost_nusd=costs_nusd(route, spending) if route.strategy == "cheapest" else (), draws=draws,
             tokens=spending.measured.size // BYTES_OF_A_TOKEN, chosen=choice.targets, rule=choice.rule, task=known.task,

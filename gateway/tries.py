@@ -137,6 +137,8 @@ class Tries:
             condition = self._condition(turn.to)
             wait_s = max(0.0, turn.ready_s - now_s)
             fresh = self._fresh(turn.to)
+            if not condition.admits and not condition.cooling_s:  # its breaker has opened meanwhile: nobody waits for that
+                continue
             if condition.cooling_s and not fresh:
                 wait_s = max(wait_s, condition.cooling_s + _MARGIN_S)
             late = now_s + wait_s >= self._ends_s or wait_s > self._route.retry.cap_s + _MARGIN_S

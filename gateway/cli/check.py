@@ -15,6 +15,7 @@ import click
 from gateway.advice import advice
 from gateway.cli.output import config_option, count, emit_json, emit_problem, json_option
 from gateway.config import Deployment
+from gateway.core.plan import RouteTarget
 from gateway.deployment import read_deployment
 from gateway.errors import ConfigError, Problem
 from gateway.reload import load
@@ -125,7 +126,16 @@ def _of_secrets(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]
 def _of_prices(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
     limited = any(budget.limit_nusd is not None or budget.limits for budget in snapshot.budgets.budgets.values())
     for given in deployment.routes:
-        for number, to in enumerate(snapshot.routes[given.name].targets):
+        route = snapshot.routes[given.name]
+        own: list[tuple[KeyPath, RouteTarget]] = [(("mirrors", number), mirror.to) for number, mirror in enumerate(route.mirrors)]
+        own += [(("classifier",), route.classifier.to)] if route.classifier is not None else []
+        for at, to in own:
+            if to.price is None:
+                unmade = ", and where a budget binds the caller it gets none" if limited else ""
+                yield deployment.problem_in(
+                    given.source, at, f"the price of {to.target} is not known, nor will be what its calls cost{unmade}",
+                    f'set [prices."{to.target}"], or `price_provider` of the provider')
+        for number, to in enumerate(route.targets):
             if to.price is None:
                 refused = ", and a call that a budget binds is refused" if limited else ""
                 yield deployment.problem_in(

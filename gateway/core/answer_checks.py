@@ -97,10 +97,13 @@ Passes: TypeAlias = Callable[[Choice], bool]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A validator. `name` is what an attempt that fails it has as its cause."""
+    """A validator. `name` is what an attempt that fails it has as its cause; `why` says what is wrong with a choice that does not pass,
+    without a word of it.
+    """
 
     name: str
     passes: Passes = field(repr=False)
+    why: Callable[[Choice], str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class AnswerChecks:
     """The validators of a route, in order, and what makes an answer good enough; None: any is."""
 
     validators: tuple[Check, ...] = ()
-    accept: Callable[[Choice, bool], bool] | None = field(default=None, repr=False)
+    accept: "Acceptance | None" = None
 
     def fault(self, reply: Reply, target: str, *, accepting: bool) -> str | None:
         """What is wrong with an answer of `target` ("PROVIDER/MODEL"): the name of the first validator that it does not pass, or
@@ -118,9 +121,24 @@ class AnswerChecks:
         """
         choices = choices_of(reply, target)
         failed = next((check.name for check in self.validators if not all(map(check.passes, choices))), None)
-        if accepting and self.accept is not None and not all(self.accept(choice, failed is None) for choice in choices):
+        if accepting and self.accept is not None and not all(self.accept.holds(choice, failed is None) for choice in choices):
             return NOT_ACCEPTED
         return failed
+
+    def why(self, reply: Reply, target: str, fault: str) -> str:
+        """What is wrong with an answer that has this fault, for people."""
+        if fault == NOT_ACCEPTED:
+            return f"`{self.accept.source}` does not hold" if self.accept is not None else ""
+        check = next(check for check in self.validators if check.name == fault)
+        return next((check.why(choice) for choice in choices_of(reply, target) if not check.passes(choice)), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What makes an answer good enough. `holds` is told whether the validators pass."""
+
+    source: str
+    holds: Callable[[Choice, bool], bool] = field(repr=False)
 
 
 def choices_of(reply: Reply, target: str) -> list[Choice]:
@@ -140,29 +158,31 @@ def answer_engine(choice: str, library: Library) -> Engine:
 
 def non_empty() -> Check:
     """It says something, or calls a tool."""
-    return Check("check:non_empty", lambda choice: choice.says)
+    return Check("check:non_empty", lambda choice: choice.says, lambda _: "it says nothing")
 
 
-def fits_schema(fits: Callable[[Json], bool]) -> Check:
-    """Its text is JSON that `fits`."""
-    def passes(choice: Choice) -> bool:
+def fits_schema(fault: Callable[[Json], str]) -> Check:
+    """Its text is JSON in which there is no `fault`: the first one in words, empty where there is none."""
+    def why(choice: Choice) -> str:
         try:
-            return choice.textless or fits(choice.parsed())
+            return fault(choice.parsed())
         except ValueError:
-            return False
+            return "it is not JSON"
 
-    return Check("check:json_schema", passes)
+    return Check("check:json_schema", lambda choice: choice.textless or not why(choice), why)
 
 
 def matches(source: str) -> Check:
     """Its text matches a pattern somewhere. Raises `PatternError`."""
     pattern = Pattern(source)
-    return Check("check:matches", lambda choice: choice.textless or pattern.search(Letters(choice.text).data, 0) is not None)
+    return Check("check:matches", lambda choice: choice.textless or pattern.search(Letters(choice.text).data, 0) is not None,
+                 lambda _: f"it does not match `{source}`")
 
 
 def finish_reasons(allowed: frozenset[str]) -> Check:
     """It ended for one of these reasons."""
-    return Check("check:finish_reasons", lambda choice: choice.finish_reason in allowed)
+    return Check("check:finish_reasons", lambda choice: choice.finish_reason in allowed,
+                 lambda _: f"it ended for another reason than {', '.join(sorted(allowed))}")
 
 
 def holds(engine: Engine, source: str) -> Check:
@@ -170,13 +190,13 @@ def holds(engine: Engine, source: str) -> Check:
     program = compile_expression(engine, source)
     if VALID in program.names:
         raise ExpressionError(CompileProblem(f"`{VALID}` says whether validators are passed, so none of them can ask for it"))
-    return Check("check:expression", lambda choice: _true(engine, program, choice, valid=True))
+    return Check("check:expression", lambda choice: _true(engine, program, choice, valid=True), lambda _: f"`{source}` does not hold")
 
 
-def acceptance(engine: Engine, source: str) -> Callable[[Choice, bool], bool]:
+def acceptance(engine: Engine, source: str) -> Acceptance:
     """What makes an answer good enough: an expression. Raises `ExpressionError`."""
     program = compile_expression(engine, source)
-    return lambda choice, valid: _true(engine, program, choice, valid=valid)
+    return Acceptance(source, lambda choice, valid: _true(engine, program, choice, valid=valid))
 
 
 def _true(engine: Engine, program: Program, choice: Choice, *, valid: bool) -> bool:

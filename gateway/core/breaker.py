@@ -44,7 +44,8 @@ class Condition:
     `admits`: a call may be sent: it is closed, or a probe is due and a permit for it may be had. `until_s` is how long it stays as it is
     (0: nobody knows). `cooling_s`: it rests for so many seconds because it asked for that with a 429. `answering`: it is closed, and calls
     have succeeded in the window. `badness` tells the least bad of several that do not admit: the lower the better. `first_token_s` is the
-    moving average of the time to the first token, None where none was measured; `measured_s` how long ago the last one was.
+    moving average of the time to the first token, `answered_s` that of the time for a whole answer, None where none was measured;
+    `measured_s` how long ago the last one was.
     """
 
     state: str = "closed"
@@ -54,6 +55,7 @@ class Condition:
     answering: bool = False
     badness: float = 0.0
     first_token_s: float | None = None
+    answered_s: float | None = None
     measured_s: float | None = None
     calls: int = 0
     failures: int = 0
@@ -315,6 +317,7 @@ class Ended:
     first_token_s: float | None = None
     largest_gap_s: float | None = None
     cool_s: float | None = None
+    answered_s: float | None = None  # of an answer that comes as a whole: how long it took, which is a matter of its length, too
 
 
 def ended_of(attempt: Attempt, retry_after_s: float | None = None, *, streamed: bool = False, hurried: bool = False) -> Ended:
@@ -326,10 +329,12 @@ def ended_of(attempt: Attempt, retry_after_s: float | None = None, *, streamed: 
     """
     cause = attempt.cause
     if attempt.end is AttemptEnd.SUCCEEDED:
-        first_s = None
+        first_s = answered_s = None
         if (streamed or attempt.largest_gap_s is not None) and attempt.first_byte_ns is not None:
             first_s = max(0, attempt.first_byte_ns - attempt.started_ns) / 1e9
-        return Ended("success", "", first_s, attempt.largest_gap_s)
+        elif attempt.first_byte_ns is not None:
+            answered_s = max(0, attempt.first_byte_ns - attempt.started_ns) / 1e9
+        return Ended("success", "", first_s, attempt.largest_gap_s, answered_s=answered_s)
     if attempt.status == 429:
         return Ended("neutral", cause, cool_s=COOL_S if retry_after_s is None else retry_after_s)
     if attempt.end in (AttemptEnd.CANCELLED, AttemptEnd.REJECTED):

@@ -6,21 +6,22 @@ from gateway.core.breaker import BreakerRules, Ended
 
 _BUCKETS: Final = 10
 _CALLS, _FAILURES, _MEASURED, _SLOW = range(4)
-_WEIGHT: Final = 0.2  # of the newest time to the first token, in the moving average
+_WEIGHT: Final = 0.2  # of the newest time in a moving average
 
 
 class Window:
     """Counts of the last `window_s` seconds, to a tenth of that. A count costs the same however many calls there are.
 
-    `in_a_row` is how many calls in a row have failed, `streak` how many have succeeded. `first_token_s` is a moving average, None where
-    nothing was measured. `now_s` is monotonic time.
+    `in_a_row` is how many calls in a row have failed, `streak` how many have succeeded. `first_token_s` and `answered_s`, of streams and of
+    answers that come as a whole, are moving averages, None where nothing was measured. `now_s` is monotonic time.
     """
 
-    __slots__ = ("_at", "_buckets", "_sums", "_width_s", "first_token_s", "in_a_row", "measured_at_s", "streak", "window_s")
+    __slots__ = ("_at", "_buckets", "_sums", "_width_s", "answered_s", "first_token_s", "in_a_row", "measured_at_s", "streak", "window_s")
 
     def __init__(self, window_s: float) -> None:
         self.window_s = window_s
         self.first_token_s: float | None = None
+        self.answered_s: float | None = None
         self.measured_at_s: float | None = None
         self._width_s = window_s / _BUCKETS
         self._at = 0
@@ -68,7 +69,11 @@ class Window:
         self.in_a_row = 0
         self.streak += 1
         if ended.first_token_s is not None:
-            self._note_first(ended.first_token_s, now_s)
+            self.first_token_s = _moved(self.first_token_s, ended.first_token_s)
+        if ended.answered_s is not None:
+            self.answered_s = _moved(self.answered_s, ended.answered_s)
+        if ended.first_token_s is not None or ended.answered_s is not None:
+            self.measured_at_s = now_s
         if ended.first_token_s is None and ended.largest_gap_s is None:
             return ""
         self._count(_MEASURED)
@@ -77,11 +82,6 @@ class Window:
         self._count(_SLOW)
         _calls, _failures, measured, slow = self._sums
         return f"{slow} of {measured} answers were slow, {why}" if measured >= rules.calls and slow >= rules.slow * measured else ""
-
-    def _note_first(self, first_s: float, now_s: float) -> None:
-        known_s = self.first_token_s
-        self.first_token_s = first_s if known_s is None else known_s + (first_s - known_s) * _WEIGHT
-        self.measured_at_s = now_s
 
     def _count(self, *what: int) -> None:
         bucket = self._buckets[self._at % _BUCKETS]
@@ -99,6 +99,10 @@ class Window:
             self._sums = [whole - part for whole, part in zip(self._sums, gone, strict=True)]
             self._buckets[n % _BUCKETS] = [0, 0, 0, 0]
         self._at = at
+
+
+def _moved(known_s: float | None, new_s: float) -> float:
+    return new_s if known_s is None else known_s + (new_s - known_s) * _WEIGHT
 
 
 def slowness(ended: Ended, rules: BreakerRules) -> str:

@@ -73,13 +73,15 @@ class Wanted:
     """What of a call its order depends on.
 
     `cost_nusd` is what each target would cost at the most, in the order of the targets, None where nobody knows; only the strategy
-    `cheapest` looks at it. `stick` is what stays where it was: the session, else the user, else the key; `lot` what a canary is drawn by:
-    the session, else the call. `draws` are numbers in [0, 1), one for each target, for `weighted` and `fastest`. `tokens` is what the
-    call's input has at the least. `chosen` are the globs of the route's rule that holds, None where none does; `notes` as in `Plan`.
+    `cheapest` looks at it. `streamed`: how quick a target is, is told by its first token, else by its whole answer. `stick` is what stays
+    where it was: the session, else the user, else the key; `lot` what a canary is drawn by: the session, else the call. `draws` are numbers
+    in [0, 1), one for each target, for `weighted` and `fastest`. `tokens` is what the call's input has at the least. `chosen` are the globs
+    of the route's rule that holds, None where none does; `notes` as in `Plan`.
     """
 
     stick: str = ""
     lot: str = ""
+    streamed: bool = True
     cost_nusd: Sequence[int | None] = ()
     draws: Sequence[float] = ()
     tokens: int = 0
@@ -219,20 +221,23 @@ def _cheapest(candidates: list[_Candidate], _: Wanted) -> list[Placed]:
     return placed
 
 
-def _fastest(candidates: list[_Candidate], _: Wanted) -> list[Placed]:
-    """By the time to the first token. What was never measured goes first, and now and then what was not for long: speeds change."""
-    placed = [each.placed("not measured yet") for each in candidates if each.condition.first_token_s is None]
-    known = sorted((each for each in candidates if each.condition.first_token_s is not None), key=_first_token_s)
+def _fastest(candidates: list[_Candidate], wanted: Wanted) -> list[Placed]:
+    """By how quick targets were with calls of this kind. What was never measured goes first, and now and then what was not for long."""
+    heard = any(each.condition.answered_s is not None for each in candidates)
+    streamed = wanted.streamed or not heard  # better another kind's figures than none
+
+    def taken_s(each: _Candidate) -> float | None:
+        return each.condition.first_token_s if streamed else each.condition.answered_s
+
+    what = "to the first token" if streamed else "for a whole answer"
+    placed = [each.placed("not measured yet") for each in candidates if taken_s(each) is None]
+    known = sorted((each for each in candidates if taken_s(each) is not None), key=lambda each: taken_s(each) or 0.0)
     stale = max(known[1:], key=_measured_s, default=None)
     if stale is not None and _measured_s(stale) > _STALE_S and candidates[0].draw < _LOOK_AGAIN:
         placed.append(stale.placed(f"measured {_measured_s(stale):.0f} s ago, so it is tried again"))
         known.remove(stale)
-    return placed + [each.placed(f"{'' if number else 'fastest: '}{_first_token_s(each) * 1000:.0f} ms to the first token")
+    return placed + [each.placed(f"{'' if number else 'fastest: '}{(taken_s(each) or 0.0) * 1000:.0f} ms {what}")
                      for number, each in enumerate(known)]
-
-
-def _first_token_s(each: _Candidate) -> float:
-    return each.condition.first_token_s or 0.0
 
 
 def _measured_s(each: _Candidate) -> float:

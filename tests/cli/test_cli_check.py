@@ -111,6 +111,32 @@ def test_an_unknown_price_is_placed_at_the_target(folder):
     assert [each for each in found if each.startswith(f"warning: d/routes/simulator.toml:{line}:route[1].targets[1]: the price of")]
 
 
+@pytest.mark.parametrize(("budget", "unmade"), [("", False), ('[budgets.b]\nscope = "team"\nlimit = "1"\n', True)])
+def test_a_mirror_and_a_classifier_without_a_price_are_said_to_be_left_out_where_a_budget_binds(folder, budget, unmade):
+    routes = folder / "routes/simulator.toml"
+    routes.write_text(routes.read_text() + """
+[[route]]
+name = "copied"
+[[route.targets]]
+provider = "simulator"
+model = "sim-model"
+[[route.rules]]
+when = 'task == "a"'
+targets = ["*"]
+[[route.mirrors]]
+provider = "simulator"
+model = "unpriced"
+[route.classifier]
+provider = "simulator"
+model = "unpriced-too"
+tasks = ["a", "b"]
+default = "a"
+""")
+    found = [line for line in warnings_of(folder, "[server]", f"{budget}[server]") if "the price of" in line]
+    assert [("mirrors[0]" in line, "classifier" in line) for line in found] == [(True, False), (False, True)]
+    assert all(("it gets none" in line) is unmade for line in found)
+
+
 def test_secrets_that_others_may_read_or_guess_are_warned_of(folder):
     (folder / "secrets/admin-token").write_text("admin\n")
     (folder / "secrets/pepper").chmod(0o640)

@@ -87,12 +87,12 @@ def test_every_choice_has_to_pass():
 
 @pytest.mark.parametrize(("text", "passes"), [('{"a": 1}', True), ('{"a": "x"}', False), ("{", False), ("", False), ("NaN", False), ('"a"', False)])
 def test_a_text_has_to_be_json_that_fits(text, passes):
-    check = fits_schema(lambda value: isinstance(value, dict) and isinstance(value["a"], int))
+    check = fits_schema(lambda value: "" if isinstance(value, dict) and isinstance(value["a"], int) else "/a: is no number")
     assert (fault(check, reply(text)) is None) is passes
 
 
 def test_json_that_is_nested_beyond_reason_does_not_fit():
-    assert fault(fits_schema(lambda _: True), reply("[" * 100_000)) == "check:json_schema"
+    assert fault(fits_schema(lambda _: ""), reply("[" * 100_000)) == "check:json_schema"
 
 
 def test_what_is_about_a_text_is_not_asked_of_a_choice_that_only_calls_tools():
@@ -231,3 +231,27 @@ def test_whatever_a_provider_answers_there_is_a_verdict(body):
 def test_the_table_names_every_variable():
     table = answer_table()
     assert all(f"| `{fact.name}` | `{fact.type}` |" in table for fact in ANSWER_FACTS)
+
+
+@pytest.mark.parametrize(("check", "says"), [
+    (non_empty(), "it says nothing"), (matches("^x"), "it does not match `^x`"), (finish_reasons(frozenset({"stop"})), "for another reason than stop"),
+    (fits_schema(lambda _: "/a: is no number"), "it is not JSON")])
+def test_what_is_wrong_with_an_answer_is_said_without_a_word_of_it(check, says):
+    """Else nobody could mend the prompt; and what a model says is not for every log."""
+    secret = reply("", finish_reason="length") if check.name == "check:non_empty" else reply("secret words", finish_reason="length")
+    checks = AnswerChecks((check,))
+    assert says in checks.why(secret, "one/m", check.name)
+    assert "secret" not in checks.why(secret, "one/m", check.name)
+    assert checks.why(reply("x"), "one/m", check.name) == "" or check.name == "check:json_schema"
+
+
+def test_a_schema_says_where_it_is_not_met():
+    checks = AnswerChecks((fits_schema(lambda _: "/a: is no number"),))
+    assert checks.why(reply('{"a": 1}'), "one/m", "check:json_schema") == "/a: is no number"
+
+
+def test_an_expression_is_said_as_it_stands(engine):
+    checks = AnswerChecks((holds(engine, "answer.length > 5"),), acceptance(engine, "answer.length > 9"))
+    assert checks.why(reply("abc"), "one/m", "check:expression") == "`answer.length > 5` does not hold"
+    assert checks.why(reply("abc"), "one/m", NOT_ACCEPTED) == "`answer.length > 9` does not hold"
+    assert AnswerChecks().why(reply("abc"), "one/m", NOT_ACCEPTED) == ""

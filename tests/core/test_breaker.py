@@ -347,6 +347,6 @@ def test_how_quick_a_target_is_shows_where_its_answer_begins_before_it_is_whole(
     done = AttemptEnd.SUCCEEDED
     assert ended_of(attempt(done, largest_gap_s=0.5)) == Ended("success", "", 2.0, 0.5)
     assert ended_of(attempt(done), streamed=True) == Ended("success", "", 2.0)
-    assert ended_of(attempt(done)) == Ended("success")
+    assert ended_of(attempt(done)) == Ended("success", answered_s=2.0)
     assert ended_of(attempt(done, first_byte_ns=None), streamed=True) == Ended("success")
     assert ended_of(attempt(done, first_byte_ns=NOW - S), streamed=True).first_token_s == 0.0

@@ -79,6 +79,18 @@ def test_the_fastest_goes_first():
     assert whys(plan) == ["fastest: 120 ms to the first token", "200 ms to the first token", "300 ms to the first token"]
 
 
+def test_calls_that_are_not_streamed_go_by_how_long_whole_answers_took():
+    plan = planned(route("a", "b", strategy="fastest"), Wanted(streamed=False), a=Condition(first_token_s=0.1, answered_s=2.0, measured_s=1.0),
+                   b=Condition(first_token_s=0.2, answered_s=1.0, measured_s=1.0))
+    assert names(plan) == ["b", "a"]
+    assert whys(plan)[0] == "fastest: 1000 ms for a whole answer"
+
+
+def test_where_no_whole_answer_was_measured_the_first_token_tells():
+    plan = planned(route("a", "b", strategy="fastest"), Wanted(streamed=False), a=measured(0.3), b=measured(0.2))
+    assert names(plan) == ["b", "a"]
+
+
 def test_what_was_never_measured_goes_before_the_fastest():
     """Else a target that is added would never be tried."""
     plan = planned(route("a", "b", strategy="fastest"), a=measured(0.01))

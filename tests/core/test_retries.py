@@ -65,6 +65,15 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing():
     assert not budget.take(USUAL, 50.0)
 
 
+def test_what_was_taken_and_not_used_is_there_again_and_no_more_than_fits():
+    budget = RetryBudget.full(USUAL, 0.0)
+    budget.give_back(USUAL)
+    assert budget.left == 30
+    assert budget.take(USUAL, 0.0)
+    budget.give_back(USUAL)
+    assert spend(budget, USUAL, 0.0) == 30
+
+
 def test_hedges_are_a_share_of_the_calls_and_nothing_is_there_at_the_start():
     budget = RetryBudget.full(USUAL, 0.0)
     assert not budget.take_hedge()
