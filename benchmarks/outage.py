@@ -148,7 +148,7 @@ class Stage:
         self.processes = processes
         self.roots: dict[str, str] = {}  # of the simulators' control endpoints
         self.url = self.key = ""
-        self.opened: dict[str, dict[int, float]] = {target: {} for target in TARGETS.values()}  # since when, in ns, and for how long, by target
+        self.opened: dict[str, dict[Any, tuple[int, int]]] = {target: {} for target in TARGETS.values()}  # each opening: when, and when a probe was due
         self.now: dict[str, dict[str, Any]] = {}
         self._servers: list[asyncio.subprocess.Process] = []
 
@@ -180,9 +180,11 @@ class Stage:
                         raise SystemExit(f"/-/breakers answers {answer.status}: {await answer.text()}")
                     rows = (await answer.json())["breakers"]
                 self.now = {row["target"]: row for row in rows}
+                now_ns = time.time_ns()
                 for target, row in self.now.items():
-                    if row["state"] == "open" and row["since_ns"]:
-                        self.opened[target].setdefault(row["since_ns"], row["until_s"])
+                    if row["state"] == "open":
+                        times = now_ns - int(row["since_s"] * 1e9), now_ns + int(row["until_s"] * 1e9)
+                        self.opened[target].setdefault((row["since"], row["trips"]), times)
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> list[bool]:
@@ -237,7 +239,7 @@ async def die(outage: Outage, stage: Stage, load: Load) -> Span:
     if found is not None:
         outage.recovered_s = round((found.ended_ns - well_ns) / 1e9, 2)
     # A probe that was on its way when the outage ended has met the dead all the same: then the one after it counts.
-    due_ns = min(max((at_ns + for_s * 1e9 for at_ns, for_s in stage.opened[target].items()), default=0.0) for target in back)
+    due_ns = min(max((due_ns for _at_ns, due_ns in stage.opened[target].values()), default=0) for target in back)
     outage.due_s = max(0.0, round((due_ns - well_ns) / 1e9, 2))
     await asyncio.sleep(AFTER_S)
     return span
@@ -255,7 +257,7 @@ def count(outage: Outage, made: Sequence[Made], stage: Stage, span: Span) -> Non
     received, attempts, at_one = attempts_in(folder / "lockgate.db", span)
     outage.attempts = attempts
     outage.allowed = int(received * (1 + SHARE) + PER_SECOND * outage.seconds + BURST)
-    openings = sorted(stage.opened[TARGETS["one"]])
+    openings = sorted(at_ns for at_ns, _due_ns in stage.opened[TARGETS["one"]].values())
     outage.openings = len(openings)
     if openings and outage.dead == "one":  # with both dead the least bad is asked all the time: it is the last resort
         first_ns = openings[0] + int(IN_FLIGHT_S * 1e9)

@@ -31,6 +31,7 @@ class Load:
         self.tokens: int = options.tokens
         self.room = asyncio.Semaphore(WAITING)
         self.all_ended = asyncio.Event()
+        self.open: set[Stream] = set()
         self.left: int = options.streams
         self.begun = self.whole = self.broken = 0
         self.said: set[str] = set()
@@ -48,7 +49,13 @@ class Load:
         self.events += events
         self.longest_s = max(self.longest_s, gap_s)
 
+    def leave(self) -> None:
+        """Hang up on all that are open."""
+        for stream in list(self.open):
+            stream.transport.abort()
+
     def lost(self, stream: "Stream") -> None:
+        self.open.discard(stream)
         if stream.whole:
             self.whole += 1
         else:
@@ -69,7 +76,7 @@ class Load:
 class Stream(asyncio.Protocol):
     """One answer on a connection of its own."""
 
-    __slots__ = ("_edge", "_events", "_last_s", "_load", "_transport", "tail")
+    __slots__ = ("_edge", "_events", "_last_s", "_load", "tail", "transport")
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -84,8 +91,9 @@ class Stream(asyncio.Protocol):
         return self._events > self._load.tokens and b"data: [DONE]\n\n" in self.tail and self.tail.endswith(b"0\r\n\r\n")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is none by its class
-        self._transport.write(self._load.request)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's own is none by its class
+        self.transport.write(self._load.request)
+        self._load.open.add(self)
 
     def data_received(self, data: bytes) -> None:
         now_s = time.monotonic()
@@ -102,7 +110,7 @@ class Stream(asyncio.Protocol):
             self._last_s = now_s
             self._events += events
         if refused or (data.endswith(b"0\r\n\r\n") and b"data: [DONE]\n\n" in self.tail):
-            self._transport.close()
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
         if not self._last_s:
@@ -118,6 +126,7 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, required=True, help="of each answer")
     parser.add_argument("--opens", type=float, required=True, help="streams that are opened a second, at most")
     parser.add_argument("--seconds", type=float, required=True, help="in which gaps count, once all streams have begun")
+    parser.add_argument("--leave", action="store_true", help="hang up then, in place of reading all streams to their end")
     parser.add_argument("--patience", type=float, required=True, help="seconds for all streams to end after that")
     options = parser.parse_args()
     allow_all_descriptors()
@@ -132,6 +141,8 @@ async def main() -> None:
     seconds = time.monotonic() - from_s
     tell("window", load, seconds=round(seconds, 2), events=load.events, p50_ms=load.gap_ms(0.5), p99_ms=load.gap_ms(0.99),
          max_ms=round(1000 * load.longest_s, 1), cpu_s=time.process_time() - used_s)
+    if options.leave:
+        load.leave()
     try:
         await asyncio.wait_for(load.all_ended.wait(), options.patience)
     except TimeoutError:

@@ -7,13 +7,13 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
 
 from gateway.core.breaker import Breaker, Event, State, Step
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.protocol import Breakers as StoredBreakers
 from gateway.telemetry import Telemetry
+from gateway.telemetry.log_lines import log_time
 
 _MOST_PENDING: Final = 1024
 _DOWN: Final = (StoreUnavailable, TimeoutError)
@@ -202,4 +202,4 @@ class Exchange:
 
 
 def _moment(at_ns: int | None) -> str | None:
-    return None if at_ns is None else datetime.fromtimestamp(at_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+    return None if at_ns is None else log_time(at_ns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.breaker_exchange import Exchange
-from gateway.clock import Clock, Ids
+from gateway.clock import Clock, Ids, time_text
 from gateway.core.breaker import (
     MOST_LEASE_S,
     Breaker,
@@ -183,7 +183,7 @@ class Breakers:
                 self._to_prune = keep
 
     async def set(self, target: str, state: Hand, author: str, note: str) -> None:
-        """Open or close a breaker by hand, or let it act by itself again (`automatic`).
+        """Open or close a breaker by hand, or let it act by itself again (`auto`).
 
         Raises:
             NoSuchTargetError: there is no such target.
@@ -196,7 +196,7 @@ class Breakers:
 
     def rows(self) -> Sequence[dict[str, Any]]:
         """Every breaker, JSON-ready, by target: what the store knows and what this process has seen."""
-        return [self._row(name, self._watched[name]) for name in sorted(self._watched)]
+        return [self._row(self._watched[name]) for name in sorted(self._watched)]
 
     async def close(self) -> None:
         """Tell the store what waits, as far as it takes it."""
@@ -275,14 +275,32 @@ class Breakers:
         if now.state is not before.state:
             self._telemetry.breaker(now.target, now.state.value)
 
-    def _row(self, name: str, watched: _Watched) -> dict[str, Any]:
-        breaker, now = watched.breaker, self.condition(watched.to)
+    def _row(self, watched: _Watched) -> dict[str, Any]:
+        now = self.condition(watched.to)
         return {
-            "target": name, "state": now.state, "admits": now.admits, "since_ns": breaker.since_ns or None, "until_s": now.until_s,
-            "cooling_s": now.cooling_s, "cause": breaker.cause, "trips": breaker.trips, "probes": len(breaker.permits),
-            "author": breaker.author, "note": breaker.note, "calls": now.calls, "failures": now.failures, "slow": now.slow,
-            "first_token_s": now.first_token_s,
+            **breaker_row(watched.breaker, self._clock.now_ns()), "state": now.state, "admits": now.admits, "calls": now.calls,
+            "failures": now.failures, "slow": now.slow, "first_token_s": now.first_token_s, "answered_s": now.answered_s,
         }
+
+
+def breaker_row(breaker: Breaker, now_ns: int) -> dict[str, Any]:
+    """What all processes know of a breaker, JSON-ready: since when it is so, until when it is open, until when its target rests. What is
+    not, or is over, is None.
+    """
+    since_ns, rests_ns = breaker.since_ns or None, breaker.cooling_ns
+    if rests_ns is not None and rests_ns <= now_ns:
+        rests_ns = None
+    return {
+        "target": breaker.target, "state": breaker.state.value, "since": time_text(since_ns), "since_s": _apart_s(since_ns, now_ns),
+        "until": time_text(breaker.until_ns), "until_s": _apart_s(now_ns, breaker.until_ns), "rests_until": time_text(rests_ns),
+        "rests_s": _apart_s(now_ns, rests_ns), "trips": breaker.trips, "probes": len(breaker.permits), "cause": breaker.cause or None,
+        "author": breaker.author or None, "note": breaker.note or None,
+    }
+
+
+def _apart_s(begin_ns: int | None, end_ns: int | None) -> float | None:
+    """Seconds from one time to another one, 0 where that is over."""
+    return None if begin_ns is None or end_ns is None else max(0.0, round((end_ns - begin_ns) / 1e9, 3))
 
 
 def _shown(breaker: Breaker, rules: BreakerRules) -> State:

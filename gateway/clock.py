@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -53,6 +54,11 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def time_text(at_ns: int | None) -> str | None:
+    """Wall nanoseconds as people and spreadsheets read them: ISO 8601, UTC, to the second; None where there are none."""
+    return None if at_ns is None else f"{datetime.fromtimestamp(at_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -10,7 +10,7 @@ from gateway.errors import InvalidRequest, UpstreamTimeout
 
 HEADER: Final = "X-Lockgate-Deadline-Ms"
 _SDK: Final = "X-Stainless-Read-Timeout"  # seconds without a byte, after which the official SDKs give up
-_MILLISECONDS: Final = re.compile(r"[0-9]{1,9}")
+_MILLISECONDS: Final = re.compile(r"[0-9]{1,15}")
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _SHARE: Final = 0.05  # of what a client waits, for our error to be with it before it gives up
 _LEAST_MARGIN_S: Final = 0.02
@@ -42,7 +42,7 @@ def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool,
     total_s, silence_s = deadlines.total_s, inf
     if whole is not None:
         if not _MILLISECONDS.fullmatch(whole) or int(whole) == 0:
-            raise InvalidRequest(f"The header {HEADER} must be a whole number of milliseconds, 1 at least.")
+            raise InvalidRequest(f"The header {HEADER} must be a whole number of milliseconds, 1 at least and of 15 digits at most.")
         total_s = min(total_s, _before(int(whole) / 1000) - used_s)
     if _SECONDS.fullmatch(told) and float(told):  # any other is theirs, and not for us to refuse
         silence_s = _before(float(told)) - (used_s - sent_s)
@@ -55,6 +55,15 @@ def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool,
         return deadlines
     own = deadlines
     return Deadlines(own.connect_s, own.headers_s, own.first_token_s, own.idle_s, total_s, silence_s, least_s < own.total_s * _MUCH_LESS)
+
+
+def told(deadlines: Deadlines, own: Deadlines) -> str:
+    """Whose patience bounds a call that has these deadlines on a route that has its `own`."""
+    if deadlines.silence_s < min(deadlines.total_s, own.total_s):
+        return f"the {deadlines.silence_s:.3g} s for which the client waits for a first byte"
+    if deadlines.total_s < own.total_s:
+        return f"the {deadlines.total_s:.3g} s that the client's own deadline leaves"
+    return f"the route's `total` deadline of {own.total_s:.3g} s"
 
 
 def _before(wait_s: float) -> float:

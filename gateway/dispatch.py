@@ -23,6 +23,7 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamRejected,
     UpstreamTimeout,
+    told,
 )
 from gateway.meter import meter_of
 from gateway.progress import Progress, Trying
@@ -61,12 +62,13 @@ class Errand:
 
 
 class NotAccepted(AttemptFailed):
-    """A cascade goes on from this answer, which is given all the same where nobody has another one."""
+    """A cascade goes on from this answer, which is given all the same where nobody has another one, and validators let it pass."""
 
-    def __init__(self, answer: Answered, reply: Reply, message: str) -> None:
+    def __init__(self, answer: Answered, reply: Reply, message: str, *, valid: bool) -> None:
         super().__init__(NOT_ACCEPTED, message, retryable=False)
         self.answer = answer
         self.reply = reply
+        self.valid = valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Dispatcher:
                 return await self._either(errand, trying)
             except NotAccepted as wish:
                 failure: AttemptFailed = wish
-                kept = wish.answer
+                kept = wish.answer if wish.valid else kept
             except AttemptFailed as error:
                 failure = error
             except UpstreamRejected:
@@ -169,14 +171,20 @@ class Dispatcher:
         if not hedge.after_s:
             return await self._try(errand, trying)
         racing = {asyncio.create_task(self._try(errand, trying)): trying}
+        asking: asyncio.Task[Trying | None] | None = None
         won: asyncio.Task[Answered] | None = None
         try:
             done, _ = await asyncio.wait(racing, timeout=hedge.after_s)
-            if not done and (second := await self._beside(errand, trying)) is not None:
-                racing[asyncio.create_task(self._try(errand, second))] = second
+            if not done:
+                asking = asyncio.create_task(self._beside(errand, trying))  # an answer does not wait for it
+                await asyncio.wait({*racing, asking}, return_when=asyncio.FIRST_COMPLETED)
+                if asking.done() and (second := asking.result()) is not None:
+                    racing[asyncio.create_task(self._try(errand, second))] = second
             won = await _first_answer(racing)
             return won.result()
         finally:
+            if asking is not None:
+                asking.cancel()
             self._drop(errand.case, racing, won)  # nothing is waited for: who is cancelled here would leave the winner to nobody
 
     async def _beside(self, errand: Errand, trying: Trying) -> Trying | None:
@@ -184,15 +192,17 @@ class Dispatcher:
         tried = await errand.tries.beside(trying.to)
         if tried is None:
             return None
+        had = False
         try:
-            short: CallError | None = await self._record_intent(errand.case, tried)
-        except StoreUnavailable as error:
+            had = await self._record_intent(errand.case, tried) is None
+        except (StoreUnavailable, asyncio.CancelledError) as error:
             errand.case.lost += 1  # it may be on record: nobody else takes its number
-            short = error
-        if short is not None:
-            errand.tries.close()
-            return None
-        return self._start(errand, tried)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            if not had:
+                errand.tries.not_beside(tried)
+        return self._start(errand, tried) if had else None
 
     def _drop(self, case: Progress, racing: Mapping[asyncio.Task[Answered], Trying], won: asyncio.Task[Answered] | None) -> None:
         """End what did not win. Where nothing did, because the call is over, its end is that of all of them."""
@@ -320,7 +330,8 @@ async def _check(errand: Errand, trying: Trying, answer: Answered, reply: Reply)
         return
     why = checks.why(reply, str(trying.to.target), fault)[:_LONGEST_WHY]
     if fault == NOT_ACCEPTED:
-        raise NotAccepted(answer, reply, f"the answer is not what the cascade accepts: {why}")
+        valid = checks.fault(reply, str(trying.to.target), accepting=False) is None
+        raise NotAccepted(answer, reply, f"the answer is not what the cascade accepts: {why}", valid=valid)
     raise AttemptFailed(fault, f"the answer is not what the route asks for: {why}", retryable=True)
 
 
@@ -341,10 +352,10 @@ async def _first_answer(racing: Mapping[asyncio.Task[Answered], Trying]) -> asyn
     while True:
         done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            if task.exception() is None or not isinstance(task.exception(), AttemptFailed):
+            if not isinstance(task.exception(), AttemptFailed) or isinstance(task.exception(), NotAccepted):
                 return task
         if not left:
-            return next((task for task in racing if isinstance(task.exception(), NotAccepted)), next(iter(racing)))
+            return next(iter(racing))
 
 
 async def _error_page(answer: HttpAnswer) -> bytes:
@@ -360,19 +371,23 @@ def _exhausted(errand: Errand, failure: AttemptFailed) -> CallError:
     """The one error for a call that no target answered."""
     attempts = errand.case.attempts
     if failure.retryable and all(attempt.cause == "status:429" for attempt in attempts):
-        return errand.tries.resting()
+        return errand.tries.resting(f" Attempts: {listed(attempts)}")
     if errand.route.approve and failure.cause.startswith("check:"):
         return ApprovalUnavailable("No target gave an answer that is what this route asks for, and nobody can be asked to look at it here.",
                                    rule=_VALIDATORS)
     return sum_up(attempts)
 
 
+def listed(attempts: Sequence[Attempt]) -> str:
+    """Every attempt and how it ended, for callers."""
+    return "; ".join(f"{attempt.n}. {attempt.target}: {told(attempt.cause, attempt.message, attempt.status)}" for attempt in attempts)
+
+
 def sum_up(attempts: Sequence[Attempt]) -> CallError:
     """What was tried and how each try ended."""
-    told = "; ".join(f"{attempt.n}. {attempt.target}: {attempt.cause} ({attempt.message})" for attempt in attempts)
     if attempts and all(attempt.cause.startswith("timeout:") for attempt in attempts):
-        return UpstreamTimeout(f"No target answered in time. Attempts: {told}")
-    return UpstreamFailed(f"Every attempt failed. Attempts: {told}")
+        return UpstreamTimeout(f"No target answered in time. Attempts: {listed(attempts)}")
+    return UpstreamFailed(f"Every attempt failed. Attempts: {listed(attempts)}")
 
 
 def _model(adapter: Adapter | ToolAdapter) -> Adapter:

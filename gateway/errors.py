@@ -254,9 +254,20 @@ class AttemptFailed(LockgateError):
         self.status = status
         self.retry_after_s = retry_after_s
 
+    @property
+    def told(self) -> str:
+        """What callers are told: the cause, and what the provider said. Where the provider is, is on record, and none of their business."""
+        return told(self.cause, self.message, self.status)
+
     def scrub(self, scrub: Callable[[str], str]) -> None:
         """Take secrets out of what the provider wrote, then cut it to length."""
         self.message = scrub(self.message)[:LONGEST_MESSAGE]
+
+
+def told(cause: str, message: str, status: int | None) -> str:
+    """How an attempt ended, for callers: what a transport says of it names the upstream's address."""
+    own = status is not None or cause == "stream_error" or cause.startswith(("check:", "not_accepted", "too_long"))
+    return f"{cause} ({message})" if own and message else cause
 
 
 class ClientGone(LockgateError):

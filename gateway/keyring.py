@@ -45,6 +45,11 @@ def new_secret(ids: Ids, pepper: Secret, key_id: str) -> tuple[str, bytes]:
     return text, digest(pepper, text)
 
 
+def principal_of(key: StoredKey) -> Principal:
+    """Who calls with a key."""
+    return Principal(key.id, key.name, key.team, key.org, key.roles, key.routes)
+
+
 class KeyRing:
     """Every key of the store, for lookups that take no time. `stale_since_ns`: since when the store could not be asked."""
 
@@ -107,6 +112,6 @@ class KeyRing:
     async def _read(self, keys: Keys) -> None:
         generation, stored = await keys.all()
         self._known = {
-            key.id: (key, Principal(key.id, key.name, key.team, key.org, key.roles, key.routes)) for key in stored
+            key.id: (key, principal_of(key)) for key in stored
         }
         self._generation = generation

@@ -84,8 +84,7 @@ def meter_of(case: Progress, trying: Trying, budgets: Budgets) -> Meter | None:
         return None
 
     async def extend(units: int) -> int:
-        spent = sum(attempt.cost_nusd or 0 for attempt in case.attempts)
-        answer = await budgets.extend(case.id, replace(spending.need(trying.to), most=units), spent_nusd=spent)
+        answer = await budgets.extend(case.id, replace(spending.need(trying.to), most=units), spent_nusd=case.spent_beside(trying))
         if isinstance(answer, Short):
             case.account = answer.holding.account.name
             return 0

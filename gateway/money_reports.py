@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gateway.budget_changes import Catalogue
+from gateway.clock import time_text
 from gateway.core.accounts import Budget, Change
 from gateway.core.money import usd
 from gateway.core.windows import Window
@@ -37,11 +38,6 @@ def moment(text: str, now_ns: int, *, back: bool) -> int:
     if not 0 <= at_ns <= _LATEST_NS:
         raise ValueError("lies outside the years 1970 to 2260")
     return at_ns
-
-
-def time_text(at_ns: int | None) -> str | None:
-    """Wall nanoseconds in ISO 8601, to the second."""
-    return None if at_ns is None else f"{datetime.fromtimestamp(at_ns // _NS, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def settings_of(budget: Budget) -> dict[str, Any]:

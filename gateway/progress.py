@@ -132,6 +132,7 @@ class Progress:
     part_of: str = ""  # the call that this one is made for
     begun: bool = False  # the intent is in the journal, so an outcome must follow
     doubtful: bool = False  # nobody can say whether the intent is in the journal: the store failed while it was written
+    patience: str = "the deadline"  # how long it may take, and who says so
     inside: bool = False  # it has a place in the house
     settled: bool = False  # the outcome is on its way to the journal, so no second one may
 
@@ -211,9 +212,10 @@ class Progress:
 
     @property
     def delivering(self) -> Attempt | None:
-        """The attempt that delivered, else the last one that ended; None where none has."""
-        delivered = [attempt for attempt in self.attempts if attempt.end not in (AttemptEnd.FAILED, AttemptEnd.CANCELLED)]
-        return (delivered or self.attempts)[-1] if self.attempts else None
+        """The attempt that delivered: the last that succeeded, else the last that the client has heard of; None where there was none."""
+        succeeded = [attempt for attempt in self.attempts if attempt.end is AttemptEnd.SUCCEEDED]
+        heard = [attempt for attempt in self.attempts if attempt.end not in (AttemptEnd.FAILED, AttemptEnd.CANCELLED)]
+        return (succeeded or heard or self.attempts)[-1] if self.attempts else None
 
     def estimated_so_far(self, trying: Trying) -> Usage | None:
         """What an attempt under way has used at the most, as far as anybody knows."""
@@ -236,6 +238,14 @@ class Progress:
             came += _UNSEEN
         least = 0 if self.cut_short else max(receipt.pieces, receipt.text_bytes // BYTES_OF_A_TOKEN)  # what was not paid for, nobody got
         return estimated_usage(measured, bounds, came, trying.units, least)
+
+    def spent_beside(self, trying: Trying) -> int:
+        """What the other attempts cost at the most: what is set aside for one that runs beside this one is not this one's."""
+        ended = sum(attempt.cost_nusd or 0 for attempt in self.attempts)
+        if self.spending is None:
+            return ended
+        others = [(self.spending.need(each.to), each.units) for each in self.open if each is not trying]
+        return ended + sum(need.cost(need.most if units is None else units) for need, units in others)
 
     @property
     def spent_nusd(self) -> int:

@@ -17,7 +17,7 @@ from gateway.clock import Clock, Ids
 from gateway.core.order import plan_json
 from gateway.core.plan import Route
 from gateway.core.question import LARGE
-from gateway.deadline import shortened, waits_s
+from gateway.deadline import shortened, told, waits_s
 from gateway.dispatch import Answered, Dispatcher, Errand
 from gateway.errands import Errands
 from gateway.errors import (
@@ -62,7 +62,10 @@ _DEFECT_S = 5.0  # how long the answer to a defect waits for its record
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request at the door: its headers are read, its body is not. `headers` looks names up without regard to case; `id` is the call's."""
+    """A request at the door: its headers are read, its body is not. `headers` looks names up without regard to case; `id` is the call's.
+
+    `here`: its body has come with its headers.
+    """
 
     id: str
     dialect: Dialect
@@ -70,6 +73,7 @@ class Arrival:
     headers: Mapping[str, str] = field(repr=False)
     credential: str | None = field(repr=False)
     body: Callable[[], Awaitable[bytes]] = field(repr=False)
+    here: bool = True
     tool: str | None = None  # the HTTP tool that is called; empty where the caller asks which there are
 
 
@@ -104,12 +108,9 @@ class Proxy:
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
         case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing, and waits for nobody
-        await self._enter(case, snapshot, arrival)  # a full house does no work; who waits is let in in fair turns
         case.origin = self._origin(arrival)
         case.tool = arrival.tool if arrival.tool and arrival.tool in snapshot.tools else ""
-        asked_s = loop.time()
-        body = await arrival.body()
-        sent_s = loop.time() - asked_s
+        body, sent_s = await self._let_in(case, snapshot, arrival)  # a full house does no work; who waits is let in in fair turns
         case.call = call = await _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
         route = _entitled(snapshot, call.principal, call.asked, call.operation)  # before the rules: what a key may not use is not there
         async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s):
@@ -119,6 +120,7 @@ class Proxy:
             begun_s = loop.time()  # the route's time begins now, the client's own when it came; an SDK's once it has sent its body
             deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s, sent_s=sent_s)
             async with asyncio.timeout_at(begun_s + min(deadlines.total_s, deadlines.silence_s)) as limit:
+                case.patience = told(deadlines, route.deadlines)
                 plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
                 case.plan = plan_json(plan)
                 with self._way(case, snapshot, arrival, client) as way, contextlib.closing(
@@ -164,7 +166,7 @@ class Proxy:
         except TimeoutError:
             failure = AttemptFailed("timeout:total", "the call's time was up", retryable=False)
             case.end_attempts(AttemptEnd.CUT if case.tally else AttemptEnd.FAILED, ended_ns=self._clock.now_ns(), failure=failure)
-            late = UpstreamTimeout("The answer was not complete in time: the route's `total` deadline passed, or the client's own.")
+            late = UpstreamTimeout(f"The answer was not complete in time: {case.patience} passed.")
             await self._tell(case, late, arrival.dialect, client)
         except asyncio.CancelledError:
             if case.settled:
@@ -218,6 +220,18 @@ class Proxy:
             if task is not None:
                 task.cancel()
         await self.idle(timeout_s)
+
+    async def _let_in(self, case: Progress, snapshot: Snapshot, arrival: Arrival) -> tuple[bytes, float]:
+        """The body of a call that has its place, and the seconds that it took to come: meanwhile it takes nobody's place."""
+        if arrival.here:
+            await self._enter(case, snapshot, arrival)
+            return await arrival.body(), 0.0
+        clock = asyncio.get_running_loop()
+        begun_s = clock.time()
+        body = await arrival.body()
+        sent_s = clock.time() - begun_s
+        await self._enter(case, snapshot, arrival)
+        return body, sent_s
 
     async def _enter(self, case: Progress, snapshot: Snapshot, arrival: Arrival) -> None:
         server = snapshot.config.server

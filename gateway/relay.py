@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from gateway.call import Reply
+import orjson
+
+from gateway.call import Reply, Usage
 from gateway.clock import Clock
 from gateway.errors import AttemptFailed
 from gateway.gate import Gate
@@ -17,6 +19,8 @@ from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event, StreamDecoder
 
 _REST_S: Final = 1.0
+_MOST_HELD: Final = 200_000  # events of a stream that is looked at as a whole
+_LARGEST_HELD: Final = 16 * 1024 * 1024  # bytes of it
 _MOST_UNSAID: Final = 64  # events before the first that says something
 
 
@@ -84,7 +88,7 @@ class Limits:
 class LiveStream:
     """A streamed answer as it comes. What it brings is noted in the receipt of its attempt."""
 
-    __slots__ = ("_ahead", "_answer", "_clock", "_decoder", "_limits", "_quiet_s", "_receipt", "_size", "status")
+    __slots__ = ("_ahead", "_answer", "_clock", "_decoder", "_limits", "_quiet_s", "_receipt", "size", "status")
 
     def __init__(self, answer: HttpAnswer, decoder: StreamDecoder, receipt: Receipt, limits: Limits, clock: Clock) -> None:
         self._answer = answer
@@ -92,7 +96,7 @@ class LiveStream:
         self._receipt = receipt
         self._limits = limits
         self._clock = clock
-        self._size = 0
+        self.size = 0
         self._ahead: deque[Event] = deque()
         self._quiet_s: float | None = None  # since when no event has come; bytes that make none do not count
         self.status = answer.status
@@ -153,8 +157,8 @@ class LiveStream:
         """Wait for bytes; the last event, where they are the end."""
         data = await self._answer.chunk(timeout_s=timeout_s)
         self._decoder.feed(data)
-        self._size += len(data)
-        if self._size > self._limits.most_bytes:
+        self.size += len(data)
+        if self.size > self._limits.most_bytes:
             raise AttemptFailed("too_large", f"the stream is over {self._limits.most_bytes} bytes", retryable=False)
         if data:
             return None
@@ -169,14 +173,14 @@ class HeldStream:
     """A streamed answer that was read to its end before any of it is shown; `live` is what it came from."""
 
     live: LiveStream
-    events: deque[Event]
+    events: deque["_Kept"]
 
     @property
     def status(self) -> int:
         return self.live.status
 
     def take(self) -> Event | None:
-        return self.events.popleft() if self.events else None
+        return self.events.popleft().event() if self.events else None
 
     async def more(self) -> None:
         raise AttemptFailed("cut", "the stream ended before its end", retryable=False)
@@ -188,13 +192,32 @@ class HeldStream:
         await self.live.to_end()
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An event that is held, as bytes: as an object it takes twenty times as much."""
+
+    body: bytes | None
+    usage: Usage | None
+    finish_reason: str | None
+    done: bool
+
+    def event(self) -> Event:
+        return Event(None if self.body is None else orjson.loads(self.body), self.usage, self.finish_reason, self.done)
+
+
+def kept(event: Event) -> _Kept:
+    """An event as it is held. The bytes are copied: those that come from the serializer stand in a buffer of some kilobytes each."""
+    body = None if event.body is None else bytes(memoryview(orjson.dumps(event.body)))
+    return _Kept(body, event.usage, event.finish_reason, event.done)
+
+
 async def hold(stream: LiveStream, meter: Meter | None) -> tuple[HeldStream, Reply]:
     """Read a stream to its end: the same stream, to be shown if it will do, and the plain answer that it amounts to.
 
     Raises:
         AttemptFailed: it broke, is too large to be held, or is longer than there is money for.
     """
-    events: deque[Event] = deque()
+    events: deque[_Kept] = deque()
     whole = Assembler()
     usage, reasons = None, []
     while not (events and events[-1].done):
@@ -202,7 +225,9 @@ async def hold(stream: LiveStream, meter: Meter | None) -> tuple[HeldStream, Rep
         if event is None:
             await stream.more()
             continue
-        events.append(event)
+        events.append(kept(event))
+        if len(events) > _MOST_HELD or stream.size > _LARGEST_HELD:
+            raise AttemptFailed("too_large", "the answer is too long to be held and looked at as a whole", retryable=False)
         if event.body is not None:
             whole.add(event.body)
         if event.finish_reason:

@@ -21,6 +21,7 @@ from gateway.core.answer_checks import (
     non_empty,
 )
 from gateway.core.breaker import BreakerRules
+from gateway.core.estimate import OUTPUT_LIMITS
 from gateway.core.expressions import Engine, ExpressionError, Library
 from gateway.core.money import Price
 from gateway.core.patterns import PatternError
@@ -29,7 +30,7 @@ from gateway.core.route_rules import RouteRule, RouteRules, compile_rule, route_
 from gateway.errors import Problem
 from gateway.prices import CONFIGURED, priced_target
 from gateway.resilience_config import BreakerConfig, HedgeConfig
-from gateway.route_config import CheckConfig, ClassifierConfig, RouteConfig, TargetConfig
+from gateway.route_config import CheckConfig, ClassifierConfig, MirrorConfig, RouteConfig, TargetConfig
 from gateway.schemas import compile_schema
 from gateway.toml_source import KeyPath
 from gateway.tool_config import ToolConfig
@@ -41,6 +42,9 @@ Wrong: TypeAlias = tuple[KeyPath, str, str]  # the key at fault, what is wrong t
 _Opened: TypeAlias = Callable[[str, Library], Engine]
 
 _ASKED_OF: Final = "chat"  # how a classifier is asked
+# What of a body rules have judged, or money bounds; the rest of a half answer is asked for with other fields.
+_NOT_TO_ADD: Final = frozenset({
+    "messages", "prompt", "model", "stream", "stream_options", "n", "best_of", "tools", "functions", *OUTPUT_LIMITS})
 _WITHOUT_WORDS: Final = frozenset({"embeddings"})
 
 
@@ -157,10 +161,28 @@ class RouteCompilation:
         if given.stream.on_failure == "continue" and not any(each.continues for each in given.targets):
             self._wrong(given, ("stream", "on_failure"), "no target goes on with a stream that broke off",
                         "say `continues = true` for one that can")
+        if given.stream.on_failure == "continue" and (given.validators or given.accept is not None):
+            self._wrong(given, ("stream", "on_failure"), "answers that are looked at as a whole are held, so none is gone on with",
+                        "take it out, or what has them held: `validators`, `accept`")
+        if given.hedge.after and not given.hedge.share:
+            self._wrong(given, ("hedge", "share"), "none of the calls may have a second attempt", 'say so with `after = "0s"`')
+        self._check_copies(given)
         if given.accept is not None and len(given.targets) < 2:
             self._wrong(given, ("accept",), "there is one target, so there is no next one to ask", "name another target")
         if given.on_exhausted == "approve" and not given.validators:
             self._wrong(given, ("on_exhausted",), "there are no validators that an answer could fail", "add them, or take it out")
+
+    def _check_copies(self, given: RouteConfig) -> None:
+        """What would be said, or sent, once more than anybody wants."""
+        for number, each in enumerate(given.targets):
+            taken = sorted(_NOT_TO_ADD.intersection(each.continue_with))
+            if taken:
+                at: KeyPath = ("targets", number, "continue_with", taken[0])
+                self._wrong(given, at, "is the caller's to say, or the gateway's", "take it out")
+        copies = [_name(each) for each in given.mirrors]
+        for number, name in enumerate(copies):
+            if name in map(_name, given.targets) or name in copies[:number]:
+                self._wrong(given, ("mirrors", number), f"{name} gets the call already", "mirror to another target")
 
     def _mirrors(self, given: RouteConfig) -> tuple[Mirror, ...]:
         found = [(each, self._to(given, ("mirrors", number), each.provider, each.model)) for number, each in enumerate(given.mirrors)]
@@ -290,5 +312,5 @@ def _hedge(given: HedgeConfig) -> Hedge:
     return Hedge(given.after, given.share)
 
 
-def _name(target: TargetConfig) -> str:
+def _name(target: TargetConfig | MirrorConfig) -> str:
     return f"{target.provider}/{target.model}"

@@ -120,7 +120,7 @@ class Streaming:
             case.end_attempts(AttemptEnd.CUT, ended_ns=self.clock.now_ns(), status=source.status)
             raise
         except CallError:  # a rule's: the provider has done its work
-            case.withheld = bool(case.open)
+            case.withheld = case.withheld or bool(case.open)
             case.end_attempts(AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=source.status)
             raise
         finally:
@@ -140,7 +140,7 @@ class Streaming:
             if further is not None:
                 return Onward(further, heard.head)
         broke = UpstreamTimeout if failure.cause.startswith("timeout:") else UpstreamFailed
-        raise broke(f"The answer broke off: {failure.cause} ({failure.message}).") from failure
+        raise broke(f"The answer broke off: {failure.told}.") from failure
 
     async def _cut_short(self, case: Progress, trying: Trying, source: Source, outlet: Outlet) -> bytes:
         case.cut_short = True

@@ -86,12 +86,14 @@ class Tries:
     async def first(self) -> Try:
         """The first attempt.
 
+        Where every target has asked to be left alone, for longer than is waited for, the first of them is tried all the same: that it had
+        enough of another call, which may have been too large for it, need not be true of this one.
+
         Raises:
-            UpstreamBusy: every target asked to be left alone for longer than is waited for.
             UpstreamFailed: no target may be tried.
         """
-        if self._plan.wait_s:
-            await self._rest(self._plan.wait_s)
+        if self._plan.wait_s and self._reaches(self._plan.wait_s):
+            await self._shared.clock.sleep(self._plan.wait_s + _MARGIN_S)
         turns = [_Turn(placed.to) for placed in self._plan.order]
         for number, turn in enumerate(turns):
             permit = await self._admit(turn.to, last_resort=self._plan.last_resort)
@@ -162,10 +164,12 @@ class Tries:
         if to in able and self._again(to, failure):
             self._turns.append(_Turn(to))
 
-    def resting(self) -> UpstreamBusy:
-        """The error where all that was tried asked to be left alone: the first of them is ready again after so long."""
+    def resting(self, attempts: str) -> UpstreamBusy:
+        """The error where all that was tried asked to be left alone; `attempts` tells of them. Not all who hear it come back at once."""
         rests = [each for placed in self._plan.order if (each := self._condition(placed.to).cooling_s)]
-        return busy(min(rests, default=1.0), self._shared.ids.jitter())
+        seconds = max(1, min(ceil(min(rests, default=1.0)) + round(self._shared.ids.jitter() * _SPREAD_S), _LONGEST_WAIT_S))
+        return UpstreamBusy(f"Every target has asked to be left alone for a while (429). Try again in {seconds} s.{attempts}",
+                            retry_after_s=seconds)
 
     async def beside(self, to: RouteTarget) -> Try | None:
         """An attempt beside one of `to` that is slow to answer: of another target, if there is one. None where it cannot be had."""
@@ -174,11 +178,19 @@ class Tries:
         # Of a cascade the next target is for another answer than this one's, not for the same one sooner.
         turns = self._turns if self._plan.strategy != CASCADE else ()
         other = next((turn for turn in turns if self._fresh(turn.to) and self._condition(turn.to).state == "closed"), None)
+        to = other.to if other is not None else to
+        permit = await self._admit(to)
+        if permit is None:
+            return None
         if other is not None:
             self._turns.remove(other)
-            to = other.to
-        permit = await self._admit(to)
-        return Try(to, permit, "hedge") if permit is not None else None
+        return Try(to, permit, "hedge")
+
+    def not_beside(self, tried: Try) -> None:
+        """The attempt that was to stand beside another one is not made: its target still has its turn."""
+        self.close()
+        if self._fresh(tried.to):
+            self._turns.appendleft(_Turn(tried.to))
 
     def under_way(self, tried: Try) -> None:
         """An attempt that was given out has begun: its end takes the permit back."""
@@ -191,11 +203,9 @@ class Tries:
             self._shared.breakers.ended(self._out, UNUSED)
             self._out = None
 
-    async def _rest(self, wait_s: float) -> None:
-        """Wait where every target asked to be left alone for a while, and it is not long."""
-        if wait_s > self._route.retry.cap_s or self._shared.clock.monotonic() + wait_s >= self._ends_s:
-            raise busy(wait_s, self._shared.ids.jitter())
-        await self._shared.clock.sleep(wait_s + _MARGIN_S)
+    def _reaches(self, wait_s: float) -> bool:
+        """Whether a call may wait for so long."""
+        return wait_s <= self._route.retry.cap_s and self._shared.clock.monotonic() + wait_s < self._ends_s
 
     def _afford(self, turn: _Turn, condition: Condition, now_s: float) -> bool:
         """Whether the retry budget has an attempt left. A target that is answering takes what another has failed at, come what may."""
@@ -219,9 +229,3 @@ class Tries:
         lease_s = max(0.0, self._ends_s - self._shared.clock.monotonic()) + LEASE_S
         self._out = permit = await self._shared.breakers.admit(to, self._call_id, lease_s=lease_s, last_resort=last_resort)
         return permit
-
-
-def busy(wait_s: float, jitter: float) -> UpstreamBusy:
-    """The error where every target asks to be left alone. Not all who hear it come back in the same second."""
-    seconds = max(1, min(ceil(wait_s) + round(jitter * _SPREAD_S), _LONGEST_WAIT_S))
-    return UpstreamBusy(f"Every target has asked to be left alone for a while (429). Try again in {seconds} s.", retry_after_s=seconds)

@@ -1,7 +1,7 @@
 """Turns what pydantic says about a file into problems that name file, line and key, with the nearest thing that would be right."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +29,7 @@ def validated(model: type[Model], source: Source) -> tuple[Model | None, list[Pr
         return model.model_validate(source.data), []
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-    problems = [_problem(model, source, details) for details in found if not _follows(source, details)]
+    problems = [_problem(model, source, details) for details in found if not _follows(details, found)]
     return None, sorted(problems, key=lambda problem: problem.line or 0)
 
 
@@ -77,9 +77,10 @@ def _problem(model: type[BaseModel], source: Source, details: ErrorDetails) -> P
     return source.problem(path, message, hint)
 
 
-def _follows(source: Source, details: ErrorDetails) -> bool:
-    """Whether an error only follows from others: a list counts as empty where its entries are wrong."""
-    return details["type"] == "too_short" and bool(_value(source.data, details["loc"]))
+def _follows(details: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
+    """Whether an error only follows from others: a list counts as too short where its entries are wrong."""
+    at = details["loc"]
+    return details["type"] == "too_short" and any(each["loc"][:len(at)] == at and len(each["loc"]) > len(at) for each in found)
 
 
 def _description(model: type[BaseModel], path: KeyPath) -> str | None:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 
-from gateway.clock import SystemClock, SystemIds, ulid
+from gateway.clock import SystemClock, SystemIds, time_text, ulid
 
 
 class At:
@@ -20,6 +20,10 @@ class At:
 
     async def sleep(self, seconds: float) -> None:
         _ = seconds
+
+
+def test_a_time_is_told_to_the_second_and_never_is_nothing():
+    assert (time_text(1_790_000_000_999_999_999), time_text(None)) == ("2026-09-21T14:13:20Z", None)
 
 
 def test_a_ulid_is_the_one_of_its_specification():

@@ -177,7 +177,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder):
         "config.toml:2:server.port: should be a whole number, without quotes",
         "config.toml:4:log.level: is none of the possible values (there is debug, error, info, warning)",
         "routes/r.toml:1:route[0].name: is missing (What clients send as `model`.)",
-        "routes/r.toml:1:route[0].targets: is missing (Where calls go, in order: the next one is for when the one before has failed.)",
+        "routes/r.toml:1:route[0].targets: is missing (Where calls go; the next one is for when the one before has failed.)",
         'routes/r.toml:2:route[0].nam: unknown key (did you mean "name"?)',
         "routes/s.toml:1: not TOML",
         'policies/p.toml:5:rule[0].effct: unknown key (did you mean "effect"?)',
@@ -294,7 +294,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(folder):
 
 def test_thousands_of_levels_of_dotted_keys_are_one_unknown_key(folder):
     assert config_problems(folder, ".".join("a" * 5000) + " = 1") == [
-        "config.toml:a: unknown key (there is admin, auth, budgets, journal, log, models, otlp, paths, policy, prices, pricing, providers, …)"]
+        "config.toml:a: unknown key (there is admin, auth, breaker, budgets, journal, log, models, otlp, paths, policy, prices, pricing, …)"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "loop", "pipe", "dangling"])
@@ -321,3 +321,11 @@ def test_models_are_frozen_and_strict_when_made_by_hand():
         rule.id = "b"
     with pytest.raises(ValueError, match="valid string"):
         RouteConfig(name=3, targets=())  # type: ignore[arg-type]
+
+
+def test_a_list_that_is_too_short_is_told_although_its_entries_are_right(folder):
+    """A route that is wrong and without a problem would be gone in silence."""
+    (folder / "routes").mkdir(exist_ok=True)
+    (folder / "routes/r.toml").write_text('[[route]]\nname = "r"\n[[route.targets]]\nprovider = "p"\nmodel = "m"\n'
+                                          '[route.classifier]\nprovider = "p"\nmodel = "m"\ntasks = ["a"]\ndefault = "a"\n')
+    assert any("classifier.tasks" in problem for problem in config_problems(folder, ""))

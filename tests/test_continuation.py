@@ -12,7 +12,7 @@ from gateway.core.estimate import Measure
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 from gateway.dispatch import Errand
 from gateway.progress import Progress
-from gateway.relay import HeldStream
+from gateway.relay import HeldStream, kept
 from gateway.spending import Spending
 from gateway.wire.protocol import Event
 
@@ -123,8 +123,8 @@ def test_only_a_call_for_one_answer_can_be_gone_on_with(made, can):
 
 async def test_both_parts_are_told_as_one_answer():
     done = Event(done=True)
-    rest = HeldStream(Live(), deque([  # type: ignore[arg-type]
-        replace(chunk(role="assistant", content=" again"), finish_reason="stop"), Event({"choices": []}), Event({"choices": "?"}), Event(), done]))
+    rest = HeldStream(Live(), deque(kept(each) for each in (  # type: ignore[arg-type]
+        replace(chunk(role="assistant", content=" again"), finish_reason="stop"), Event({"choices": []}), Event({"choices": "?"}), Event(), done)))
     onward = Onward(rest, heard(*WORDS).head)
     taken = [onward.take() for _ in range(5)]
     assert onward.status == 200
@@ -133,7 +133,7 @@ async def test_both_parts_are_told_as_one_answer():
     assert taken[0].body["id"] == "c1"
     assert taken[0].body["choices"][0]["delta"] == {"content": " again"}
     assert taken[0].finish_reason == "stop"
-    assert taken[-1] is done
+    assert taken[-1] == done
     assert onward.take() is None
     await onward.to_end()
     onward.abort()

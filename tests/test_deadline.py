@@ -6,7 +6,7 @@ import pytest
 from multidict import CIMultiDict
 
 from gateway.core.plan import Deadlines
-from gateway.deadline import shortened, waits_s
+from gateway.deadline import shortened, told, waits_s
 from gateway.errors import InvalidRequest, UpstreamTimeout
 
 USUAL = Deadlines(connect_s=5, headers_s=300, first_token_s=120, idle_s=60, total_s=600)
@@ -44,7 +44,7 @@ def test_the_error_is_there_a_moment_before_the_client_gives_up(wait, left):
     assert after(x_stainless_read_timeout=wait).total_s == pytest.approx(left)
 
 
-@pytest.mark.parametrize("value", ["", "0", "soon", "-5", "1.5", "1e3", " 5", "\N{ARABIC-INDIC DIGIT FIVE}", "9" * 10])
+@pytest.mark.parametrize("value", ["", "0", "soon", "-5", "1.5", "1e3", " 5", "\N{ARABIC-INDIC DIGIT FIVE}", "9" * 16])
 def test_a_deadline_that_cannot_be_read_is_refused_by_name(value):
     with pytest.raises(InvalidRequest, match="X-Lockgate-Deadline-Ms"):
         after(x_lockgate_deadline_ms=value)
@@ -73,3 +73,9 @@ def test_what_a_call_has_waited_is_taken_off_what_its_client_waits_and_nothing_o
     for stream in (False, True):
         with pytest.raises(UpstreamTimeout, match="was up before"):
             shortened(USUAL, told, stream=stream, used_s=9.6)
+
+
+def test_who_runs_out_of_time_is_told_by_name():
+    assert told(USUAL, USUAL) == "the route's `total` deadline of 600 s"
+    assert told(after(x_lockgate_deadline_ms="10000"), USUAL) == "the 9.5 s that the client's own deadline leaves"
+    assert told(after(stream=True, x_stainless_read_timeout="30"), USUAL) == "the 29 s for which the client waits for a first byte"

@@ -23,7 +23,6 @@ from gateway.money_reports import (
     raise_rows,
     settings_of,
     suspect_row,
-    time_text,
     window_row,
 )
 from gateway.store.protocol import Standing
@@ -54,10 +53,6 @@ def test_what_is_no_moment_is_refused(text: str) -> None:
 def test_more_time_back_than_there_was_is_refused() -> None:
     with pytest.raises(ValueError, match="outside the years"):
         moment("7d", 86400 * USD, back=True)
-
-
-def test_a_time_is_told_to_the_second_and_never_is_nothing() -> None:
-    assert (time_text(NOW_NS + 999_999_999), time_text(None)) == ("2026-09-21T14:13:20Z", None)
 
 
 def test_an_account_is_told_in_texts_beside_integers() -> None:

@@ -304,6 +304,12 @@ def test_a_tool_that_does_something_is_not_hedged(folder, effect):
     (TWO + '[[route.validators]]\nexpression = "answer.valid"\n', "routes/r.toml:5:route[0].validators[0].expression: `answer.valid` says whether"),
     (TWO + 'operations = ["chat", "embeddings"]\nvalidators = [{ non_empty = true }]\n', "routes/r.toml:4:route[0].operations: vectors have no words"),
     (TWO + 'mirrors = [{ provider = "small", model = "m" }]\noperations = ["chat"]\n', "routes/r.toml:5:route[0].operations: not every target's adapter can do this: chat"),
+    (TWO.replace(" }]", ", continues = true }]") + 'stream = { on_failure = "continue" }\nvalidators = [{ non_empty = true }]\n',
+     "routes/r.toml:4:route[0].stream.on_failure: answers that are looked at as a whole are held"),
+    (TWO + 'hedge = { after = "1s", share = 0 }\n', "routes/r.toml:4:route[0].hedge.share: none of the calls may have a second attempt"),
+    (TWO.replace(" }]", ", continues = true, continue_with = { max_tokens = 9 } }]"), "continue_with.max_tokens: is the caller's to say"),
+    (TWO + 'mirrors = [{ provider = "one", model = "m" }]\n', "routes/r.toml:4:route[0].mirrors[0]: one/m gets the call already"),
+    (TWO + 'mirrors = [{ provider = "one", model = "x" }, { provider = "one", model = "x" }]\n', "mirrors[1]: one/x gets the call already"),
     (TWO + 'aliases = ["x", "r"]\n', "routes/r.toml:4:route[0].aliases[1]: the name 'r' is taken (first at routes/r.toml:1)"),
     (TWO + 'aliases = ["x", "x"]\n', "routes/r.toml:4:route[0].aliases[1]: the name 'x' is taken"),
 ])

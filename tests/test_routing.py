@@ -18,7 +18,7 @@ from gateway.core.order import Plan
 from gateway.core.plan import Route, RouteTarget
 from gateway.deployment import read_deployment
 from gateway.errors import Forbidden, InvalidRequest, StoreUnavailable, UnknownRoute, UpstreamFailed
-from gateway.plan_report import Asked, describe
+from gateway.plan_report import Asked, AskedError, describe
 from gateway.progress import Progress
 from gateway.routing import Routing
 from gateway.session import SessionFacts
@@ -332,17 +332,18 @@ async def test_a_large_call_is_looked_at_beside_the_loop(world, monkeypatch):
 
 
 async def test_a_plan_is_told_for_a_call_that_nobody_made(world):
-    world.conditions = {"one": Condition("open", admits=False, until_s=2.0, cause="reset"), "two": Condition(first_token_s=0.25)}
+    world.conditions = {"one": Condition("open", admits=False, until_s=2.0, cause="reset"), "two": Condition(first_token_s=0.25, answered_s=1.5)}
     snapshot = world.compile(TWO + 'aliases = ["other"]\nhedge = { after = "1s" }\nvalidators = [{ non_empty = true }]\n'
                              'mirrors = [{ provider = "two", model = "copy", percent = 5 }]\n')
     told = await describe(world.routing, snapshot, "other", Asked(body={"messages": [], "max_tokens": 1000}, size=100))
     assert told["order"] == [{"target": "two/m", "why": "2nd in order", "breaker": "closed", "cost_usd": told["order"][0]["cost_usd"], "weight": 1,
-                              "canary": None, "first_token_ms": 250}]
+                              "canary": None, "first_token_ms": 250, "answered_ms": 1500, "probe": False}]
     assert told["order"][0]["cost_usd"].startswith("0.0011")
     assert [(each["target"], each["why"], each["breaker"]) for each in told["passed"]] == [("one/m", "open for 2.0 s: reset", "open")]
     assert (told["route"], told["aliases"], told["strategy"], told["last_resort"], told["wait_s"]) == ("r", ["other"], "priority", False, 0.0)
     assert (told["deadlines"]["total_s"], told["retry"]["attempts"], told["hedge"]) == (600.0, 2, {"after_s": 1.0, "share": 0.05})
     assert (told["validators"], told["mirrors"], told["classifier"]) == (["non_empty"], [{"target": "two/copy", "percent": 5.0}], None)
+    assert (told["operation"], told["accept"], told["notes"]) == ("chat", None, [])
     json.dumps(told, allow_nan=False)
     assert (told["on_exhausted"], told["on_stream_failure"]) == ("error", "error")
 
@@ -357,6 +358,88 @@ async def test_a_report_asks_no_classifier(world):
     assert (supposed["task"], supposed["rule"], [each["target"] for each in supposed["order"]]) == ("code", 'task == "code"', ["two/m"])
     tagged = await describe(world.routing, snapshot, "r", Asked(tags={"task": "code"}))
     assert (tagged["task"], tagged["notes"]) == ("code", [])
+    with pytest.raises(AskedError, match="must be one of code, talk: the route's classifier knows no other") as caught:
+        await describe(world.routing, snapshot, "r", Asked(task="nope"))
+    assert caught.value.name == "task"
+
+
+LOT = "weighted: drawn by lot, each call anew; this is one of the orders that there may be"
+STRAY = "canaries: a call that belongs to no session is drawn by lot, each call anew"
+OWN = "sessions and users are a key's own: say which `key`, else this is only one of the orders that there may be"
+
+
+@pytest.mark.parametrize(("strategy", "canary", "asked", "notes"), [
+    ("priority", False, Asked(session="s"), []),
+    ("weighted", False, Asked(key="k"), [LOT]),
+    ("sticky", False, Asked(), [OWN]),
+    ("sticky", False, Asked(session="s", key="k"), []),
+    ("priority", True, Asked(), [STRAY]),
+    ("priority", True, Asked(session="s"), [OWN]),
+    ("priority", True, Asked(session="s", key="k"), []),
+    ("sticky", True, Asked(), [STRAY, OWN]),
+])
+async def test_a_report_says_what_of_an_order_is_a_lot(world, strategy, canary, asked, notes):
+    """Else it tells the operator that a session goes where it does not."""
+    new = 'targets = [{ provider = "one", model = "m" }, { provider = "two", model = "m" }, { provider = "two", model = "new", canary = 5 }]\n'
+    snapshot = world.compile(f'[[route]]\nname = "r"\nstrategy = "{strategy}"\n{new if canary else TARGETS}')
+    assert (await describe(world.routing, snapshot, "r", asked))["notes"] == notes
+
+
+async def test_where_there_is_one_target_there_is_no_lot(world):
+    for strategy in ("weighted", "sticky"):
+        assert (await describe(world.routing, world.compile(f'{ONE}strategy = "{strategy}"\n'), "r", Asked()))["notes"] == []
+
+
+async def test_a_session_goes_where_its_key_has_it_go(world):
+    """As in a call with that key, and with another key elsewhere."""
+    routes = f'[[route]]\nname = "r"\nstrategy = "sticky"\n{TARGETS}'
+    firsts = set()
+    for number in range(16):
+        principal = Principal(f"key_{number}")
+        told = await describe(world.routing, world.compile(routes), "r", Asked(principal, session="s", key=principal.id))
+        plan = await world.plan(routes, call_of(principal=principal, origin=Origin(session="s")))
+        assert [each["target"] for each in told["order"]] == [str(each.to.target) for each in plan.order]
+        firsts.add(told["order"][0]["target"])
+    assert firsts == {"one/m", "two/m"}
+
+
+async def test_where_no_keys_are_asked_for_all_sessions_are_one_callers(world):
+    snapshot = world.compile(f'[[route]]\nname = "r"\nstrategy = "sticky"\n{TARGETS}')
+    open_to_all = replace(snapshot, config=snapshot.config.model_copy(update={"auth": snapshot.config.auth.model_copy(update={"required": False})}))
+    assert (await describe(world.routing, open_to_all, "r", Asked(session="s")))["notes"] == []
+    with pytest.raises(AskedError, match="all callers are one") as caught:
+        await describe(world.routing, open_to_all, "r", Asked(session="s", key="k"))
+    assert caught.value.name == "key"
+
+
+async def test_what_a_route_or_a_key_is_not_for_is_told_as_the_call_would_be(world):
+    """Its error has the same code: a plan of it would be one of a call that nobody can make."""
+    snapshot = world.compile(TWO + 'operations = ["chat"]\naliases = ["other"]\n')
+    with pytest.raises(UnknownRoute, match="The route other is not for embeddings: it is for chat"):
+        await describe(world.routing, snapshot, "other", Asked(operation="embeddings"))
+    with pytest.raises(UnknownRoute, match=r"The key may not use the route r: it may use oth\*, x"):
+        await describe(world.routing, snapshot, "r", Asked(Principal("k", routes=("oth*", "x")), key="k"))
+    with pytest.raises(UnknownRoute, match="it may use none"):
+        await describe(world.routing, snapshot, "r", Asked(Principal("k", routes=()), key="k"))
+    assert (await describe(world.routing, snapshot, "other", Asked(Principal("k", routes=("oth*",)), key="k")))["route"] == "r"
+
+
+@pytest.mark.parametrize(("condition", "probe"), [
+    (Condition("open"), True), (Condition("half_open"), True), (Condition("forced_closed"), False), (Condition(), False),
+    (Condition("open", admits=False), False),
+])
+async def test_a_call_that_is_to_show_how_a_target_is_is_told_as_a_probe(world, condition, probe):
+    """As the last resort it is none: it is sent whatever the breaker says."""
+    world.conditions = {"one": condition, "two": Condition("open", admits=False, badness=9.0)}
+    told = await describe(world.routing, world.compile(TWO), "r", Asked())
+    assert (told["order"][0]["target"], told["order"][0]["probe"]) == ("one/m", probe)
+    assert not any(each["probe"] for each in told["passed"])
+
+
+async def test_a_cascade_tells_what_it_accepts(world):
+    snapshot = world.compile('[[route]]\nname = "r"\noperations = ["chat"]\nstrategy = "cascade"\n'
+                             f"accept = 'response.finish_reason == \"stop\"'\n{TARGETS}")
+    assert (await describe(world.routing, snapshot, "r", Asked()))["accept"] == 'response.finish_reason == "stop"'
 
 
 async def test_a_report_takes_the_call_for_what_it_is_said_to_be(world):

@@ -13,7 +13,7 @@ from gateway.core.breaker import BreakerRules, Ended
 from gateway.core.order import Placed, Plan
 from gateway.core.plan import Deadlines, Hedge, Retry, Route, RouteTarget
 from gateway.core.retries import RetryBudget
-from gateway.errors import AttemptFailed, UpstreamBusy, UpstreamFailed
+from gateway.errors import AttemptFailed, UpstreamFailed
 from gateway.store.memory import MemoryStore
 from gateway.telemetry import Telemetry
 from gateway.tries import Pursuit, Tries, Try
@@ -188,16 +188,34 @@ async def test_a_target_that_is_closed_by_hand_is_never_tried():
         await tries.first()
 
 
-async def test_where_all_rest_for_a_while_a_short_one_is_waited_for_and_a_long_one_is_told():
-    it = scene(A)
-    assert await it.through(it.tries(wait_s=2.0)) == ["a", "a retry"]
+async def test_where_all_rest_for_a_while_a_short_one_is_waited_for_and_after_a_long_one_the_first_is_tried_all_the_same():
+    """One caller's request may have been too large for it: that shuts it to nobody else."""
+    it = scene(A, B)
+    assert await it.through(it.tries(wait_s=2.0)) == ["a", "a retry", "b fallback", "b retry"]
     assert it.clock.slept[0] == pytest.approx(2.0, abs=0.05)
-    with pytest.raises(UpstreamBusy) as caught:
-        await it.tries(wait_s=20.0).first()
-    assert caught.value.retry_after_s == 21  # and a second or so, by chance
-    with pytest.raises(UpstreamBusy) as caught:
-        await it.tries(wait_s=9999.0).first()
-    assert caught.value.retry_after_s == 60
+    it.clock.slept.clear()
+    permit = await it.breakers.admit(A, "another", lease_s=1)
+    assert permit is not None
+    it.breakers.ended(permit, Ended("neutral", "status:429", cool_s=30.0))
+    tries = it.tries(wait_s=20.0)
+    assert (await tries.first()).to == B  # which rests no more
+    it = scene(A)
+    permit = await it.breakers.admit(A, "another", lease_s=1)
+    assert permit is not None
+    it.breakers.ended(permit, Ended("neutral", "status:429", cool_s=30.0))
+    tries = it.tries(wait_s=30.0)
+    assert (await tries.first()).permit.state == "last_resort"
+    assert it.clock.slept == []
+    assert 30 <= (tries.resting("").retry_after_s or 0) <= 32
+
+
+async def test_nobody_is_told_to_come_back_later_than_sdks_wait():
+    it = scene(replace(A, breaker=BreakerRules(cool_cap_s=9999.0)))
+    permit = await it.breakers.admit(it.route.targets[0], "another", lease_s=1)
+    assert permit is not None
+    it.breakers.ended(permit, Ended("neutral", "status:429", cool_s=9999.0))
+    assert it.tries().resting(" It said so.").retry_after_s == 60
+    assert it.tries().resting(" It said so.").message.endswith("It said so.")
 
 
 async def test_a_permit_that_was_not_used_is_given_back():
@@ -224,7 +242,8 @@ async def test_beside_a_slow_attempt_stands_one_of_another_target_that_is_well()
     beside = await tries.beside(first.to)
     assert beside is not None
     assert (beside.to, beside.why) == (C, "hedge")
-    assert await tries.beside(first.to) is None  # one call has put one in
+    assert await tries.beside(first.to) is not None  # one was there, and one call has put one in
+    assert await tries.beside(first.to) is None
     assert not tries.others or [turn.to for turn in tries._turns] == [B]
 
 

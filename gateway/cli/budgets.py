@@ -11,12 +11,12 @@ from gateway.cli.author import stamped, user
 from gateway.cli.budget_reports import a_moment, an_account, configured, costs, history, refused, show, suspects
 from gateway.cli.deployment import on_store
 from gateway.cli.output import config_option, emit_json, emit_problem, json_option, printable
-from gateway.clock import SystemClock
+from gateway.clock import SystemClock, time_text
 from gateway.config import BudgetConfig
 from gateway.core.accounts import SCOPES, UNDER_KEY, Change, OnShort, Scope
 from gateway.core.money import usd
 from gateway.deployment import read_settings
-from gateway.money_reports import account_row, change_row, settings_of, time_text
+from gateway.money_reports import account_row, change_row, settings_of
 from gateway.store.protocol import AccountFilter, Standing, StoredKey
 from gateway.store.sqlite import SqliteStore
 from gateway.toml_source import Source

@@ -12,6 +12,7 @@ import orjson
 from gateway.call import Outcome
 from gateway.cli.deployment import open_deployment
 from gateway.cli.output import config_option, emit_columns, emit_json, emit_json_line, emit_rows, json_option, printable
+from gateway.cli.story import plan_lines
 from gateway.core.explain_path import kind_of
 from gateway.store.call_money import call_money
 from gateway.store.database import Connection
@@ -94,7 +95,7 @@ def _follow(rows: Iterator[Mapping[str, Any]], *, as_json: bool) -> None:
 @config_option
 @json_option
 def show(*, call_id: str, config_path: str, as_json: bool) -> None:
-    """Show one call: decisions, reasons, tool calls, attempts, usage, cost and bodies. `lockgate explain` tells its story."""
+    """Show one call: decisions, plan, reasons, tool calls, attempts, usage, cost and bodies. `lockgate explain` tells its story."""
     _path, opened = open_deployment(config_path)
     with contextlib.closing(opened) as connection:
         call = one_call(connection, call_id)
@@ -108,6 +109,16 @@ def show(*, call_id: str, config_path: str, as_json: bool) -> None:
     for name in _FACTS:
         if shown.get(name) not in (None, [], {}):
             click.echo(f"{name:15} {_line(shown[name])}")
+    for line in ("", *plan_lines(call["plan"])) if call["plan"] else ():
+        click.echo(printable(line))
+    _show_tables(call, money)
+    for title in ("request", "response"):
+        if call[title] is not None:
+            click.echo(f"\n{title}\n{_pretty(call[title])}")
+
+
+def _show_tables(call: Mapping[str, Any], money: Mapping[str, Any] | None) -> None:
+    """What there may be several of."""
     for title, rows, columns in (
         ("verdicts", call["verdicts"], _VERDICT_COLUMNS), ("reasons", _reasons(call), _REASON_COLUMNS),
         ("tool calls", [{**use, "args": _line(use["args"])} for use in call["tool_uses"]], _USE_COLUMNS),
@@ -117,9 +128,6 @@ def show(*, call_id: str, config_path: str, as_json: bool) -> None:
         if rows:
             click.echo(f"\n{title}")
             emit_rows(rows, columns, as_json=False)
-    for title in ("request", "response"):
-        if call[title] is not None:
-            click.echo(f"\n{title}\n{_pretty(call[title])}")
 
 
 def ended_calls(connection: Connection, wanted: CallFilter, *, wait: Callable[[], bool]) -> Iterator[Mapping[str, Any]]:
@@ -179,7 +187,8 @@ def _reasons(call: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _timed(attempt: Mapping[str, Any]) -> dict[str, Any]:
     held = attempt["retries_left"]
     return {
-        **attempt, "retries_left": None if held is None else f"{held:.1f}", "seconds": _seconds(attempt["started_ns"], attempt["ended_ns"]),
+        **attempt, "waited_s": f"{attempt['waited_s']:.3f}", "retries_left": None if held is None else f"{held:.1f}",
+        "seconds": _seconds(attempt["started_ns"], attempt["ended_ns"]),
         "cost_usd": _cost(attempt, is_open=attempt["end"] is None),
     }
 

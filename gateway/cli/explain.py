@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
+from urllib.parse import quote
 
 import click
 
-from gateway.asked import AskedError, asked_of
+from gateway.asked import asked_of, with_principal
 from gateway.breakers import Breakers
 from gateway.call import Call, JsonObject
 from gateway.cli.deployment import database_of, on_store, open_deployment
@@ -22,7 +23,7 @@ from gateway.core.explain import explain as explained
 from gateway.core.plan import Route
 from gateway.deployment import read_deployment
 from gateway.errors import InvalidRequest
-from gateway.plan_report import Asked, describe
+from gateway.plan_report import OPERATIONS, Asked, AskedError, describe
 from gateway.progress import Progress
 from gateway.routing import Routing
 from gateway.snapshot import Snapshot, compile_snapshot
@@ -31,19 +32,23 @@ from gateway.store.memory import MemoryStore
 from gateway.store.protocol import CallFilter, Store
 from gateway.store.reads import list_calls, one_call
 from gateway.telemetry import Telemetry
+from gateway.units import show_duration
 from gateway.wire.strict_json import loads
 
 _MOST_PARTS: Final = 500
 _DEEPEST: Final = 64
 _ROUTE: Final = "--route"
+_UNMEASURED: Final = "fastest: only a gateway that runs knows how quick targets are: ask it for GET /-/routes/{route}/plan"
 _DESCRIBED: Final = (
     click.option(_ROUTE, help="Its route; without it the `model` of --body."),
     click.option("--body", "file", type=click.File("rb"), help="A file with its body, as JSON; `-`: standard input."),
     click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="A tag of it; may be given several times."),
     click.option("--session", help="The session that it belongs to."),
     click.option("--task", help="What kind of task it is; without it as for any call, but that no classifier is asked."),
-    click.option("--team", help="The team that calls."),
+    click.option("--key", help="The key that it is made with (its id)."),
+    click.option("--team", help="The team that calls, where no key is said."),
     click.option("--user", help="The caller's own name for who asks."),
+    click.option("--operation", type=click.Choice(OPERATIONS), help="What it asks for; without it the first that the route is for."),
     click.option("--stream", is_flag=True, help="Whether it asks for a stream."),
     click.option("--size", type=click.IntRange(0), help="The bytes of its body; without it those of --body."),
 )
@@ -68,7 +73,10 @@ def explain(*, call_id: str | None, dry_run: bool, config_path: str, as_json: bo
     knows of the targets. Nothing is sent, and no policy is asked: its rules may refuse such a call, or send it elsewhere.
     """
     if dry_run and call_id is None:
-        told = _planned(config_path, *_supposed(given))
+        try:
+            told = _planned(config_path, *_supposed(given))
+        except AskedError as error:
+            raise click.BadParameter(str(error), param_hint=f"--{error.name.removesuffix('s')}") from error
         if as_json:
             emit_json(told)
             return
@@ -102,20 +110,17 @@ def tell_call(call_id: str, config_path: str, *, as_json: bool) -> None:
 
 
 def _supposed(given: Mapping[str, Any]) -> tuple[str, Asked]:
-    """The route and the call that the options describe."""
+    """The route and the call that the options describe. Raises `AskedError`."""
     body = {} if given["file"] is None else _body(given["file"])
     route = body.get("model") if given["route"] is None else given["route"]
     if not isinstance(route, str):
         raise click.UsageError(f"say which route: {_ROUTE}, or a --body that has a `model`")
-    texts = {name: str(given[name]) for name in ("session", "task", "team", "user", "size") if given[name] is not None}
+    texts = {name: str(given[name]) for name in ("session", "task", "key", "team", "user", "operation", "size") if given[name] is not None}
     if given["tags"]:
         texts["tags"] = ",".join(given["tags"])
     if given["stream"] or body.get("stream") is True:
         texts["stream"] = "true"
-    try:
-        return route, asked_of(texts, body)
-    except AskedError as error:
-        raise click.BadParameter(str(error), param_hint=f"--{error.name.removesuffix('s')}") from error
+    return route, asked_of(texts, body)
 
 
 def _body(file: BinaryIO) -> dict[str, Any]:
@@ -143,7 +148,12 @@ async def _describe(store: Store, snapshot: Snapshot, route: str, asked: Asked) 
     silent = Telemetry(log_format="json", log_level="error", write=lambda _: None, scrub=str, clock=clock)
     breakers = Breakers(store.breakers, clock, ids, silent)
     await breakers.refresh()
-    return await describe(Routing(breakers.condition, _ask_nobody, store.sessions, store.budgets, clock, ids), snapshot, route, asked)
+    asked = await with_principal(asked, store.keys, clock.now_ns())
+    routing = Routing(breakers.condition, _ask_nobody, store.sessions, store.budgets, clock, ids)
+    told = await describe(routing, snapshot, route, asked)
+    if told["strategy"] != "fastest":
+        return told
+    return {**told, "notes": [*told["notes"], _UNMEASURED.format(route=quote(told["route"], safe=""))]}
 
 
 async def _ask_nobody(_case: Progress, _call: Call, route: Route, _snapshot: Snapshot) -> str:
@@ -152,9 +162,30 @@ async def _ask_nobody(_case: Progress, _call: Call, route: Route, _snapshot: Sna
 
 def _lines(told: Mapping[str, Any]) -> Iterator[str]:
     also = f" (also {', '.join(told['aliases'])})" if told["aliases"] else ""
-    yield f"route {told['route']}{also}"
+    yield f"route {told['route']}{also} for {told['operation']}"
     if told["task"]:
         yield f"task {told['task']}"
     yield from plan_lines(told)
     for mirror in told["mirrors"]:
         yield f"  a copy to {mirror['target']} of {mirror['percent']:g} % of the calls"
+    yield from map("  ".__add__, _settings(told))
+
+
+def _settings(told: Mapping[str, Any]) -> Iterator[str]:
+    """What else is settled for the route's calls, as configuration is written."""
+    retry, hedge, validators = told["retry"], told["hedge"], told["validators"]
+    if told["accept"] is not None:
+        yield f"accepted where {told['accept']}"
+    if validators:
+        otherwise = "a person is asked" if told["on_exhausted"] == "approve" else "the client gets an error"
+        yield f"validators: {', '.join(validators)}; where no answer passes, {otherwise}"
+    tries = "one attempt at a target"
+    if retry["attempts"] > 1:
+        waits = f"up to {show_duration(retry['base_s'])} at first and {show_duration(retry['cap_s'])} at the most"
+        tries = f"{retry['attempts']} attempts at a target, a wait of {waits} between two"
+    yield f"retries: {tries}; a budget of {retry['share']:g} a call and {retry['per_second']:g} a second"
+    if hedge is not None:
+        yield f"hedge: after {show_duration(hedge['after_s'])}, for {hedge['share'] * 100:g} % of the calls at the most"
+    yield "deadlines: " + ", ".join(f"{name.removesuffix('_s')} {show_duration(limit)}" for name, limit in told["deadlines"].items())
+    if told["on_stream_failure"] == "continue":
+        yield "streams that break off: another target goes on, where it can"

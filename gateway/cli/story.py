@@ -12,6 +12,7 @@ from gateway.call import JsonObject
 from gateway.cli.output import printable
 
 _DECIDED: Final[Mapping[str, str]] = {"allow": "allowed", "deny": "denied", "held": "held for approval", "": "not judged"}
+_PROBED: Final = ("open", "half_open")  # what lets a call through only to see how its target is
 _MS_UP_TO: Final = 10_000
 _HELD: Final[Mapping[bool | None, str]] = {True: "true", False: "false", None: "not on record"}
 
@@ -36,7 +37,7 @@ def _story(told: JsonObject) -> Iterator[str]:
     for later in told["later"]:
         yield ""
         yield from _decision(later, f"the {later['phase'].replace('_', ' ')} {later['subject']}".strip())
-    if told["attempts"] or told["plan"]:
+    if told["attempts"] or told["plan"] or told["decision"] == "allow":
         yield ""
         yield f"{_moment(told['answer']['at_ms'])}{told['answer']['said']}"
 
@@ -69,14 +70,15 @@ def plan_lines(plan: JsonObject, task: JsonObject | None = None) -> Iterator[str
     if plan.get("wait_s"):
         yield f"  every target rests; the first is ready in {plan['wait_s']:g} s"
     for number, placed in enumerate(plan.get("order") or (), 1):
-        yield f"  {number}. {_planned(placed)}"
+        probe = ", so this is a probe" if placed.get("breaker") in _PROBED and not plan.get("last_resort") else ""
+        yield f"  {number}. {_planned(placed, probe)}"
     yield from (f"  not {_planned(passed)}" for passed in plan.get("passed") or ())
 
 
-def _planned(target: JsonObject) -> str:
-    breaker = f" [breaker {target['breaker']}]" if target.get("breaker") not in (None, "closed") else ""
-    cost = f", {target['cost_usd']} USD at the most" if target.get("cost_usd") else ""
-    return f"{target['target']}: {target['why']}{cost}{breaker}"
+def _planned(target: JsonObject, probe: str = "") -> str:
+    breaker = f" [breaker {target['breaker']}{probe}]" if target.get("breaker") not in (None, "closed") else ""
+    cost = f"{target['cost_usd']} USD at the most" if target.get("cost_usd") else ""
+    return f"{target['target']}: {target['why']}{f', {cost}' if cost not in target['why'] else ''}{breaker}"
 
 
 def _attempt(tried: JsonObject) -> Iterator[str]:

@@ -16,7 +16,7 @@ _MOST_DOUBLINGS: Final = 30
 # this a time can be too late only where the clock was set back, and then it counts as over.
 _SLACK_S: Final = 60.0
 _HOPELESS: Final = 1e6  # the badness of a target that is not to be tried
-_OWN_FAULT: Final = frozenset({"connect", "tls", "reset", "malformed", "cut", "stream_error", "too_large"})
+_OWN_FAULT: Final = frozenset({"connect", "tls", "reset", "malformed", "cut", "stream_error"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,9 @@ TABLE: Final[Mapping[tuple[State, Event], State]] = MappingProxyType({
 
 _OF_A_PROBE: Final = frozenset({Event.PROBE_SUCCEEDED, Event.PROBE_FAILED, Event.PROBE_RETURNED})
 _SEEN_ONCE: Final = frozenset({Event.TRIPPED, Event.RECOVERED, Event.ANSWERED})
-Hand: TypeAlias = Literal["open", "closed", "automatic"]
+Hand: TypeAlias = Literal["open", "close", "auto"]
 BY_HAND: Final[Mapping[Hand, Event]] = MappingProxyType({
-    "open": Event.FORCED_OPEN, "closed": Event.FORCED_CLOSED, "automatic": Event.RELEASED})
+    "open": Event.FORCED_OPEN, "close": Event.FORCED_CLOSED, "auto": Event.RELEASED})
 _LONGEST: Final = {"author": 256, "note": 4096}
 
 

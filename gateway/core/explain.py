@@ -57,8 +57,10 @@ def explain(call: JsonObject, content: bytes | None, engine: str = "auto", parts
     `parts` are the calls that were made for it, as the journal lists them.
     """
     rules = _read(content)
+    decision = call.get("decision") or ""
+    said = "" if decision == "allow" else call.get("message") or ""  # of a call that was let through it says how that ended
     before = {"phase": "tool_call" if call.get("operation") == "tool" else "request",
-              "decision": call.get("decision") or "", "rule": call.get("rule") or "", "message": call.get("message") or "",
+              "decision": decision, "rule": call.get("rule") or "", "message": said,
               "labels": list(call.get("labels") or ()), "reasons": list(call.get("reasons") or ())}
     return {
         "call": {name: call.get(name) for name in _OF_CALL},

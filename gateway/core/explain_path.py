@@ -12,7 +12,7 @@ KINDS: Final = ("mirror", "classifier")  # what a call is that the gateway makes
 _LONGEST_MESSAGE: Final = 200
 _GOT: Final[Mapping[str, str]] = {
     "completed": "the client got the whole answer ({status})",
-    "refused": "the client got {status} {code}, and nothing was sent on",
+    "refused": "the client got {status} {code}, and nothing was sent on{message}",
     "failed": "the client got {status} {code}{message}",
     "withheld": "the answer was kept from the client, which got {status} {code}{message}",
     "cut": "the client got a part of the answer, and then the error {code}{message}",
@@ -80,8 +80,8 @@ def _said(tried: JsonObject, before: Sequence[JsonObject]) -> str:
         case "cascade":
             return f"cascade{waited}: the answer of attempt {last['n']} was not good enough"
         case "continuation":
-            usage = last["usage"]
-            came = f"after {usage['output_tokens']} tokens of" if usage else "of"
+            usage = last["usage"]  # one of ours is what it costs at the most, and not what came
+            came = f"after {usage['output_tokens']} tokens of" if usage and not usage["estimated"] else "of"
             return f"continuation {came} attempt {last['n']}{waited}"
         case None:  # it is not on record: it is older than the reasons
             return f"{'the same target again' if last['target'] == tried['target'] else 'another target'}{waited}"
@@ -90,7 +90,8 @@ def _said(tried: JsonObject, before: Sequence[JsonObject]) -> str:
 
 
 def _got(call: JsonObject) -> str:
-    message = _clipped(call.get("message"))
+    judged = call["outcome"] == "refused" and call.get("decision") != "allow"  # then it is the decision that says why
+    message = None if judged else _clipped(call.get("message"))
     given = {"status": call.get("status") or "", "code": call.get("code") or "", "message": f": {message}" if message else ""}
     return " ".join(_GOT[call["outcome"]].format(**given).split())
 

@@ -30,7 +30,7 @@ class RetryBudget:
 
     left: float
     at_s: float
-    hedges: float = 0.0  # a bucket of its own: a share of the calls, and nothing on top
+    hedges: float = 1.0  # a bucket of its own: a share of the calls, and the first one at once
 
     @classmethod
     def full(cls, retry: Retry, now_s: float) -> "RetryBudget":

@@ -85,7 +85,8 @@ def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect
         server = proxy.snapshot.config.server
         return await read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
 
-    return Arrival(client.call_id, dialect, operation, request.headers, presented_key(request), body)
+    here = request.content.is_eof()
+    return Arrival(client.call_id, dialect, operation, request.headers, presented_key(request), body, here=here)
 
 
 async def _read_query(request: web.BaseRequest, proxy: Proxy, tool: Tool | None) -> bytes:

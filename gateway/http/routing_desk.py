@@ -7,18 +7,18 @@ from typing import Annotated, Any, Final
 from aiohttp import web
 from pydantic import Field
 
-from gateway.asked import NAMES, AskedError, asked_of
+from gateway.asked import NAMES, asked_of, with_principal
 from gateway.breakers import NoSuchTargetError
-from gateway.budget_changes import LONGEST, check_text
+from gateway.budget_changes import LONGEST, check_text, shown
 from gateway.budgets import BudgetError
 from gateway.core.breaker import Hand
 from gateway.core.plan import Route
-from gateway.errors import InvalidRequest, UnknownUrl
+from gateway.errors import InvalidRequest
 from gateway.http.client import HttpClient
 from gateway.http.control import Control
 from gateway.http.data import Handler
 from gateway.http.desk import author_of, body_of, name_in, query_of, read_model
-from gateway.plan_report import describe
+from gateway.plan_report import AskedError, describe
 from gateway.proxy import Proxy
 from gateway.validation import Strict
 from gateway.wire.strict_json import dumps
@@ -59,12 +59,14 @@ class RoutingDesk:
 
     async def plan(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/routes/{name}/plan`: the order in which a call would try the route's targets, and why; nothing is sent."""
-        self.control.authorise(request)
+        control, proxy = self.control, self.proxy
+        control.authorise(request)
         try:
-            asked = asked_of(query_of(request, *NAMES))
+            asked = await with_principal(asked_of(query_of(request, *NAMES)), control.store.keys, control.clock.now_ns())
+            told = await describe(proxy.routing, proxy.snapshot, name_in(request, 3), asked)
         except AskedError as error:
             raise InvalidRequest(f"`{error.name}` {error}.") from error
-        await client.answer(200, {}, dumps(await describe(self.proxy.routing, self.proxy.snapshot, name_in(request, 3), asked)))
+        await client.answer(200, {}, dumps(told))
 
     async def breakers(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/breakers`: the breaker of every target; what was seen in its window is this process's own."""
@@ -89,7 +91,8 @@ class RoutingDesk:
         try:
             await breakers.set(given.target, given.state, author, given.note)
         except NoSuchTargetError as error:
-            raise UnknownUrl(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+            names = ", ".join(row["target"] for row in breakers.rows())
+            raise InvalidRequest(f"There is no target {shown(given.target)!r}; there are: {names or 'none'}.", pointer="/target") from error
         row = next((each for each in breakers.rows() if each["target"] == given.target), None)
         await client.answer(200, {}, dumps({"breaker": row}))
 

@@ -79,7 +79,7 @@ def call_fields(record: CallRecord, level: str, clean: Cleaner) -> dict[str, Any
     origin = record.origin
     first = record.first_byte_ns
     return {
-        "time": _time(record.ended_ns), "level": level, "event": "call", "call": record.id,
+        "time": log_time(record.ended_ns), "level": level, "event": "call", "call": record.id,
         "key": clean(record.principal.id), "team": clean(record.principal.team),
         "operation": record.operation, "route": clean(record.route),
         "target": str(record.attempts[-1].target) if record.attempts else None,
@@ -105,7 +105,7 @@ def call_fields(record: CallRecord, level: str, clean: Cleaner) -> dict[str, Any
 
 def event_fields(level: str, name: str, now_ns: int, fields: Mapping[str, object], clean: Cleaner) -> dict[str, Any]:
     """The fields of an event's line; a field cannot take the place of `time`, `level` or `event`."""
-    head = {"time": _time(now_ns), "level": level, "event": name}
+    head = {"time": log_time(now_ns), "level": level, "event": name}
     return head | {clean(key): _value(value, clean) for key, value in fields.items()} | head
 
 
@@ -138,7 +138,8 @@ def _tried(attempt: Attempt) -> str:
     return " ".join(word for word in (str(attempt.target), attempt.why, attempt.end.value, attempt.cause) if word)
 
 
-def _time(ns: int) -> str:
+def log_time(ns: int) -> str:
+    """A wall time as every time in the log is written: UTC, ISO 8601 with microseconds."""
     seconds, rest = divmod(ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{rest // 1_000:06d}Z"  # strftime takes three times as long
 

@@ -79,8 +79,8 @@ async def test_every_target_that_a_call_may_go_to_is_listed(config: Path) -> Non
     """Also one that nothing ever happened to, and before a gateway has run."""
     rows = await listed(config)
     assert list(rows) == ALL
-    assert rows[TARGET] == {"target": TARGET, "state": "closed", "since": None, "until": None, "rests_until": None, "trips": 0,
-                            "cause": None, "author": None, "note": None}
+    nothing = ("since", "since_s", "until", "until_s", "rests_until", "rests_s", "cause", "author", "note")
+    assert rows[TARGET] == {"target": TARGET, "state": "closed", "trips": 0, "probes": 0, **dict.fromkeys(nothing)}
 
 
 async def test_what_a_gateway_has_seen_is_listed(config: Path, store: SqliteStore) -> None:
@@ -94,6 +94,16 @@ async def test_what_a_gateway_has_seen_is_listed(config: Path, store: SqliteStor
     table = (await run(config, "list")).stdout.splitlines()
     assert table[0].split() == ["target", "state", "since", "until", "rests_until", "trips", "cause", "author", "note"]
     assert "5 failures in a row" in table[2]
+    assert ("probe due" in table[2]) is (told["until_s"] == 0)
+
+
+async def test_an_open_one_that_no_call_has_come_to_is_told_to_be_due(config: Path, store: SqliteStore) -> None:
+    """A time that is over says nothing, neither of a probe nor of a rest."""
+    await store.breakers.apply(TARGET, Step(Event.COOLED, 1, cool_s=5.0))
+    await store.breakers.apply(TARGET, Step(Event.TRIPPED, 1, cause="slow"))
+    told = (await listed(config))[TARGET]
+    assert (told["until_s"], told["rests_until"], told["rests_s"]) == (0.0, None, None)
+    assert "probe due" in (await run(config, "list")).stdout
 
 
 @pytest.mark.parametrize(("verb", "state", "said"), [
@@ -121,7 +131,24 @@ async def test_setting_it_once_more_says_that_nothing_has_changed_but_who_and_wh
 
 async def test_one_that_opened_by_itself_goes_on_where_it_is_to_act_by_itself(config: Path, store: SqliteStore) -> None:
     await store.breakers.apply(TARGET, Step(Event.TRIPPED, 1, cause="slow"))
-    assert "open and acts by itself, as it was" in (await run(config, "auto", TARGET)).stdout
+    said = (await run(config, "auto", TARGET)).stdout
+    assert said == (f"{TARGET} is open and acts by itself, as it was: nothing has changed. "
+                    f"To close it now: `lockgate breakers close {TARGET}`, and then `auto`.\n")
+
+
+async def test_one_that_opened_by_itself_is_closed_by_closing_it_and_letting_it_go(config: Path, store: SqliteStore) -> None:
+    """As the answer and the guide say: there is no other word for it."""
+    await store.breakers.apply(TARGET, Step(Event.TRIPPED, 1, cause="slow"))
+    for verb in ("close", "auto"):
+        assert (await run(config, verb, TARGET)).exit_code == 0
+    told = (await listed(config))[TARGET]
+    assert (told["state"], told["cause"], told["trips"]) == ("closed", None, 0)
+    assert (await run(config, "auto", TARGET)).stdout == f"{TARGET} is closed and acts by itself, as it was: nothing has changed.\n"
+
+
+@pytest.mark.parametrize("verb", ["open", "close", "auto"])
+async def test_the_help_says_what_a_target_may_be(config: Path, verb: str) -> None:
+    assert "PROVIDER/MODEL, or tool:NAME/METHOD of an HTTP tool" in " ".join((await run(config, verb, "--help")).stdout.split())
 
 
 @pytest.mark.parametrize(("arguments", "code", "error"), [

@@ -91,7 +91,7 @@ async def test_the_story_of_a_call_is_told_in_the_order_in_which_it_happened(sto
         'plan: priority, by the rule task == "code"',
         "  by hand",
         "  1. alpha/small-1: first in order",
-        "  2. beta/large-2: 2nd in order [breaker half_open]",
+        "  2. beta/large-2: 2nd in order [breaker half_open, so this is a probe]",
         "  not gamma/tiny: open for 3.0 s: 5 failures [breaker open]",
         "",
         f"+5 ms  classifier {samples.call_id(2)}: alpha/small-1, completed after 120 ms, 0.0000015 USD",
@@ -184,6 +184,93 @@ async def test_a_dry_run_names_the_routes_that_there_are(routed: Path) -> None:
     done = await run("--dry-run", "--body", "-", "--size", "10", "--user", "ann", stdin=b'{"model": "fast", "stream": true}')
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["route fast", "task chat"]
+    assert lines[:2] == ["route fast for chat", "task chat"]
     assert "  a copy to one/twin of 5 % of the calls" in lines
     assert no_database(routed)
+    done = await run("--dry-run", "--route", "fast", "--operation", "embeddings", "--json")
+    assert json.loads(done.stdout)["operation"] == "embeddings"
+
+
+async def test_a_dry_run_tells_what_makes_the_route(routed: Path) -> None:
+    (routed / "routes/r.toml").write_text(
+        '[[route]]\nname = "fine"\naliases = ["a/b"]\noperations = ["chat"]\nstrategy = "cascade"\non_exhausted = "approve"\n'
+        'accept = "answer.length > 3"\nvalidators = [{ non_empty = true }, { finish_reasons = ["stop"] }]\n'
+        'hedge = { after = "3s", share = 0.1 }\nstream = { on_failure = "continue" }\n'
+        'retry = { attempts = 2, base = "250ms", cap = "5s" }\n'
+        'targets = [{ provider = "one", model = "m" }, { provider = "one", model = "n", continues = true }]\n'
+        '[[route]]\nname = "plain"\nretry = { attempts = 1 }\nvalidators = [{ non_empty = true }]\ntargets = [{ provider = "one", model = "m" }]\n')
+    done = await run("--dry-run", "--route", "fine")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        "route fine (also a/b) for chat", "plan: cascade", "  1. one/m: 1st in order", "  2. one/n: 2nd in order",
+        "  accepted where answer.length > 3",
+        "  validators: non_empty, finish_reasons; where no answer passes, a person is asked",
+        "  retries: 2 attempts at a target, a wait of up to 250ms at first and 5s at the most between two; a budget of 0.2 a call and 3 a second",
+        "  hedge: after 3s, for 10 % of the calls at the most",
+        "  deadlines: connect 5s, headers 5m, first_token 2m, idle 1m, total 10m",
+        "  streams that break off: another target goes on, where it can"]
+    lines = (await run("--dry-run", "--route", "plain")).stdout.splitlines()
+    assert "  validators: non_empty; where no answer passes, the client gets an error" in lines
+    assert "  retries: one attempt at a target; a budget of 0.2 a call and 3 a second" in lines
+
+
+async def test_a_dry_run_says_the_price_of_the_cheapest_once(routed: Path) -> None:
+    with (routed / "config.toml").open("a") as file:
+        file.write('[prices."one/m"]\ninput = "1"\noutput = "1"\n[prices."one/n"]\ninput = "2"\noutput = "2"\n')
+    (routed / "routes/r.toml").write_text(
+        '[[route]]\nname = "fast"\nstrategy = "cheapest"\ntargets = [{ provider = "one", model = "n" }, { provider = "one", model = "m" }]\n')
+    first, second = (await run("--dry-run", "--route", "fast")).stdout.splitlines()[2:4]
+    assert first.startswith("  1. one/m: cheapest: ")
+    assert second.startswith("  2. one/n: 2nd cheapest: ")
+    assert (first.count("USD"), second.count("USD")) == (1, 1)
+
+
+async def test_a_dry_run_says_that_it_cannot_know_how_quick_targets_are(routed: Path) -> None:
+    """It has seen no call; "not measured yet" is not what the gateway beside it would say."""
+    (routed / "routes/r.toml").write_text(
+        '[[route]]\nname = "a/b"\nstrategy = "fastest"\ntargets = [{ provider = "one", model = "m" }, { provider = "one", model = "n" }]\n')
+    lines = (await run("--dry-run", "--route", "a/b")).stdout.splitlines()
+    assert lines[1:3] == ["plan: fastest",
+                          "  fastest: only a gateway that runs knows how quick targets are: ask it for GET /-/routes/a%2Fb/plan"]
+
+
+@pytest.mark.parametrize(("arguments", "code", "error"), [
+    (("--task", "nope"), 2, "Invalid value for --task: must be one of code, chat: the route's classifier knows no other"),
+    (("--key", "key_9"), 2, "Invalid value for --key: must be the id of a key"),
+    (("--key", "key_9", "--team", "blue"), 2, "Invalid value for --team: is that of the key"),
+    (("--operation", "tool"), 1, "The route fast is not for tool: it is for chat, completions, embeddings."),
+    (("--operation", "think"), 2, "'think' is not one of 'chat', 'completions', 'embeddings', 'tool'"),
+])
+async def test_a_call_that_nobody_could_make_has_no_plan(routed: Path, arguments: tuple[str, ...], code: int, error: str) -> None:
+    _ = routed
+    done = await run("--dry-run", "--route", "fast", *arguments)
+    assert (done.exit_code, error in f"{done.stderr} {done.exception}") == (code, True), done.output
+
+
+async def test_a_probe_is_told_as_one_and_the_last_resort_is_not(store: SqliteStore, samples: ModuleType) -> None:
+    order = [{"target": "alpha/small-1", "why": "1st in order", "breaker": "open"}]
+    for n, plan in ((1, {"strategy": "priority", "order": order}), (2, {"strategy": "priority", "order": order, "last_resort": True})):
+        await store.journal.refuse(samples.refused(n, plan=plan), request=None)
+    assert "  1. alpha/small-1: 1st in order [breaker open, so this is a probe]" in (await run(samples.call_id(1))).stdout.splitlines()
+    assert "  1. alpha/small-1: 1st in order [breaker open]" in (await run(samples.call_id(2))).stdout.splitlines()
+
+
+async def test_a_call_that_was_let_through_and_sent_nowhere_says_why_once(store: SqliteStore, samples: ModuleType) -> None:
+    """How it ended is what the client got, and no reason of the decision."""
+    message = "The budget month/blue has too little left."
+    short = {"decision": "allow", "rule": "", "reasons": (), "status": 429, "code": "budget_exceeded", "message": message}
+    await store.journal.refuse(samples.refused(1, **short), request=None)
+    lines = (await run(samples.call_id(1))).stdout.splitlines()
+    assert "the call was allowed" in lines
+    assert lines[-1].endswith(f"the client got 429 budget_exceeded, and nothing was sent on: {message}")
+    assert sum(message in line for line in lines) == 1
+
+
+async def test_a_call_is_shown_with_its_plan_and_rounded_waits(store: SqliteStore, samples: ModuleType) -> None:
+    retried = tried(samples, 2, 340, 400, why="retry", waited_s=0.0169503095530672)
+    await called(store, samples, tried(samples, 1, 130, 140), retried, plan=PLAN)
+    shown = (await asyncio.to_thread(CliRunner().invoke, calls, ["show", samples.call_id(1)])).stdout
+    assert 'plan: priority, by the rule task == "code"' in shown.splitlines()
+    assert "  not gamma/tiny: open for 3.0 s: 5 failures [breaker open]" in shown.splitlines()
+    assert "0.017" in shown
+    assert "0.01695" not in shown

@@ -197,6 +197,15 @@ def test_what_no_rule_ended_says_what_did(given: dict[str, Any], expected: str) 
     assert explain(call(**given), None)["change"] == [expected]
 
 
+def test_how_a_call_that_was_let_through_ended_is_no_reason_of_the_decision() -> None:
+    """Its message is on the call, and stands where it is told what the client got."""
+    failed = explain(call(decision="allow", rule=None, outcome="failed", code="upstream_failed", message="Every attempt failed."), None)
+    assert (failed["message"], failed["call"]["message"]) == ("", "Every attempt failed.")
+    assert "Every attempt failed." in failed["answer"]["said"]
+    denied = explain(call(decision="deny", message="No."), None)
+    assert denied["message"] == "No."
+
+
 def test_without_the_rules_of_then_the_record_is_told_and_no_more() -> None:
     """They may have been decided under an older version, which kept none."""
     told = explain(call(reason(values={"route": "x"})), None)

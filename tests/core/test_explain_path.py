@@ -43,12 +43,13 @@ USAGE = {"output_tokens": 42, "estimated": True}
 ])
 def test_an_attempt_says_why_it_was_made(tried: dict[str, Any], expected: str) -> None:
     """Where the record is older than the reasons, it says what can be seen."""
-    assert said(attempt(1, usage=USAGE), tried) == ["first", expected]
+    assert said(attempt(1, usage=USAGE | {"estimated": False}), tried) == ["first", expected]
 
 
 def test_a_stream_of_which_nobody_knows_how_much_came_is_continued_all_the_same() -> None:
-    """There is no usage of an attempt that broke off where no budget is kept."""
-    assert said(attempt(1), attempt(2, why="continuation")) == ["first", "continuation of attempt 1"]
+    """There is no usage of an attempt that broke off, or one that is the most that it may have been."""
+    for usage in (None, USAGE):
+        assert said(attempt(1, usage=usage), attempt(2, why="continuation")) == ["first", "continuation of attempt 1"]
 
 
 def test_a_hedge_stands_beside_the_attempt_that_was_under_way() -> None:
@@ -94,6 +95,8 @@ def test_parts_are_told_by_their_kind() -> None:
 @pytest.mark.parametrize(("given", "expected"), [
     ({}, "the client got the whole answer (200)"),
     ({"outcome": "refused", "status": 403, "code": "forbidden", "message": "no"}, "the client got 403 forbidden, and nothing was sent on"),
+    ({"outcome": "refused", "status": 429, "code": "budget_exceeded", "decision": "allow", "message": "Too little is left."},
+     "the client got 429 budget_exceeded, and nothing was sent on: Too little is left."),
     ({"outcome": "failed", "status": 502, "code": "upstream_failed", "message": "It is gone."}, "the client got 502 upstream_failed: It is gone."),
     ({"outcome": "withheld", "status": 403, "code": "forbidden"}, "the answer was kept from the client, which got 403 forbidden"),
     ({"outcome": "cut", "code": "upstream_failed", "message": "It broke."},

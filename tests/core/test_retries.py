@@ -74,8 +74,9 @@ def test_what_was_taken_and_not_used_is_there_again_and_no_more_than_fits():
     assert spend(budget, USUAL, 0.0) == 30
 
 
-def test_hedges_are_a_share_of_the_calls_and_nothing_is_there_at_the_start():
+def test_hedges_are_a_share_of_the_calls_and_the_first_may_be_had_at_once():
     budget = RetryBudget.full(USUAL, 0.0)
+    assert budget.take_hedge()
     assert not budget.take_hedge()
     for _ in range(100):
         budget.call(USUAL, 0.05, 0.0)

@@ -96,14 +96,14 @@ async def test_an_answer_that_a_cascade_went_on_from_is_given_where_the_next_tar
 @both_ways
 @pytest.mark.parametrize("status", [400, 500])
 async def test_the_target_that_is_named_is_the_one_whose_answer_is_given(house, stream, status):
-    """In the header, in the list of calls, and with the usage that is on record."""
+    """And its usage and its first byte are those on record, not those of the target that refused."""
     await house.open(routes=routes(), config=BUDGET)
     house.one.play(always(status=status))
     _text, headers = await ask(house, stream=stream)
     call = await record(house)
     assert headers["x-lockgate-target"] == "two/sim-small"
-    assert call["target"] == "two/sim-small"
     assert call["usage"]["output_tokens"] == len(SAID.split())
+    assert call["first_byte_ns"] == call["attempts"][0]["first_byte_ns"]
     assert headers["x-lockgate-cost-usd"] == call["cost_usd"]
 
 
@@ -117,7 +117,6 @@ async def test_an_answer_is_given_where_there_is_no_money_for_a_better_one(house
     call = await record(house)
     assert made(call) == [CHEAP]
     assert (call["outcome"], call["finish_reasons"], headers["x-lockgate-target"]) == ("completed", ["stop"], "two/sim-small")
-    assert call["account"] is None  # no budget has refused it
     assert await house.spent("all/all") == call["cost_nusd"] == owed(*house.two.requests)
 
 
@@ -197,6 +196,21 @@ async def test_one_that_is_not_accepted_and_passes_the_validators_is_given(house
     assert made(await record(house)) == [CHEAP, ("one/sim-large", "failed", "check:non_empty", "cascade")]
 
 
+@both_ways
+async def test_an_answer_that_may_be_given_is_not_forgotten_for_one_that_may_not(house, stream):
+    """The second fails a validator, the third fails as a whole: the first one is given, under its own name."""
+    third = '[[route.targets]]\nprovider = "two"\nmodel = "sim-large"\n[[route.validators]]\nmatches = "answer"\n'
+    await house.open(routes=routes(accept="answer.valid && response.text.contains(\"good\")", more=third),
+                     config=BUDGET + '[prices."two/sim-large"]\ninput = "1.00"\noutput = "2.00"\n')
+    house.one.play(always(content="not what was asked for", finish_reason="length"))
+    house.two.play(Scenario(rules=(FaultRule(Fault(status=500), Match(model="sim-large")),)))
+    text, headers = await ask(house, stream=stream)
+    assert text == SAID
+    call = await record(house)
+    assert (headers["x-lockgate-target"], call["finish_reasons"]) == ("two/sim-small", ["stop"])
+    assert call["usage"]["output_tokens"] == len(SAID.split())
+
+
 DENY = """
 [[rule]]
 id = "no-cheap"
@@ -241,13 +255,26 @@ async def test_a_slow_answer_does_not_get_round_what_a_cascade_accepts(house, st
 
 
 @both_ways
-async def test_where_one_of_two_attempts_fails_the_answer_of_the_other_is_there_to_be_given(house, stream):
+async def test_where_the_first_of_two_attempts_fails_the_answer_of_the_other_is_there_to_be_given(house, stream):
     await house.open(routes=routes(more=HEDGE), config=BUDGET)
-    house.two.play(Scenario(rules=(FaultRule(Fault(status=500, delay_headers_s=0.1, times=1)), FaultRule(Fault(delay_headers_s=0.05)))))
+    house.two.play(Scenario(rules=(FaultRule(Fault(status=500, delay_headers_s=0.05, times=1)), FaultRule(Fault(delay_headers_s=0.3)))))
     house.one.play(always(status=500))
     assert (await ask(house, stream=stream))[0] == SAID
-    ends = sorted(made(await record(house))[:2])
-    assert ends == [("two/sim-small", "failed", "status:500", None), ("two/sim-small", "succeeded", "not_accepted", "hedge")]
+    assert sorted(made(await record(house))[:2]) == [
+        ("two/sim-small", "failed", "status:500", None), ("two/sim-small", "succeeded", "not_accepted", "hedge")]
+
+
+@both_ways
+async def test_an_answer_that_is_not_accepted_is_not_made_to_wait_for_a_slower_one_of_the_same_target(house, stream):
+    """It would be judged alike. The next target is asked at once."""
+    await house.open(routes=routes(more=HEDGE), config=BUDGET)
+    house.two.play(Scenario(rules=(FaultRule(Fault(hang=True, times=1)),)))
+    house.one.play(always(content="a good answer"))
+    assert (await ask(house, stream=stream))[0] == "a good answer"
+    assert made(await record(house)) == [
+        ("two/sim-small", "cancelled", "hedged", None), ("two/sim-small", "succeeded", "not_accepted", "hedge"),
+        ("one/sim-large", "succeeded", None, "cascade")]
+    assert (await house.two.finished(2))[0].end == "client_gone"
 
 
 @both_ways

@@ -85,7 +85,7 @@ async def test_no_more_than_their_share_of_calls_has_a_second_attempt(house, mes
     house.one.play(Scenario(pacing=Fault(delay_headers_s=0.06)))
     for _ in range(30):
         await ask(house, messages, stream=False)
-    assert len(house.two.requests) in (2, 3)
+    assert len(house.two.requests) in (3, 4)
 
 
 async def test_where_both_fail_the_error_tells_of_both(house, messages):

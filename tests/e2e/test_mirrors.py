@@ -249,7 +249,7 @@ async def test_a_mirror_that_is_not_well_is_left_alone(house, messages):
     await breakers.set("two/sim-small", "open", "tests", "")
     assert await parts(house, await say(house, messages)) == []
     assert await not_made(house, "breaker") == 1
-    await breakers.set("two/sim-small", "automatic", "tests", "")
+    await breakers.set("two/sim-small", "auto", "tests", "")
     assert len(await parts(house, await say(house, messages))) == 1
 
 

@@ -90,6 +90,9 @@ async def test_the_plan_of_a_call_that_nobody_made_is_told(house: Any, query: st
     ("/-/routes/backed-up/plan?stream=yes", 400, "`stream` must be true or false"),
     ("/-/routes/backed-up/plan?size=-1", 400, "`size` must be a whole number"),
     ("/-/routes/backed-up/plan?size=9999999999999", 400, "`size` must be a whole number"),
+    ("/-/routes/backed-up/plan?operation=tool", 404, "The route backed-up is not for tool"),
+    ("/-/routes/backed-up/plan?key=key_8", 400, "`key` must be the id of a key"),
+    ("/-/routes/backed-up/plan?key=a&team=b", 400, "`team` is that of the key"),
     ("/-/routes/backed-up/plan?operation=think", 400, "`operation` must be one of"),
     ("/-/routes/%zz/plan", 400, "not well-formed"),
     ("/-/routes?all", 400, "all"),
@@ -99,6 +102,42 @@ async def test_what_describes_no_call_is_refused_and_says_why(house: Any, path: 
     await house.open(routes=ROUTES)
     got, told = await ask(house, "GET", path)
     assert (got, said in told["detail"]) == (status, True), told
+
+
+STICKY = """
+[[route]]
+name = "kept"
+strategy = "sticky"
+[[route.targets]]
+provider = "one"
+model = "sim-large"
+[[route.targets]]
+provider = "two"
+model = "sim-small"
+"""
+
+
+async def test_the_plan_of_a_session_is_that_of_its_key(house: Any, messages: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over HTTP and on the command line: where the plan says that a session goes, there its calls go."""
+    await house.open(routes=STICKY)
+    key_id = house.key[4:16]
+    for name, value in house.environ.items():
+        monkeypatch.setenv(name, value)
+    firsts = set()
+    for number in range(8):
+        session = f"s-{number}"
+        raw = await house.client(default_headers={"X-Lockgate-Session": session}).chat.completions.with_raw_response.create(
+            model="kept", messages=messages("hi"))
+        status, told = await ask(house, "GET", f"/-/routes/kept/plan?session={session}&key={key_id}")
+        assert (status, told["notes"]) == (200, [])
+        assert told["order"][0]["target"] == raw.headers["x-lockgate-target"]
+        firsts.add(told["order"][0]["target"])
+    assert firsts == {LARGE, SMALL}
+    options = ["--dry-run", "--route", "kept", "--session", session, "--config", str(house.folder / "config.toml"), "--json"]
+    planned = await asyncio.to_thread(CliRunner().invoke, explain, [*options, "--key", key_id])
+    assert [each["target"] for each in json.loads(planned.stdout)["order"]] == [each["target"] for each in told["order"]]
+    _status, told = await ask(house, "GET", f"/-/routes/kept/plan?session={session}")
+    assert ["a key's own" in note for note in told["notes"]] == [True]
 
 
 async def test_a_target_that_is_opened_by_hand_gets_no_calls_until_it_acts_by_itself_again(house: Any, messages: Callable[[str], Any]) -> None:
@@ -113,7 +152,7 @@ async def test_a_target_that_is_opened_by_hand_gets_no_calls_until_it_acts_by_it
     call = await house.call(raw.headers["x-lockgate-call"])
     assert [each["target"] for each in call["plan"]["order"]] == [SMALL]
     assert [(each["target"], each["breaker"]) for each in call["plan"]["passed"]] == [(LARGE, "forced_open")]
-    status, told = await ask(house, "POST", "/-/breakers", {"target": LARGE, "state": "automatic"})
+    status, told = await ask(house, "POST", "/-/breakers", {"target": LARGE, "state": "auto"})
     assert (status, told["breaker"]["state"], told["breaker"]["author"]) == (200, "closed", "admin")
     await house.client().chat.completions.create(model="backed-up", messages=messages("hi"))
     assert len(house.one.requests) == 1
@@ -134,7 +173,9 @@ async def test_with_every_target_opened_by_hand_the_client_is_told_and_nothing_i
 
 
 @pytest.mark.parametrize(("body", "status", "said"), [
-    ({"target": "one/sim-larg", "state": "open"}, 404, "There is no target one/sim-larg; there are one/sim-large, two/sim-small."),
+    ({"target": "one/sim-larg", "state": "open"}, 400, "There is no target 'one/sim-larg'; there are: one/sim-large, two/sim-small."),
+    ({"target": KEY, "state": "open"}, 400, "There is no target '[secret]'"),
+    ({"target": LARGE, "state": "closed"}, 400, 'state: is none of the possible values (did you mean "close"?)'),
     ({"target": LARGE, "state": "ajar"}, 400, "state"),
     ({"target": LARGE}, 400, "state"),
     ({"target": "", "state": "open"}, 400, "target"),
@@ -257,7 +298,7 @@ async def test_a_plan_is_made_without_a_database_too(house: Any, tmp_path: Path,
     shown = await asyncio.to_thread(CliRunner().invoke, explain, options)
     assert shown.exit_code == 0, shown.output
     lines = shown.stdout.splitlines()
-    assert lines[0] == "route backed-up (also team/best)"
+    assert lines[0] == "route backed-up (also team/best) for chat"
     assert lines[1].startswith("plan: priority, by the rule task ==")
     assert lines[2].startswith(f"  1. {SMALL}: rule: ")
     assert lines[3].startswith(f"  not {LARGE}: not of rule: ")
