@@ -296,8 +296,8 @@ def broken_one(outage: Outage, made: Sequence[Made], span: Span) -> Iterator[str
 
 def broken_both(outage: Outage, made: Sequence[Made], span: Span) -> Iterator[str]:
     during = [each for each in made if each.began_ns in span]
-    if outage.answered:
-        yield f"{outage.answered} calls were answered by the dead"
+    if answered := sum(each.said.whole and each.ended_ns < span.to_ns for each in during):
+        yield f"{answered} calls were answered by the dead"
     unclear = [each for each in during if not each.said.whole and (each.said.status < 500 or not each.said.message or each.said.should_retry != "false")]
     if unclear:
         yield f"{len(unclear)} callers had no clear error, one of them: {unclear[0]}"

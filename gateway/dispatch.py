@@ -69,6 +69,7 @@ class NotAccepted(AttemptFailed):
         self.answer = answer
         self.reply = reply
         self.valid = valid
+        self.n = 0  # of the attempt that brought it
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +92,34 @@ class Dispatcher:
             ApprovalUnavailable: no answer was what the route asks for, and a person was to look.
         """
         trying = self._start(errand, first)
-        kept: Answered | None = None  # of a cascade: not what was wished for, and better than nothing
+        kept: NotAccepted | None = None  # of a cascade: not what was wished for, and better than nothing
         while True:
             try:
                 return await self._either(errand, trying)
             except NotAccepted as wish:
                 failure: AttemptFailed = wish
-                kept = wish.answer if wish.valid else kept
+                kept = wish if wish.valid else kept
             except AttemptFailed as error:
                 failure = error
             except UpstreamRejected:
                 if kept is None:
                     raise
-                return kept
+                return self._after_all(errand.case, kept)
             errand.tries.failed(trying.to, failure)
             further, short = await self._further(errand, CASCADE if failure.cause == NOT_ACCEPTED else "fallback")
             if further is None:
                 if kept is not None:
-                    return kept
+                    return self._after_all(errand.case, kept)
                 if isinstance(short, BudgetExceeded):
                     errand.case.account = short.account
                 raise short or _exhausted(errand, failure) from failure
             trying = further
+
+    def _after_all(self, case: Progress, kept: NotAccepted) -> Answered:
+        """The answer that a cascade went on from is given: nobody has another one."""
+        case.given = kept.n
+        case.finish_reasons = tuple(map(self.scrub, kept.reply.finish_reasons))
+        return kept.answer
 
     async def resume(self, errand: Errand, broken: Trying, failure: AttemptFailed) -> Source | None:
         """Have a target go on with a stream that broke off; `errand.call` asks for that. None where nobody does."""
@@ -171,38 +178,43 @@ class Dispatcher:
         if not hedge.after_s:
             return await self._try(errand, trying)
         racing = {asyncio.create_task(self._try(errand, trying)): trying}
-        asking: asyncio.Task[Trying | None] | None = None
+        asking: asyncio.Task[Try | None] | None = None
         won: asyncio.Task[Answered] | None = None
         try:
             done, _ = await asyncio.wait(racing, timeout=hedge.after_s)
             if not done:
-                asking = asyncio.create_task(self._beside(errand, trying))  # an answer does not wait for it
-                await asyncio.wait({*racing, asking}, return_when=asyncio.FIRST_COMPLETED)
-                if asking.done() and (second := asking.result()) is not None:
+                first = next(iter(racing))
+                asking = asyncio.create_task(self._beside(errand, trying))
+                while not asking.done() and not _answers(first):  # an answer does not wait for it
+                    await asyncio.wait({each for each in (first, asking) if not each.done()}, return_when=asyncio.FIRST_COMPLETED)
+                if not _answers(first) and (tried := asking.result()) is not None:
+                    asking, second = None, self._start(errand, tried)
                     racing[asyncio.create_task(self._try(errand, second))] = second
             won = await _first_answer(racing)
             return won.result()
         finally:
             if asking is not None:
                 asking.cancel()
+                asking.add_done_callback(partial(_give_back, errand))
             self._drop(errand.case, racing, won)  # nothing is waited for: who is cancelled here would leave the winner to nobody
 
-    async def _beside(self, errand: Errand, trying: Trying) -> Trying | None:
-        """An attempt beside one that is slow; None where it cannot be had, for whatever reason: nobody depends on it."""
+    async def _beside(self, errand: Errand, trying: Trying) -> Try | None:
+        """An attempt beside one that is slow, on record; None where it cannot be had, for whatever reason: nobody depends on it."""
         tried = await errand.tries.beside(trying.to)
         if tried is None:
             return None
-        had = False
+        had = doubtful = False
         try:
             had = await self._record_intent(errand.case, tried) is None
-        except (StoreUnavailable, asyncio.CancelledError) as error:
-            errand.case.lost += 1  # it may be on record: nobody else takes its number
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except StoreUnavailable:
+            doubtful = True
+        except asyncio.CancelledError:
+            doubtful = True
+            raise
         finally:
             if not had:
-                errand.tries.not_beside(tried)
-        return self._start(errand, tried) if had else None
+                _not_made(errand, tried, doubtful=doubtful)
+        return tried if had else None
 
     def _drop(self, case: Progress, racing: Mapping[asyncio.Task[Answered], Trying], won: asyncio.Task[Answered] | None) -> None:
         """End what did not win. Where nothing did, because the call is over, its end is that of all of them."""
@@ -223,7 +235,7 @@ class Dispatcher:
             status, reply = await self._plain(errand, trying)
         except NotAccepted as wish:  # its provider has done its work
             wish.scrub(self.scrub)
-            case.finish_reasons = tuple(map(self.scrub, wish.reply.finish_reasons))
+            wish.n = trying.n
             case.end_attempt(trying, AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), failure=wish, status=wish.status)
             raise
         except AttemptFailed as failure:
@@ -346,13 +358,32 @@ def _abort_answer(work: asyncio.Future[Answered]) -> None:
         got.abort()
 
 
+def _not_made(errand: Errand, tried: Try, *, doubtful: bool) -> None:
+    """An attempt that was to stand beside another one is not made. `doubtful`: it may be on record, so nobody else takes its number."""
+    errand.case.lost += doubtful
+    errand.tries.not_beside(tried)
+
+
+def _give_back(errand: Errand, asking: asyncio.Task[Try | None]) -> None:
+    """What came of asking for an attempt beside another one once nobody wanted it any more."""
+    if not asking.cancelled() and asking.exception() is None and (tried := asking.result()) is not None:
+        _not_made(errand, tried, doubtful=True)
+
+
+def _answers(task: asyncio.Task[Answered]) -> bool:
+    """Whether this ends the race: with an answer, or with an end that another attempt would not better."""
+    if not task.done():
+        return False
+    return task.cancelled() or not isinstance(error := task.exception(), AttemptFailed) or isinstance(error, NotAccepted)
+
+
 async def _first_answer(racing: Mapping[asyncio.Task[Answered], Trying]) -> asyncio.Task[Answered]:
     """The first of two that has an answer, or that says that the request itself is refused; the first one where both fail."""
     left = set(racing)
     while True:
         done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            if not isinstance(task.exception(), AttemptFailed) or isinstance(task.exception(), NotAccepted):
+            if _answers(task):
                 return task
         if not left:
             return next(iter(racing))

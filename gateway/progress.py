@@ -118,6 +118,7 @@ class Progress:
     withheld: bool = False  # a rule keeps the answer from the client
     open: list[Trying] = field(default_factory=list)  # attempts under way: one, or two beside each other
     lost: int = 0  # numbers of attempts of which nobody knows whether they are on record; none of them was made
+    given: int = 0  # the number of the attempt whose answer is given, where that is not the last that has one
     attempts: list[Attempt] = field(default_factory=list)
     limits: list[tuple[Limit, str]] = field(default_factory=list)  # rates that the call takes, each with the tool it is about, if any
     spending: Spending | None = None
@@ -213,7 +214,7 @@ class Progress:
     @property
     def delivering(self) -> Attempt | None:
         """The attempt that delivered: the last that succeeded, else the last that the client has heard of; None where there was none."""
-        succeeded = [attempt for attempt in self.attempts if attempt.end is AttemptEnd.SUCCEEDED]
+        succeeded = [attempt for attempt in self.attempts if attempt.end is AttemptEnd.SUCCEEDED and self.given in (0, attempt.n)]
         heard = [attempt for attempt in self.attempts if attempt.end not in (AttemptEnd.FAILED, AttemptEnd.CANCELLED)]
         return (succeeded or heard or self.attempts)[-1] if self.attempts else None
 

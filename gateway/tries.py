@@ -188,7 +188,7 @@ class Tries:
 
     def not_beside(self, tried: Try) -> None:
         """The attempt that was to stand beside another one is not made: its target still has its turn."""
-        self.close()
+        self._shared.breakers.ended(tried.permit, UNUSED)
         if self._fresh(tried.to):
             self._turns.appendleft(_Turn(tried.to))
 

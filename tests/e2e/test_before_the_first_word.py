@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class Raw:
 
 
 @pytest.fixture
-async def raw(aiohttp_server: Callable[[web.Application], Awaitable[TestServer]]) -> AsyncIterator[Raw]:
+async def raw(aiohttp_server: Callable[[web.Application], Awaitable[TestServer]]) -> Raw:
     made, app = Raw(), web.Application()
     app.router.add_post("/v1/chat/completions", made.answer)
     server = await aiohttp_server(app)

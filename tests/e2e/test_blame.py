@@ -64,7 +64,8 @@ async def seen(house: Any, target: str = ONE) -> dict[str, Any]:
     async with session.get("/-/breakers", headers={"Authorization": "Bearer admin-token-of-the-tests"}) as answer:
         assert answer.status == 200, await answer.text()
         rows = (await answer.json())["breakers"]
-    return next(row for row in rows if row["target"] == target)  # type: ignore[no-any-return]
+    found: dict[str, Any] = next(row for row in rows if row["target"] == target)
+    return found
 
 
 async def idle(house: Any) -> None:

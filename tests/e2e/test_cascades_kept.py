@@ -200,7 +200,7 @@ async def test_one_that_is_not_accepted_and_passes_the_validators_is_given(house
 async def test_an_answer_that_may_be_given_is_not_forgotten_for_one_that_may_not(house, stream):
     """The second fails a validator, the third fails as a whole: the first one is given, under its own name."""
     third = '[[route.targets]]\nprovider = "two"\nmodel = "sim-large"\n[[route.validators]]\nmatches = "answer"\n'
-    await house.open(routes=routes(accept="answer.valid && response.text.contains(\"good\")", more=third),
+    await house.open(routes=routes(accept='answer.valid && response.text.contains("good")', more=third),
                      config=BUDGET + '[prices."two/sim-large"]\ninput = "1.00"\noutput = "2.00"\n')
     house.one.play(always(content="not what was asked for", finish_reason="length"))
     house.two.play(Scenario(rules=(FaultRule(Fault(status=500), Match(model="sim-large")),)))

@@ -95,6 +95,10 @@ class Reluctant:
         if self._trouble == "does not answer in time":  # but does what it was told to
             await self._journal.dispatch(intent)
         self.asked.set()
+        if self._trouble == "is slow to say so":
+            answer = await self._journal.dispatch(intent)
+            await asyncio.wait_for(self.go.wait(), SOON_S)
+            return answer
         if self._trouble == "is slow":
             await asyncio.wait_for(self.go.wait(), SOON_S)
             return await self._journal.dispatch(intent)
@@ -102,8 +106,8 @@ class Reluctant:
 
 
 def reluctant(house: Any, trouble: str) -> tuple[SqliteStore, Reluctant]:
-    store = SqliteStore(house.folder / "lockgate.db", "tests")
-    journal = store.journal = Reluctant(store.journal, trouble)  # type: ignore[assignment]
+    store: Any = SqliteStore(house.folder / "lockgate.db", "tests")
+    journal = store.journal = Reluctant(store.journal, trouble)
     return store, journal
 
 
@@ -198,21 +202,42 @@ async def test_a_first_attempt_that_fails_while_the_second_one_is_written_down_i
     async with asyncio.timeout(SOON_S):
         await journal.asked.wait()
     gated.go.set()
-    try:
-        assert await asyncio.wait_for(asking, SOON_S) == "second answer"
-    finally:
-        journal.go.set()
+    await asyncio.wait({asking}, timeout=0.1)  # the first has failed by then
+    journal.go.set()
+    assert await asyncio.wait_for(asking, SOON_S) == "second answer"
     call = await record(house)
-    assert (call["outcome"], made(call)) == (
-        "completed", [("gated/m", "failed", "status:500", None), ("two/sim-small", "succeeded", None, "fallback")])
+    assert (call["outcome"], [each[:3] for each in made(call)]) == (
+        "completed", [("gated/m", "failed", "status:500"), ("two/sim-small", "succeeded", None)])
     assert len(house.two.requests) == 1
     assert await house.spent("all/all") == call["cost_nusd"] == owed(*house.two.requests)
 
 
-@pytest.mark.parametrize("depth", range(8))
+@both_ways
+@pytest.mark.parametrize("trouble", ["is slow", "is slow to say so"])
+async def test_a_cascade_goes_on_while_an_attempt_beside_the_first_one_is_written_down(house, gated, stream, trouble):
+    """The first has answered, and not well enough: two intents are under way at once, each with a number and a permit of its own."""
+    store, journal = reluctant(house, trouble)
+    cascade = 'strategy = "cascade"\naccept = "response.text.contains(\'second\')"\n'
+    listed = routes(("gated", "m"), ("two", "sim-small")).replace('name = "h"\n', f'name = "h"\n{cascade}')
+    await house.open(routes=listed, config=gated.config, parts=Parts(store=store))
+    asking = asyncio.create_task(ask(house, stream=stream))
+    async with asyncio.timeout(SOON_S):
+        await journal.asked.wait()
+    gated.go.set()
+    await asyncio.wait({asking}, timeout=0.1)
+    journal.go.set()
+    assert await asyncio.wait_for(asking, SOON_S) == "second answer"
+    call = await record(house)
+    assert (call["outcome"], made(call)) == (
+        "completed", [("gated/m", "succeeded", "not_accepted", None), ("two/sim-small", "succeeded", None, "cascade")])
+    assert await house.spent("all/all") == call["cost_nusd"] == 10 * 1_000 + 2 * 2_000 + owed(*house.two.requests)
+    assert {row["target"]: row["calls"] for row in house.gateway.running.breakers.rows()} == {"gated/m": 1, "two/sim-small": 1}
+
+
+@pytest.mark.parametrize("depth", range(4))
 async def test_a_second_attempt_that_may_be_made_just_as_the_first_one_answers_is_let_go(house, monkeypatch, depth):
     """`depth` turns of the loop after the first event has come: nothing of the second is left, and what is on record is the first."""
-    store, journal = reluctant(house, "is slow")
+    store, journal = reluctant(house, "is slow to say so")
     await house.open(routes=routes(("one", "sim-large"), ("two", "sim-small")), config=BUDGET, parts=Parts(store=store))
     house.one.play(Scenario(pacing=Fault(delay_headers_s=0.05)))
     loop, begin = asyncio.get_running_loop(), LiveStream.begin
@@ -282,8 +307,8 @@ async def test_a_call_that_ends_while_a_second_attempt_is_written_down_leaves_no
     assert await house.spent("all/all") >= owed(*house.one.requests)
 
 
-class Poor:
-    """Budgets that can set no more money aside."""
+class Exhausted:
+    """Budgets of a store that is busy whenever a stream needs more."""
 
     def __init__(self, budgets: Any) -> None:
         self._budgets = budgets
@@ -297,11 +322,11 @@ class Poor:
 
 @pytest.mark.parametrize("held", [True, False], ids=["held", "relayed"])
 async def test_what_was_billed_until_the_store_failed_is_booked(house, held):
-    store = SqliteStore(house.folder / "lockgate.db", "tests")
-    store.budgets = Poor(store.budgets)  # type: ignore[assignment]
+    store: Any = SqliteStore(house.folder / "lockgate.db", "tests")
+    store.budgets = Exhausted(store.budgets)
     checks = "[[route.validators]]\nnon_empty = true\n" if held else ""
     await house.open(routes=routes(("one", "sim-large"), more=checks), config=BUDGET, parts=Parts(store=store))
-    house.one.play(Scenario(rules=(FaultRule(Fault(ignore_limits=True)),)))
+    house.one.play(Scenario(rules=(FaultRule(Fault(ignore_limits=True, delay_between_tokens_s=0.002)),)))
     with pytest.raises(openai.APIError) as caught:
         got = await house.client().chat.completions.create(
             model="h", messages=[{"role": "user", "content": "words 2000"}], stream=True, max_tokens=20)
@@ -309,13 +334,10 @@ async def test_what_was_billed_until_the_store_failed_is_booked(house, held):
             pass
     assert caught.value.code == "store_unavailable"
     (entry,) = await house.one.finished(1)
-    call = await record(house)
-    (attempt,) = call["attempts"]
-    assert attempt["cost_nusd"] == await house.spent("all/all")
-    seen = min(entry.billed.completion_tokens, 20)
-    assert attempt["cost_nusd"] >= entry.billed.prompt_tokens * 10_000 + seen * 20_000
-    if held:  # the whole of it has been read by then, or is under way
-        assert attempt["end"] in ("cancelled", "cut", "failed")
+    assert (entry.end, entry.billed.completion_tokens > 20) == ("client_gone", True)  # it ran over, and was stopped
+    (attempt,) = (await record(house))["attempts"]
+    assert attempt["end"] in ("cut", "cancelled")
+    assert await house.spent("all/all") == attempt["cost_nusd"] >= owed(entry)
 
 
 # The call ends in the moment in which a stream is won.
@@ -324,12 +346,11 @@ async def test_what_was_billed_until_the_store_failed_is_booked(house, held):
 MODES = {
     "hedged": '[route.hedge]\nafter = "10ms"\nshare = 1.0\n',
     "early": '[route.stream]\nearly = "10ms"\n',
-    "early, in time": '[route.stream]\nearly = "20s"\n',
     "plain": "",
 }
 
 
-@pytest.mark.parametrize("depth", range(7))
+@pytest.mark.parametrize("depth", range(6))
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_stream_that_is_won_as_its_call_ends_is_closed(house, monkeypatch, mode, depth):
     """The call is ended `depth` turns of the loop after the first event has come: by its client's going, a deadline, a stop alike."""
@@ -367,7 +388,7 @@ async def test_a_stream_that_is_won_as_its_call_ends_is_closed(house, monkeypatc
     assert await house.spent("all/all") == sum(each["cost_nusd"] for each in call["attempts"]) >= owed(*entries)
 
 
-@pytest.mark.parametrize("turns", range(0, 12, 2))
+@pytest.mark.parametrize("turns", [0, 4, 8])
 async def test_a_client_that_leaves_as_its_stream_is_won_leaves_nothing_open(house, turns):
     await house.open(routes=routes(("one", "sim-large"), ("two", "sim-small")), config=BUDGET + "[breaker]\nenabled = false\n")
     for each in (house.one, house.two):

@@ -48,7 +48,8 @@ async def breaker(house: Any, target: str) -> dict[str, Any]:
     async with session.get("/-/breakers", headers=ADMIN) as answer:
         assert answer.status == 200, await answer.text()
         rows = (await answer.json())["breakers"]
-    return next(row for row in rows if row["target"] == target)  # type: ignore[no-any-return]
+    found: dict[str, Any] = next(row for row in rows if row["target"] == target)
+    return found
 
 
 async def set_breaker(house: Any, target: str, state: str) -> None:
@@ -196,14 +197,14 @@ async def test_a_tools_retries_are_limited_by_its_budget_and_by_no_others(house)
     assert last["why"] is None
     await call(house, "other")
     assert sent(house, "other") == 2
-    first, second = await attempts(house)
+    _first, second = await attempts(house)
     assert (second["why"], second["retries_left"]) == ("retry", pytest.approx(9.0))
     session = await house.http()
     async with session.get("/metrics") as answer:
         assert 'lockgate_retry_budget_exhausted_total{route="look"} 5.0' in await answer.text()
 
 
-WHATEVER = {
+WHATEVER: dict[str, dict[str, Any]] = {
     "an error": {"status": 500}, "a busy server": {"status": 503}, "too many": {"status": 429}, "a timeout of its own": {"status": 408},
     "too early": {"status": 425}, "a reset": {"reset": True}, "half an answer": {"cut_after_chunks": 1},
     "nonsense": {"garbage": "json"}, "no text": {"garbage": "bytes"}, "silence": {"hang": True}, "an endless middle": {"stall_after_chunks": 1},

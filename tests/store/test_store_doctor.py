@@ -47,7 +47,7 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "sent-means-allowed": ("UPDATE calls SET decision = '' WHERE seq = 1",),
     "sent-means-intended": ("DELETE FROM dispatches WHERE seq = 4",),
     "refused-says-why": ("UPDATE outcomes SET code = '' WHERE seq = 2",),
-    "attempts-are-numbered": ("UPDATE attempts SET n = 3 WHERE seq = 4 AND n = 2",),
+    "attempts-are-numbered": ("UPDATE attempts SET n = 5 WHERE seq = 4 AND n = 2",),
     "cost-adds-up": ("UPDATE outcomes SET cost_nusd = 1 WHERE seq = 1",),
     "session-counts-its-calls": ("UPDATE sessions SET calls = calls + 1",),
     "tool-use-has-its-call": ("UPDATE tool_uses SET session = 's-2' WHERE seq = 8",),
