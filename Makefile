@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PIP_TOOLS := pip-tools==7.6.2
 PROVEN := gateway/core/*,gateway/wire/*,adapters/*
 
-.PHONY: help demo test wall test-real check bench lock clean
+.PHONY: help demo test wall test-real check bench bench-streams bench-disconnects bench-outage bench-overshoot lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this.
@@ -34,6 +34,9 @@ check: $(VENV)/.dev ## Lint, types, import contracts.
 
 bench: $(VENV)/.dev ## Measure CPU per call and latency beside nginx (needs nginx and wrk); ARGS=--json.
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-streams bench-disconnects bench-outage bench-overshoot: $(VENV)/.dev ## Load programs, see benchmarks/README.md; ARGS=--help.
+	$(BIN)/python benchmarks/$(@:bench-%=%).py $(ARGS)
 
 lock: ## Resolve the requirements anew, with hashes; from the public index, whatever this machine is set to.
 	$(PYTHON) -m venv .make/lock

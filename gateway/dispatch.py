@@ -1,11 +1,12 @@
 """Sending a call: one attempt after another, now and then two beside each other, until one answers. Nothing has reached the client yet."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
+from gateway.attempts import listed, sum_up
 from gateway.breakers import Breakers
 from gateway.call import Attempt, AttemptEnd, Call, Reply
 from gateway.clock import Clock
@@ -20,13 +21,11 @@ from gateway.errors import (
     BudgetExceeded,
     CallError,
     StoreUnavailable,
-    UpstreamFailed,
     UpstreamRejected,
-    UpstreamTimeout,
-    told,
 )
 from gateway.meter import meter_of
 from gateway.progress import Progress, Trying
+from gateway.race import Answered, NotAccepted, answers, first_answer, let_go
 from gateway.relay import Limits, LiveStream, Source, hold
 from gateway.snapshot import Provider, Snapshot
 from gateway.spending import refusal
@@ -36,8 +35,6 @@ from gateway.tries import CASCADE, ONWARD, Tries, Try
 from gateway.upstream.protocol import HttpAnswer, HttpRequest, Transport
 from gateway.wire.protocol import Adapter
 from gateway.wire.text_size import text_size
-
-Answered: TypeAlias = Reply | Source
 
 _ERROR_BODY_LIMIT: Final = 64 * 1024
 _ERROR_BODY_WAIT_S: Final = 5.0
@@ -59,17 +56,6 @@ class Errand:
     tries: Tries
     snapshot: Snapshot
     going_on: bool = False
-
-
-class NotAccepted(AttemptFailed):
-    """A cascade goes on from this answer, which is given all the same where nobody has another one, and validators let it pass."""
-
-    def __init__(self, answer: Answered, reply: Reply, message: str, *, valid: bool) -> None:
-        super().__init__(NOT_ACCEPTED, message, retryable=False)
-        self.answer = answer
-        self.reply = reply
-        self.valid = valid
-        self.n = 0  # of the attempt that brought it
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,17 +171,20 @@ class Dispatcher:
             if not done:
                 first = next(iter(racing))
                 asking = asyncio.create_task(self._beside(errand, trying))
-                while not asking.done() and not _answers(first):  # an answer does not wait for it
+                while not asking.done() and not answers(first):  # an answer does not wait for it
                     await asyncio.wait({each for each in (first, asking) if not each.done()}, return_when=asyncio.FIRST_COMPLETED)
-                if not _answers(first) and (tried := asking.result()) is not None:
+                if not answers(first) and (tried := asking.result()) is not None:
                     asking, second = None, self._start(errand, tried)
                     racing[asyncio.create_task(self._try(errand, second))] = second
-            won = await _first_answer(racing)
+            won = await first_answer(racing)
+            if asking is not None and isinstance(won.exception(), AttemptFailed):  # the call goes on: numbers and permits are settled first
+                _let_go_of_asking(errand, asking)
+                await asyncio.wait({asking})
+                asking = None
             return won.result()
         finally:
             if asking is not None:
-                asking.cancel()
-                asking.add_done_callback(partial(_give_back, errand))
+                _let_go_of_asking(errand, asking)
             self._drop(errand.case, racing, won)  # nothing is waited for: who is cancelled here would leave the winner to nobody
 
     async def _beside(self, errand: Errand, trying: Trying) -> Try | None:
@@ -347,46 +336,21 @@ async def _check(errand: Errand, trying: Trying, answer: Answered, reply: Reply)
     raise AttemptFailed(fault, f"the answer is not what the route asks for: {why}", retryable=True)
 
 
-def let_go(work: asyncio.Future[Answered]) -> None:
-    """End work whose answer nobody waits for any more; where it has one all the same, its provider stops at once."""
-    work.cancel()
-    work.add_done_callback(_abort_answer)
-
-
-def _abort_answer(work: asyncio.Future[Answered]) -> None:
-    if not work.cancelled() and work.exception() is None and not isinstance(got := work.result(), Reply):
-        got.abort()
-
-
 def _not_made(errand: Errand, tried: Try, *, doubtful: bool) -> None:
     """An attempt that was to stand beside another one is not made. `doubtful`: it may be on record, so nobody else takes its number."""
     errand.case.lost += doubtful
     errand.tries.not_beside(tried)
 
 
+def _let_go_of_asking(errand: Errand, asking: asyncio.Task[Try | None]) -> None:
+    asking.add_done_callback(partial(_give_back, errand))
+    asking.cancel()
+
+
 def _give_back(errand: Errand, asking: asyncio.Task[Try | None]) -> None:
     """What came of asking for an attempt beside another one once nobody wanted it any more."""
     if not asking.cancelled() and asking.exception() is None and (tried := asking.result()) is not None:
         _not_made(errand, tried, doubtful=True)
-
-
-def _answers(task: asyncio.Task[Answered]) -> bool:
-    """Whether this ends the race: with an answer, or with an end that another attempt would not better."""
-    if not task.done():
-        return False
-    return task.cancelled() or not isinstance(error := task.exception(), AttemptFailed) or isinstance(error, NotAccepted)
-
-
-async def _first_answer(racing: Mapping[asyncio.Task[Answered], Trying]) -> asyncio.Task[Answered]:
-    """The first of two that has an answer, or that says that the request itself is refused; the first one where both fail."""
-    left = set(racing)
-    while True:
-        done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if _answers(task):
-                return task
-        if not left:
-            return next(iter(racing))
 
 
 async def _error_page(answer: HttpAnswer) -> bytes:
@@ -407,18 +371,6 @@ def _exhausted(errand: Errand, failure: AttemptFailed) -> CallError:
         return ApprovalUnavailable("No target gave an answer that is what this route asks for, and nobody can be asked to look at it here.",
                                    rule=_VALIDATORS)
     return sum_up(attempts)
-
-
-def listed(attempts: Sequence[Attempt]) -> str:
-    """Every attempt and how it ended, for callers."""
-    return "; ".join(f"{attempt.n}. {attempt.target}: {told(attempt.cause, attempt.message, attempt.status)}" for attempt in attempts)
-
-
-def sum_up(attempts: Sequence[Attempt]) -> CallError:
-    """What was tried and how each try ended."""
-    if attempts and all(attempt.cause.startswith("timeout:") for attempt in attempts):
-        return UpstreamTimeout(f"No target answered in time. Attempts: {listed(attempts)}")
-    return UpstreamFailed(f"Every attempt failed. Attempts: {listed(attempts)}")
 
 
 def _model(adapter: Adapter | ToolAdapter) -> Adapter:

@@ -18,7 +18,7 @@ from gateway.core.order import plan_json
 from gateway.core.plan import Route
 from gateway.core.question import LARGE
 from gateway.deadline import shortened, told, waits_s
-from gateway.dispatch import Answered, Dispatcher, Errand
+from gateway.dispatch import Dispatcher, Errand
 from gateway.errands import Errands
 from gateway.errors import (
     AttemptFailed,
@@ -37,6 +37,7 @@ from gateway.keep_alive import KeepAlive
 from gateway.keyring import ANONYMOUS, KeyRing
 from gateway.origin import read_origin
 from gateway.progress import Progress
+from gateway.race import Answered
 from gateway.relay import Client, Source, let_rest
 from gateway.routing import Routing
 from gateway.rulings import Rulings

@@ -9,11 +9,12 @@ from gateway.answer import answer_headers
 from gateway.call import AttemptEnd, Call
 from gateway.clock import Clock
 from gateway.continuation import Heard, Onward
-from gateway.dispatch import Answered, Dispatcher, Errand, let_go
+from gateway.dispatch import Dispatcher, Errand
 from gateway.errors import AttemptFailed, CallError, InternalError, StoreUnavailable, UpstreamFailed, UpstreamTimeout
 from gateway.keep_alive import KeepAlive, Line
 from gateway.meter import meter_of
 from gateway.progress import Progress, Tally, Trying
+from gateway.race import Answered, let_go
 from gateway.relay import Client, Outlet, Source, relay
 from gateway.rulings import Rulings
 from gateway.store.protocol import Budgets

@@ -1,6 +1,7 @@
 """The connections to one origin: how many, who gets the next one, when an idle one is closed. It knows nothing of messages."""
 
 import asyncio
+import contextlib
 import ssl
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gateway.upstream.addresses import Resolve, public
 from gateway.upstream.lean_connection import Connection
 from gateway.upstream.message import Origin
 
+_CLOSE_S: Final = 5.0
 _NEXT_ADDRESS_S: Final = 0.25  # the "Connection Attempt Delay" of RFC 8305
 
 
@@ -91,15 +93,17 @@ class Pool:
             self._sweeper = self._loop.call_later(self._rules.idle_s, self._sweep)
 
     async def close(self) -> None:
-        """Close every connection; whoever still waits for one gets `connect`. Returns when the sockets are closed."""
+        """Close every connection; whoever still waits for one gets `connect`. Waits for the sockets, for a while at the most."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in tuple(self._sockets):
             connection.close()
-        while self._sockets:
-            self._emptied.clear()
-            await self._emptied.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                while self._sockets:
+                    self._emptied.clear()
+                    await self._emptied.wait()
 
     # What a connection tells.
 
@@ -169,6 +173,7 @@ class Pool:
             raise _mapped(error, origin, connecting=connecting) from error
         except BaseException:
             connection.close()
+            self.lost(connection)  # uvloop may have opened it by now, and says nothing of its end where it was cancelled here
             raise
         return connection
 

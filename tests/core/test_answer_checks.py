@@ -75,7 +75,7 @@ def test_an_answer_without_choices_passes_nothing_about_a_text(body):
     assert fault(non_empty(), answer) == "check:non_empty"
     assert fault(matches("a"), answer) == "check:matches"
     assert fault(finish_reasons(frozenset({"stop"})), answer) == "check:finish_reasons"
-    assert fault(fits_schema(lambda _: True), answer) == "check:json_schema"
+    assert fault(fits_schema(lambda _: ""), answer) == "check:json_schema"
 
 
 def test_every_choice_has_to_pass():
@@ -97,10 +97,10 @@ def test_json_that_is_nested_beyond_reason_does_not_fit():
 
 def test_what_is_about_a_text_is_not_asked_of_a_choice_that_only_calls_tools():
     calling = reply({"content": None, "tool_calls": TOOLS})
-    assert fault(fits_schema(lambda _: False), calling) is None
+    assert fault(fits_schema(lambda _: "no"), calling) is None
     assert fault(matches("never"), calling) is None
     talking = reply({"content": "text beside", "tool_calls": TOOLS})
-    assert fault(fits_schema(lambda _: True), talking) == "check:json_schema"
+    assert fault(fits_schema(lambda _: ""), talking) == "check:json_schema"
     assert fault(matches("never"), talking) == "check:matches"
 
 
@@ -223,7 +223,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.just("choices"), st.lists(JSON, max_size=3) | JSON))
 def test_whatever_a_provider_answers_there_is_a_verdict(body):
-    checks = AnswerChecks((non_empty(), matches("a"), finish_reasons(frozenset({"stop"})), fits_schema(lambda _: True)))
+    checks = AnswerChecks((non_empty(), matches("a"), finish_reasons(frozenset({"stop"})), fits_schema(lambda _: "")))
     assert checks.fault(Reply(body, None), "one/m", accepting=True) in {
         None, "check:non_empty", "check:matches", "check:finish_reasons", "check:json_schema"}
 

@@ -16,7 +16,10 @@ def user(content):
     return {"messages": [{"role": "user", "content": content}]}
 
 
-def classifier(tasks=TASKS, instructions="", target=Target("p", "small"), **bounds):
+SMALL = Target("p", "small")
+
+
+def classifier(tasks=TASKS, instructions="", target=SMALL, **bounds):
     return Classifier(RouteTarget(target, None, Bounds(**bounds)), tasks, tasks[0], instructions, 2.0, 600.0)
 
 

@@ -202,7 +202,8 @@ async def test_it_tells_when_the_client_left_and_when_the_last_byte_did(bare, as
             answer.close()
             [entry] = await sim.finished(1)
     came = entry.received_ns
-    assert [at - came for at in (entry.first_byte_ns, entry.last_byte_ns, entry.client_gone_ns, entry.finished_ns)] == [
+    moments: tuple[Any, ...] = (entry.first_byte_ns, entry.last_byte_ns, entry.client_gone_ns, entry.finished_ns)
+    assert [at - came for at in moments] == [
         1_000_000_000, 3_000_000_000, 7_000_000_000, 7_000_000_000]
 
 

@@ -36,6 +36,8 @@ def test_a_repeated_time_line_is_always_in_a_step_that_goes_on(lengths, elapsed_
     line = Timeline(tuple(TimelineStep(for_s=length) for length in lengths), repeat=True)
     moment = line.at(elapsed_s)
     assert moment.step in line.steps
+    assert moment.left_s is not None
+    assert moment.step.for_s is not None
     assert 0 < moment.left_s <= moment.step.for_s
 
 

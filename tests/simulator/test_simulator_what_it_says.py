@@ -17,8 +17,10 @@ async def said(client: openai.AsyncOpenAI, body: dict[str, Any], *, stream: bool
         answer = await client.chat.completions.create(**body, extra_headers=headers)
         [choice] = answer.choices
         return choice.message.content, choice.finish_reason, choice.logprobs, answer.usage
-    text, reason, likely, usage = "", "", [], None
-    async for chunk in await client.chat.completions.create(**body, **STREAM, extra_headers=headers):
+    text, reason, usage = "", "", None
+    likely: list[Any] = []
+    create: Any = client.chat.completions.create
+    async for chunk in await create(**body, **STREAM, extra_headers=headers):
         usage = chunk.usage or usage
         for choice in chunk.choices:
             text += choice.delta.content or ""

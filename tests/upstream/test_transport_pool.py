@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from aiohttp import web
 
 from gateway.errors import AttemptFailed
+from gateway.upstream.lean_transport import LeanTransport
+from gateway.upstream.protocol import HttpRequest
 
 H = b"HTTP/1.1 200 OK\r\n"
 OK = H + b"content-length: 2\r\n\r\nok"
@@ -252,3 +255,31 @@ async def test_an_answer_is_not_read_after_its_release(client, server, is_lean):
         await answer.read(limit=9, idle_s=9)
     with pytest.raises(RuntimeError):
         await answer.chunk(timeout_s=9)
+
+
+class Swallowed(asyncio.Transport):
+    """A transport whose end is told to nobody, as uvloop's is where the connecting was cancelled when it was open already."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._sock if name == "socket" else default
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._sock = sock
+
+    def abort(self) -> None:
+        self._sock.close()
+
+
+async def test_a_caller_that_leaves_as_its_connection_opens_does_not_keep_the_gateway_from_stopping(monkeypatch, server):
+    transport = LeanTransport()
+
+    async def opened(make: Any, *, sock: socket.socket, **_given: Any) -> None:
+        make().connection_made(Swallowed(sock))
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", opened)
+    with pytest.raises(asyncio.CancelledError):
+        await transport.send(HttpRequest("GET", server.url(), {}, b""), connect_s=9, headers_s=9)
+    async with asyncio.timeout(1):
+        await transport.close()
