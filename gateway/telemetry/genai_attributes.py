@@ -79,7 +79,7 @@ CALL_ATTRIBUTES: Final[Mapping[str, str]] = {
     COST: "What it cost in USD, an exact decimal string; absent where unknown.",
     ESTIMATED: "True where tokens and cost are upper bounds of ours, because a provider did not say; absent otherwise.",
     RESERVED: "What was set aside for it in USD; absent where no budget bound it.",
-    ACCOUNT: "The account whose budget refused the call, a further attempt or the rest of its answer; absent where none did.",
+    ACCOUNT: "The account whose budget refused the call or the rest of its answer; absent where none did.",
     ATTEMPTS: "How many attempts were made.",
     TASK: "What a classifier, or a default of its, took the call for; absent where the route asks none.",
     PART_OF: "The call that this one was made for by the gateway itself, as a mirror's copy or a classifier's question; else absent.",

@@ -48,8 +48,7 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
     "cost_usd": "What the call cost in USD, an exact decimal string; null where it is unknown.",
     "estimated_usd": "Of `cost_usd` what is an upper bound of ours, because a provider did not say what it used; null where there is none.",
     "reserved_usd": "What was set aside for the call in USD; null where no budget bound it.",
-    "account": "The account (`BUDGET/SUBJECT`) whose budget refused the call, a further attempt or the rest of its answer; empty where "
-               "none did.",
+    "account": "The account (`BUDGET/SUBJECT`) whose budget refused the call or the rest of its answer; empty where none did.",
     "session": "`X-Lockgate-Session`.",
     "run": "`X-Lockgate-Run`.",
     "step": "`X-Lockgate-Step`.",

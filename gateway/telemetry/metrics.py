@@ -74,8 +74,8 @@ RESERVATIONS: Final = MetricSpec("lockgate_reservations_usd_total", "counter", (
     "Of ended calls that budgets bound: USD that were `reserved` for them, and USD of it that they `used`. What stands in between was "
     "held for nothing.")
 SHORT: Final = MetricSpec("lockgate_budget_refusals_total", "counter", ("budget", "code"),
-    "Calls that a budget refused. `code` is the error code given to the caller, empty where only a further attempt or the rest of a "
-    "streamed answer was refused.")
+    "Calls that a budget refused. `code` is the error code given to the caller, empty where only the rest of a streamed "
+    "answer was refused.")
 SOFT: Final = MetricSpec("lockgate_budget_soft_limits_total", "counter", ("budget",),
     "Times that an account of a budget reached its soft limit.")
 OVERRUN: Final = MetricSpec("lockgate_budget_overrun_usd_total", "counter", ("budget",),
