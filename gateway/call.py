@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -25,6 +26,10 @@ class Principal:
     org: str = ""
     roles: tuple[str, ...] = ()
     routes: tuple[str, ...] = ("*",)
+
+    def may_use(self, route: str) -> bool:
+        """Whether a route of this name is there for it."""
+        return any(glob == "*" or fnmatchcase(route, glob) for glob in self.routes)
 
 
 @dataclass(frozen=True, slots=True)

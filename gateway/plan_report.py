@@ -5,7 +5,6 @@ What policy would make of such a call is not looked at: its rules may take targe
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from typing import Final
 
 from gateway.call import NO_TAGS, Call, Json, JsonObject, Origin, Principal
@@ -94,9 +93,8 @@ def _route(snapshot: Snapshot, name: str, asked: Asked) -> Route:
         raise UnknownRoute(f"There is no route {name!r}{f': {hint}' if hint else ''}.")
     if asked.operation and asked.operation not in route.operations:
         raise UnknownRoute(f"The route {name} is not for {asked.operation}: it is for {', '.join(sorted(route.operations))}.")
-    globs = asked.principal.routes
-    if not any(glob == "*" or fnmatchcase(name, glob) for glob in globs):
-        raise UnknownRoute(f"The key may not use the route {name}: it may use {', '.join(globs) or 'none'}.")
+    if not asked.principal.may_use(name):
+        raise UnknownRoute(f"The key may not use the route {name}: it may use {', '.join(asked.principal.routes) or 'none'}.")
     return route
 
 

@@ -198,7 +198,7 @@ class Progress:
         refused = end is AttemptEnd.REJECTED or cause in _UNBILLED or cause.startswith("status:")
         unbilled = usage is None and (refused or not trying.sent)
         if usage is None and not unbilled:
-            usage = self._estimated(trying, broken=end is not AttemptEnd.SUCCEEDED)
+            usage = self._estimated(trying, broken=end is not AttemptEnd.SUCCEEDED, paid=cause == "too_long")
         elif usage is not None and self.spending is not None and self.spending.measured.images:
             usage = replace(usage, images=self.spending.measured.images)
         cost = 0 if unbilled else cost_nusd(price, usage) if price and usage else None
@@ -222,8 +222,8 @@ class Progress:
         """What an attempt under way has used at the most, as far as anybody knows."""
         return self._estimated(trying, broken=False)
 
-    def _estimated(self, trying: Trying, *, broken: bool) -> Usage | None:
-        """What an attempt used whose provider did not say: an upper bound of what came, never nothing.
+    def _estimated(self, trying: Trying, *, broken: bool, paid: bool = False) -> Usage | None:
+        """What an attempt used whose provider did not say: an upper bound of what came, never nothing. `paid`: at most what was granted.
 
         Nobody sees a model think: where it may have, or where nothing came, it may have used all that was granted. Of a stream that is
         broken off, a provider may have made more than came by the time that it hears of it.
@@ -237,7 +237,8 @@ class Progress:
             came = None
         elif came is not None and broken and bounds.bills_unanswered:
             came += _UNSEEN
-        least = 0 if self.cut_short else max(receipt.pieces, receipt.text_bytes // BYTES_OF_A_TOKEN)  # what was not paid for, nobody got
+        unpaid = self.cut_short or paid  # what was not paid for, nobody got
+        least = 0 if unpaid else max(receipt.pieces, receipt.text_bytes // BYTES_OF_A_TOKEN)
         return estimated_usage(measured, bounds, came, trying.units, least)
 
     def spent_beside(self, trying: Trying) -> int:

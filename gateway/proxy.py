@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from math import inf
 from typing import Any
@@ -331,17 +330,13 @@ def _parsed(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -
     )
 
 
-def _may_use(principal: Principal, route: str) -> bool:
-    return any(pattern == "*" or fnmatchcase(route, pattern) for pattern in principal.routes)
-
-
 def _names(snapshot: Snapshot, principal: Principal) -> list[str]:
-    return [name for name in snapshot.routes if _may_use(principal, name)]
+    return [name for name in snapshot.routes if principal.may_use(name)]
 
 
 def _entitled(snapshot: Snapshot, principal: Principal, name: str, operation: str) -> Route:
     route = snapshot.routes.get(name)
-    if route is None or operation not in route.operations or not _may_use(principal, name):
+    if route is None or operation not in route.operations or not principal.may_use(name):
         there = [each for each in _names(snapshot, principal) if operation in snapshot.routes[each].operations]
         listed = (", ".join(there[:_MOST_NAMES]) + (", …" if len(there) > _MOST_NAMES else "")) or "none"
         if operation == OPERATION:

@@ -324,3 +324,95 @@ async def test_a_call_that_is_cancelled_while_it_waits_holds_nothing():
         await waiting
     tries.close()
     assert it.breakers.condition(A).admits
+
+
+async def rests(it: Scene, to: RouteTarget, cool_s: float) -> None:
+    """The target has asked another call to leave it alone for a while."""
+    permit = await it.breakers.admit(to, "another", lease_s=1)
+    assert permit is not None
+    it.breakers.ended(permit, Ended("neutral", "status:429", cool_s=cool_s))
+
+
+async def test_what_was_taken_from_the_retry_budget_for_a_target_that_cannot_be_had_is_given_back():
+    it = scene(A, B)
+    tries = it.tries()
+    tries.under_way(await tries.first())
+    await rests(it, B, 30)
+    tries.failed(A, WRONG)
+    budget = it.pursuit.budgets["r"]
+    budget.left = 5.0
+    assert await tries.next() is None
+    assert budget.left == 5.0
+
+
+async def test_a_target_that_has_been_tried_is_waited_for_as_long_as_it_rests():
+    it = scene(A)
+    tries = it.tries()
+    tries.under_way(await tries.first())
+    tries.failed(A, RESET)
+    await rests(it, A, 3)
+    again = await tries.next()
+    assert again is not None
+    assert (again.to, again.why) == (A, "retry")
+    assert again.waited_s == pytest.approx(3, abs=0.1)
+
+
+async def test_a_target_that_rests_is_not_asked_beside_another_and_keeps_its_turn():
+    it = scene(A, B, hedge=Hedge(0.1, 1.0))
+    tries = it.tries()
+    tries.under_way(await tries.first())
+    await rests(it, B, 3)
+    assert await tries.beside(A) is None
+    assert tries.others
+    it.clock.s += 4
+    tries.failed(A, WRONG)
+    further = await tries.next()
+    assert further is not None
+    assert (further.to, further.why) == (B, "fallback")
+
+
+async def test_an_attempt_beside_another_one_that_is_not_made_leaves_its_target_its_turn():
+    it = scene(A, B, hedge=Hedge(0.1, 1.0))
+    tries = it.tries()
+    tries.under_way(await tries.first())
+    second = await tries.beside(A)
+    assert second is not None
+    assert (second.to, tries.others) == (B, False)
+    tries.not_beside(second)
+    assert second.permit.returned
+    assert tries.others
+    tries.failed(A, WRONG)
+    further = await tries.next()
+    assert further is not None
+    assert (further.to, further.permit.returned) == (B, False)
+
+
+async def test_one_of_the_same_target_that_is_not_made_gives_it_no_further_turn():
+    it = scene(A, hedge=Hedge(0.1, 1.0))
+    tries = it.tries()
+    tries.under_way(await tries.first())
+    second = await tries.beside(A)
+    assert second is not None
+    tries.not_beside(second)
+    assert second.permit.returned
+    assert await tries.next() is None
+
+
+async def test_the_next_target_of_a_cascade_is_not_asked_beside_the_first():
+    it = scene(A, B, hedge=Hedge(0.1, 1.0))
+    tries = it.pursuit.of("call_x", it.route, Plan("cascade", it.tries()._plan.order), it.route.deadlines.total_s)
+    tries.under_way(await tries.first())
+    second = await tries.beside(A)
+    assert second is not None
+    assert (second.to, tries.others) == (A, True)
+
+
+async def test_going_on_in_a_cascade_is_free_and_a_fallback_is_not():
+    it = scene(A, B, retry=Retry(1, 0.0, 5.0, 0.0, 0.0))
+    for why, made in (("cascade", B), ("fallback", None)):
+        tries = it.tries()
+        tries.under_way(await tries.first())
+        further = await tries.next(why)
+        assert (further and further.to) == made
+        if further is not None:
+            assert further.retries_left is None

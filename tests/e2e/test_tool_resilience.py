@@ -176,9 +176,10 @@ async def test_a_429_of_what_is_done_at_most_once_is_passed_on_and_not_sent_agai
     """It may have been worked on, whatever its server says."""
     await house.open(routes=tool(house, "look", "at_most_once"), policies=ALLOW)
     house.one.play(always(status=429, retry_after_s=1))
-    assert (await call(house, "look"))[0] == 429
+    status, code, headers = await call(house, "look")
+    assert (status, code, headers["x-should-retry"]) == (429, "upstream_rejected", "false")
     assert sent(house, "look") == 1
-    assert len(await attempts(house)) == 1
+    assert [each["end"] for each in await attempts(house)] == ["rejected"]
 
 
 # How often.
