@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 SOON_S = 20
 EVERY_S = 0.02  # between two pieces of a drip; far less than any deadline here
-DEADLINE = "400ms"
+DEADLINE = "300ms"
 
 
 def chunk(**delta: Any) -> bytes:
@@ -123,10 +123,8 @@ def byte_by_byte(text: bytes) -> Iterator[bytes]:
 ROLE = chunk(role="assistant", content="")
 UNFINISHED = b'data: {"id": "x", "choices": ['
 SILENCE: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
-    "many beginnings at once, then nothing": (ROLE * 70, lambda: iter(())),
-    "very many beginnings at once": (ROLE * 5_000, lambda: iter(())),
+    "many beginnings at once, then nothing": (ROLE * 500, lambda: iter(())),
     "beginnings for ever": (b"", lambda: for_ever(ROLE)),
-    "empty words for ever": (ROLE, lambda: for_ever(chunk(content=""))),
     "no choices for ever": (b"", lambda: for_ever(event({"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": []}))),
     "comments for ever": (b"", lambda: for_ever(b": ping\n\n")),
     "an event without an end": (b"", lambda: byte_by_byte(UNFINISHED)),
@@ -176,7 +174,7 @@ async def test_bytes_that_make_no_event_do_not_keep_a_stalled_stream_alive(house
     await asyncio.wait_for(raw.left.wait(), SOON_S)
 
 
-@pytest.mark.parametrize("said", BETWEEN)
+@pytest.mark.parametrize("said", ["comments", "an event without an end"])
 async def test_a_stream_that_stalls_behind_such_bytes_is_gone_on_with(house, raw, said):
     raw.first, raw.drip = chunk(role="assistant", content="so far "), BETWEEN[said]()
     await house.open(routes=routes(on_failure="continue"), config=raw.config)
@@ -194,7 +192,7 @@ async def test_a_stream_that_stalls_behind_such_bytes_is_gone_on_with(house, raw
 async def test_a_stream_that_speaks_now_and_then_with_comments_between_is_none_that_stalls(house, raw):
     """Longer in all than the silence that it may keep: each event is a new beginning."""
     def speaking() -> Iterator[bytes]:
-        for number in range(8):
+        for number in range(6):
             yield chunk(content=f"{number} ")
             for _ in range(3):
                 yield b": ping\n\n"
@@ -203,15 +201,11 @@ async def test_a_stream_that_speaks_now_and_then_with_comments_between_is_none_t
     raw.then = event({"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}) + b"data: [DONE]\n\n"
     await house.open(routes=routes(), config=raw.config)
     text, _chunks, code = await ask(house)
-    assert (text, code) == ("0 1 2 3 4 5 6 7 ", None)
+    assert (text, code) == ("0 1 2 3 4 5 ", None)
     assert await attempts(house) == [("raw/m", "succeeded", None, None)]
 
 
-ODD = {
-    "a delta that is a text": {"index": 0, "delta": "b"}, "a delta that is a list": {"index": 0, "delta": ["b"]},
-    "a delta that is a number": {"index": 0, "delta": 3}, "words that are a list": {"index": 0, "delta": {"content": ["b"]}},
-    "a text that is a number": {"index": 0, "text": 5, "delta": {"content": "b"}},
-}
+ODD = {"a delta that is a text": {"index": 0, "delta": "b"}, "words that are a list": {"index": 0, "delta": {"content": ["b"]}}}
 
 
 @pytest.mark.parametrize("odd", ODD)

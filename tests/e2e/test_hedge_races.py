@@ -350,7 +350,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("depth", range(6))
+@pytest.mark.parametrize("depth", [0, 1, 2, 4])
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_stream_that_is_won_as_its_call_ends_is_closed(house, monkeypatch, mode, depth):
     """The call is ended `depth` turns of the loop after the first event has come: by its client's going, a deadline, a stop alike."""

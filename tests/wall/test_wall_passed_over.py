@@ -191,7 +191,7 @@ async def test_a_client_whose_every_target_is_busy_is_told_when_to_come_back_and
             model="pair", messages=[{"role": "user", "content": f"say {TEXT}"}], stream=wall.stream)
     assert caught.value.code == "upstream_busy"
     assert caught.value.response.headers["x-should-retry"] == "true"
-    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 2
+    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 3  # a second or two more, by chance
     seen = await wall.ask("pair", f"say {TEXT}", client=wall.client(max_retries=2))
     assert (seen.text, seen.error) == (TEXT, None)
     await wall.books(exact=True)
