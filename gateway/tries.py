@@ -181,6 +181,7 @@ class Tries:
         to = other.to if other is not None else to
         permit = await self._admit(to)
         if permit is None:
+            self._budget.give_back_hedge()
             return None
         if other is not None:
             self._turns.remove(other)
@@ -189,6 +190,7 @@ class Tries:
     def not_beside(self, tried: Try) -> None:
         """The attempt that was to stand beside another one is not made: its target still has its turn."""
         self._shared.breakers.ended(tried.permit, UNUSED)
+        self._budget.give_back_hedge()
         if self._fresh(tried.to):
             self._turns.appendleft(_Turn(tried.to))
 

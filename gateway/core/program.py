@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from gateway.core.checked_tree import Node, Place
+from gateway.core.checked_tree import Node
 from gateway.core.detectors import Detectors
 from gateway.session import SessionQuery
-
-NOWHERE: Final[Place] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,10 @@ class RetryBudget:
         self.hedges -= 1.0
         return True
 
+    def give_back_hedge(self) -> None:
+        """The attempt that was taken is not made after all."""
+        self.hedges = min(self.hedges + 1.0, _LEAST_BURST)
+
     def _refill(self, retry: Retry, now_s: float) -> None:
         self.left = min(self.left + max(0.0, now_s - self.at_s) * retry.per_second, _most(retry))
         self.at_s = now_s

@@ -78,6 +78,9 @@ def test_hedges_are_a_share_of_the_calls_and_the_first_may_be_had_at_once():
     budget = RetryBudget.full(USUAL, 0.0)
     assert budget.take_hedge()
     assert not budget.take_hedge()
+    budget.give_back_hedge()  # it was not made
+    assert budget.take_hedge()
+    assert not budget.take_hedge()
     for _ in range(100):
         budget.call(USUAL, 0.05, 0.0)
     assert sum(budget.take_hedge() for _ in range(10)) in (4, 5)  # the sum of a hundred twentieths may be a hair below 5
