@@ -398,6 +398,20 @@ async def test_one_of_the_same_target_that_is_not_made_gives_it_no_further_turn(
     assert await tries.next() is None
 
 
+async def test_what_was_taken_for_an_attempt_beside_another_one_that_cannot_be_had_or_is_not_made_is_given_back():
+    it = scene(A, B, hedge=Hedge(0.1, 0.0))  # one there is, and no call puts one in
+    tries = it.tries()
+    tries.under_way(await tries.first())
+    await rests(it, B, 3)
+    assert await tries.beside(A) is None
+    it.clock.s += 4
+    second = await tries.beside(A)
+    assert second is not None
+    tries.not_beside(second)
+    assert await tries.beside(A) is not None
+    assert await tries.beside(A) is None
+
+
 async def test_the_next_target_of_a_cascade_is_not_asked_beside_the_first():
     it = scene(A, B, hedge=Hedge(0.1, 1.0))
     tries = it.pursuit.of("call_x", it.route, Plan("cascade", it.tries()._plan.order), it.route.deadlines.total_s)
