@@ -90,6 +90,7 @@ async def _refuse_restart(app: App) -> None:
 async def _serve_under_supervision(app: App, tie: Tie, hang_up: Signalled, stop: asyncio.Event) -> None:
     """Serve until a signal comes, or the supervisor is gone. Whoever asks for a reload here asks for it everywhere."""
     worker = Worker(tie, app.reloader.report, drain_s=app.snapshot.config.server.drain_timeout)
+    worker.greet()  # before anything can ask for a reload: a SIGHUP may have come while this started
     app.control.everywhere = worker.everywhere
     app.background.whenever(hang_up.asked(), worker.everywhere, name="hang-up")
     gone = asyncio.create_task(worker.serve())

@@ -168,19 +168,21 @@ class Supervisor:
         self._processes.add(process)
         tie = await Tie.hold(ours)
         told: dict[str, Any] | None = None
+        late = False
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_READY_S):
-                    told = await tie.receive()
+            async with asyncio.timeout(_READY_S):
+                told = await tie.receive()
+        except TimeoutError:
+            late = True
         finally:
             if told is None:
                 tie.cut()
         if told is None:
             if process.returncode is None:
-                process.kill()
-            await process.wait()
+                process.kill()  # where it is ending by itself, this changes nothing, its code included
+            code = await process.wait()
             self._processes.discard(process)
-            raise SetupError("A worker did not start; what it said stands above.")
+            raise SetupError(f"A worker was not ready within {_READY_S:g} s and was killed." if late else _why_not_started(code))
         self._attached[process.pid] = worker = Attached(process.pid, tie, told["drain_s"])
         self._own(worker.listen(lambda question: self._own(self._tell(worker, question))))
         return process
@@ -208,8 +210,11 @@ class Supervisor:
                     await self._good.wait()
             async with post.changing:
                 if post.process is process:
-                    with contextlib.suppress(SetupError, OSError):  # it said why, or no process can be had; the next round tries again
+                    try:
                         await self._man(post)
+                    except (SetupError, OSError) as error:  # the next round tries again
+                        click.echo(f"no new worker: {error}", err=True)
+                    else:
                         self._own(self._reload_together())
 
     async def _restart_on(self, asked: AsyncIterator[None]) -> None:
@@ -318,3 +323,11 @@ class Supervisor:
     def _untie(self, process: asyncio.subprocess.Process) -> None:
         if (worker := self._attached.pop(process.pid, None)) is not None:
             worker.tie.cut()
+
+
+def _why_not_started(code: int) -> str:
+    """What to tell of a worker that ended before it was ready. One that was killed had no time to say anything itself."""
+    if code >= 0:
+        return "A worker did not start; what it said stands above."
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"A worker was ended by {name} while it started."

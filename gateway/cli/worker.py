@@ -24,9 +24,12 @@ class Worker:
         self._reloading: set[asyncio.Task[None]] = set()
         self._questions = 0
 
-    async def serve(self) -> None:
-        """Say that this worker is ready, then do as the supervisor says until it is gone."""
+    def greet(self) -> None:
+        """Say that this worker is ready. It says nothing before that: the supervisor takes the first word for this one."""
         self._tie.send({"ready": True, "drain_s": self._drain_s})
+
+    async def serve(self) -> None:
+        """Do as the supervisor says until it is gone."""
         while (message := await self._tie.receive()) is not None:
             if "reload" in message:
                 task = asyncio.get_running_loop().create_task(self._reload(message["reload"]))

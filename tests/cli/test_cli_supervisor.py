@@ -12,6 +12,7 @@ from gateway.cli import supervisor
 from gateway.cli.supervisor import Attached, Supervisor
 from gateway.cli.tie import Tie
 from gateway.deployment import read_deployment
+from gateway.errors import SetupError
 
 SOON_S = 20
 CONFIG = '[providers.one]\nadapter = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n'
@@ -53,6 +54,18 @@ async def test_a_worker_that_does_not_end_in_its_time_is_killed(supervising, end
     assert await asyncio.wait_for(there.receive(), SOON_S) is None
     assert supervising._attached == {}
     await asyncio.wait_for(supervising._dismiss(process), SOON_S)  # one that is gone already is no matter
+
+
+async def test_a_worker_that_is_not_ready_in_its_time_is_killed_and_it_is_said(supervising, monkeypatch):
+    monkeypatch.setattr(supervisor, "_READY_S", 0.01)
+    with pytest.raises(SetupError, match=r"not ready within 0\.01 s and was killed"):
+        await asyncio.wait_for(supervising._start(), SOON_S)
+    assert supervising._processes == set()
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, "what it said stands above"), (1, "what it said stands above"), (-9, "SIGKILL"), (-40, "signal 40")])
+def test_it_is_said_why_a_worker_did_not_start(code, told):
+    assert told in supervisor._why_not_started(code)
 
 
 async def test_a_worker_that_was_dismissed_is_left_out_of_the_reports_and_one_that_died_is_not(supervising, ends):

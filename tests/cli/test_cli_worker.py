@@ -1,6 +1,7 @@
 """Supervisor and worker over a real socket pair: every question has an answer in bounded time, whoever goes away."""
 
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import pytest
 
 from gateway.cli import supervisor, worker
+from gateway.cli.process import Signalled
+from gateway.cli.serve import _serve_under_supervision
 from gateway.cli.supervisor import Attached
 from gateway.cli.tie import Tie
 from gateway.cli.worker import Worker
+from gateway.embed import Gateway
 from gateway.errors import Overloaded
 
 SOON_S = 20
@@ -42,6 +46,22 @@ async def test_the_end_of_the_other_side_is_learnt_at_once_even_within_a_message
     tie.cut()
 
 
+async def test_the_first_word_of_a_worker_is_that_it_is_ready_also_where_a_reload_was_asked_for_while_it_started(ends, tmp_path):
+    here, there = ends
+    (tmp_path / "config.toml").write_text('[providers.one]\nadapter = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n[store]\npath = ":memory:"\n[auth]\nrequired = false\n')
+    for folder in ("routes", "policies"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "routes/routes.toml").write_text('[[route]]\nname = "fast"\ntargets = [{ provider = "one", model = "m" }]\n')
+    hang_up, stop = Signalled(signal.SIGHUP), asyncio.Event()
+    hang_up._came.set()
+    async with Gateway(tmp_path / "config.toml", port=0, environ={}) as gateway:
+        serving = asyncio.create_task(_serve_under_supervision(gateway.running, there, hang_up, stop))
+        assert await asyncio.wait_for(here.receive(), SOON_S) == {"ready": True, "drain_s": 30.0}
+        assert await asyncio.wait_for(here.receive(), SOON_S) == {"ask": 1}
+        stop.set()
+        await asyncio.wait_for(serving, SOON_S)
+
+
 async def test_a_worker_reloads_when_it_is_told_and_answers_by_number(ends):
     here, there = ends
 
@@ -49,7 +69,6 @@ async def test_a_worker_reloads_when_it_is_told_and_answers_by_number(ends):
         return {"ok": True}
 
     serving = asyncio.create_task(Worker(there, report, drain_s=30.0).serve())
-    assert await here.receive() == {"ready": True, "drain_s": 30.0}
     here.send({"reload": 3})
     here.send({"reload": 4})
     answers = [await asyncio.wait_for(here.receive(), SOON_S) for _ in range(2)]
@@ -67,7 +86,6 @@ async def test_a_defect_in_a_reload_is_answered_too(ends):
         raise ZeroDivisionError
 
     serving = asyncio.create_task(Worker(there, report, drain_s=30.0).serve())
-    await here.receive()
     here.send({"reload": 1})
     answer = await asyncio.wait_for(here.receive(), SOON_S)
     assert answer is not None
@@ -88,7 +106,6 @@ async def test_a_worker_that_asks_gets_the_reports_of_all(ends):
 
     asking = Worker(there, report, drain_s=30.0)
     serving = asyncio.create_task(asking.serve())
-    await here.receive()
     questions = [asyncio.create_task(asking.everywhere()) for _ in range(2)]
     asked = [(await asyncio.wait_for(here.receive(), SOON_S) or {})["ask"] for _ in questions]
     here.send({"told": 99, "reports": []})  # nobody's question

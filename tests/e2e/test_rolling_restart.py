@@ -53,13 +53,24 @@ class Gate:
         return sum(words in line for line in self.said)
 
     async def until(self, words: str, times: int = 1) -> None:
-        """It has said this so often."""
-        async with asyncio.timeout(SOON_S):
-            while self.count(words) < times:
-                await asyncio.sleep(0.01)
+        """It has said this so often. Where it does not in time, the failure shows what it has said instead."""
+        try:
+            async with asyncio.timeout(SOON_S):
+                while self.count(words) < times:
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"{words!r} was not said {times} times within {SOON_S} s, but:\n{''.join(self.said)}") from None
 
     def workers(self) -> set[int]:
         return {int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()}
+
+    async def starting(self, known: set[int]) -> int:
+        """The one worker beside those that are known, the moment it is there: it takes a good while until it is ready."""
+        async with asyncio.timeout(SOON_S):
+            while not (new := self.workers() - known):
+                await asyncio.sleep(0)
+        (pid,) = new
+        return pid
 
     async def restart(self) -> None:
         """A whole round."""
@@ -158,6 +169,11 @@ async def more(load: Load, calls: int) -> None:
     async with asyncio.timeout(SOON_S):
         while load.made < wanted:
             await asyncio.sleep(0.01)
+
+
+def born(pid: int) -> int:
+    """When a process was started, in ticks of the machine's clock. Its number says nothing: numbers begin again from below."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
 
 
 def lives(pid: int) -> bool:
@@ -278,8 +294,8 @@ async def test_a_worker_killed_during_a_restart_is_replaced_and_loses_no_record(
         running.process.send_signal(signal.SIGUSR2)
         await running.until("restart: replacing")
         if victim == "a new one":
-            await running.until('"draining"')  # it is ready, and the old one is on its way out
-            os.kill(max(running.workers() - before), signal.SIGKILL)
+            await running.until('"draining"')  # the first is ready; the next is being started where the old one had no connection left
+            os.kill(min(running.workers() - before, key=born), signal.SIGKILL)
         else:
             os.kill(max(before), signal.SIGKILL)
         await running.until("restart: done")
@@ -294,6 +310,43 @@ async def test_a_worker_killed_during_a_restart_is_replaced_and_loses_no_record(
     assert all(told.startswith(("APIConnectionError", "RemoteProtocolError", "ReadError")) for told in load.failed), load.failed
     assert await running.terminate() == 0
     await town.run("doctor")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_worker_killed_while_it_starts_ends_the_round_and_the_next_round_is_whole(gate, number):
+    running = await gate()
+    before = running.workers()
+    running.process.send_signal(signal.SIGUSR2)
+    known = set(before)
+    for _ in range(number):
+        known.add(pid := await running.starting(known))
+    os.kill(pid, signal.SIGKILL)
+    await running.until(f"given up at worker {number} of 2, those not yet replaced stay: A worker was ended by SIGKILL while it started")
+    assert running.count("restart: done") == 0
+    assert len(running.workers()) == 2
+    assert len(running.workers() & before) == 3 - number
+    assert await running.say("say x") == 200
+    first = running.workers()
+    await running.restart()
+    assert len(running.workers()) == 2
+    assert running.workers().isdisjoint(first)
+    assert await running.say("say x") == 200
+
+
+async def test_a_successor_killed_while_it_starts_is_told_of_and_has_a_successor(gate):
+    running = await gate()
+    before = running.workers()
+    os.kill(min(before), signal.SIGKILL)
+    await running.until("a new one starts in")
+    running.process.send_signal(signal.SIGHUP)  # files that are found good end the pause
+    os.kill(await running.starting(before), signal.SIGKILL)
+    await running.until("no new worker: A worker was ended by SIGKILL while it started")
+    await running.until("a new one starts in", 2)
+    running.process.send_signal(signal.SIGHUP)
+    await running.starting(before)
+    await running.restart()
+    assert len(running.workers()) == 2
+    assert running.workers().isdisjoint(before)
 
 
 async def test_a_reload_during_a_restart_does_not_fail_for_the_worker_that_ends(gate, town):
