@@ -85,7 +85,8 @@ def _path(title: str, name: str, field: FieldInfo) -> str:
 def _elsewhere(title: str, name: str, field: FieldInfo) -> str:
     """The title of the table that explains this one, where that is another."""
     own = _own_title(_model(field))
-    return own if own.startswith("`[") and own != _path(title, name, field) else ""
+    path = _path(title, name, field)
+    return own if own.startswith("`[") and own not in (path, path.replace("]`", ".NAME]`")) else ""
 
 
 def _own_title(model: type[BaseModel]) -> str:

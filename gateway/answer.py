@@ -1,11 +1,16 @@
 """What every governed answer says about itself: the contract's `X-Lockgate-…` headers and a stream's closing comment. Pure."""
 
+from typing import Final
 from urllib.parse import quote
 
+from gateway.core.approval import Ticket
 from gateway.core.money import usd
-from gateway.errors import CallError, RateLimited
+from gateway.errors import ApprovalAccepted, CallError, OfApproval, RateLimited
 from gateway.progress import Progress
 from gateway.spending import Spending
+from gateway.wire.strict_json import dumps
+
+_LONGEST_PATCH: Final = 4096  # bytes of a header
 
 
 def call_headers(call_id: str, error: CallError | None = None) -> dict[str, str]:
@@ -28,6 +33,8 @@ def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, 
             headers["X-Lockgate-Rule"] = decision.rule
     if isinstance(error, RateLimited):  # no decision says it: the rules let the call go on, but not so often
         headers["X-Lockgate-Rule"] = error.rule
+    if case.approval is not None:
+        headers |= _approval(case.approval, error)
     if case.begun:
         target = case.trying.to.target if case.trying else case.delivering.target if case.delivering else None
         headers["X-Lockgate-Attempts"] = str(case.begun_attempts)
@@ -39,6 +46,29 @@ def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, 
     if case.trying is None:  # of a stream that begins nothing is known yet
         headers["X-Lockgate-Cost-Usd"] = _cost(case)
     return headers
+
+
+def figures(case: Progress) -> dict[str, str]:
+    """What an answer says of where it came from and what it cost: kept with it for whoever waits for it."""
+    named = ("X-Lockgate-Target", "X-Lockgate-Attempts", "X-Lockgate-Cost-Usd")
+    return {name: value for name, value in answer_headers(case).items() if name in named}
+
+
+def _approval(ticket: Ticket, error: CallError | None) -> dict[str, str]:
+    """Which approval it goes on under, or waits for, and what people have changed."""
+    headers = {"X-Lockgate-Approval": error.ticket if isinstance(error, OfApproval) else ticket.id}
+    if isinstance(error, ApprovalAccepted):
+        headers |= {"Location": f"/-/tickets/{ticket.id}", "Preference-Applied": "respond-async"}
+    if ticket.patch is not None:
+        headers["X-Lockgate-Approval-Patch"] = _patch(ticket)
+    return headers
+
+
+def _patch(ticket: Ticket) -> str:
+    """How people have changed the action (RFC 6902); where that is long, where it stands."""
+    written = dumps(ticket.patch).decode()
+    fits = len(written) <= _LONGEST_PATCH and written.isascii() and written.isprintable()
+    return written if fits else f"/-/tickets/{ticket.id}"
 
 
 def closing_figures(case: Progress) -> str:

@@ -17,6 +17,10 @@ from gateway.health import HealthChecks
 from gateway.http.control import Control
 from gateway.http.server import Listener, Surface
 from gateway.keyring import KeyRing
+from gateway.notify.deliverer import Books, Deliverer
+from gateway.notify.mail import Mailer
+from gateway.notify.notices import Notices
+from gateway.notify.senders import Senders
 from gateway.proxy import Proxy
 from gateway.reload import Loaded, Reloader
 from gateway.secret import Secret
@@ -25,10 +29,12 @@ from gateway.store.memory import MemoryStore
 from gateway.store.protocol import Store
 from gateway.store.scrub import Scrubber
 from gateway.store.sqlite import SqliteStore
+from gateway.sweeping import Sweeper, Upkeep
 from gateway.telemetry import OtlpSettings, Telemetry
 from gateway.upstream.aiohttp_transport import AiohttpTransport
 from gateway.upstream.lean_transport import LeanTransport
 from gateway.upstream.protocol import Transport
+from gateway.verifying import Verifier
 from gateway.watch import Watch
 
 _TRANSPORTS: Final[Mapping[str, Callable[..., Transport]]] = {"lean": LeanTransport, "aiohttp": AiohttpTransport}
@@ -37,6 +43,11 @@ _HEARTBEAT_S: Final = 2.0
 _CUT_S: Final = 5.0  # for what is cut short at the end of the drain: an outcome, an error to the client
 _FLUSH_S: Final = 0.2  # for bytes of answers that are done; calls themselves were waited for before
 _BREAKERS_S: Final = 0.25  # what another worker has found out about a target is known so soon
+_SESSIONS_S: Final = 0.25  # and which sessions an operator has stopped
+_APPROVALS_S: Final = 0.2  # what somebody has decided at another worker is known so soon
+_CATCH_UP_S: Final = 15.0  # between two tries to make an approved call that could not be begun
+_NOTICES_S: Final = 1.0  # what is due leaves so soon
+_SWEEP_S: Final = 1.0  # what nobody has decided in time ends so soon
 KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
 
 
@@ -69,7 +80,17 @@ class App:
         self.breakers = Breakers(self.store.breakers, self.clock, self.ids, self.telemetry)
         self.proxy = Proxy(
             snapshot, keyring=self.keyring, journal=self.store.journal, sessions=self.store.sessions, budgets=self.store.budgets,
-            breakers=self.breakers, transport=self.transport, telemetry=self.telemetry, clock=self.clock, ids=self.ids)
+            breakers=self.breakers, approvals=self.store.approvals, session_desk=self.store.session_desk, transport=self.transport,
+            telemetry=self.telemetry, clock=self.clock, ids=self.ids, notify=(notices := Notices(lambda: self.snapshot)).of)
+        self.store.approvals.tell(notices.of)
+        self.deliverer = Deliverer(
+            lambda: self.snapshot, Books(self.store.outbox, self.store.approvals),
+            Senders(self.transport, Mailer(), self.telemetry, self.clock), telemetry=self.telemetry, clock=self.clock, ids=self.ids,
+            scrub=self._scrubber.text)
+        self.verifier = Verifier(lambda: self.snapshot, self.store.approvals, self.proxy.errands, self.telemetry, self.clock, self.ids)
+        self.sweeper = Sweeper(
+            lambda: self.snapshot, Upkeep(self.store.approvals, self.store.outbox, notices, self.verifier, self.proxy.holding.refresh),
+            self.telemetry, self.clock)
         self.reloader = Reloader(loaded, self._swap, bundles=self.store.bundles, telemetry=self.telemetry, clock=self.clock)
         self.control = Control(
             self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight, self.reloader, self.breakers)
@@ -95,7 +116,14 @@ class App:
         self.breakers.serve(self.snapshot.targets)
         await self.breakers.refresh()  # what was found out before the start
         self.background.every(_BREAKERS_S, self.breakers.refresh, name="breakers")
+        await self.proxy.frozen.refresh()  # before a call of one that is frozen could come
+        self.background.every(_SESSIONS_S, self.proxy.frozen.refresh, name="sessions")
         self.health.follow(self.snapshot)
+        await self.proxy.holding.start()
+        self.background.every(_APPROVALS_S, self.proxy.holding.refresh, name="approvals")
+        self.background.every(_CATCH_UP_S, self.proxy.holding.catch_up, name="approved")
+        self.background.every(_SWEEP_S, self.sweeper.sweep, name="sweep")
+        self.background.every(_NOTICES_S, self.deliverer.round, name="notices")
         self._runner = web.ServerRunner(self._listener, handle_signals=False, shutdown_timeout=_FLUSH_S)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()
@@ -111,6 +139,7 @@ class App:
         server = self.snapshot.config.server
         self.control.draining = True
         self.telemetry.event("info", "draining", in_flight=self.proxy.in_flight)
+        self.proxy.holding.waiting.stop()  # whoever waits for people and can come back is told so
         if self._runner is not None:
             for site in list(self._runner.sites):
                 await site.stop()
@@ -120,10 +149,13 @@ class App:
                     await self.proxy.idle(server.drain_timeout)  # calls whose client is gone are still being written down
             await self.proxy.cut(_CUT_S)
             await self._runner.cleanup()
+        await self.verifier.close()
         await self.proxy.errands.close(_CUT_S, _CUT_S)
+        await self.proxy.holding.close(_CUT_S)
         await self.proxy.keep_alive.close()
         await self.proxy.settler.drained()
         await self.background.stop()
+        await self.deliverer.close(_CUT_S)
         await self.breakers.close()
         await self.reloader.reload.close()
         await self.transport.close()

@@ -17,7 +17,8 @@ NO_TAGS: Mapping[str, str] = MappingProxyType({})
 class Principal:
     """The authenticated caller. `id` is the virtual key's public id, or `anonymous` where authentication is off.
 
-    `routes` holds globs of the route names it may use.
+    `routes` holds globs of the route names it may use. `on_behalf_of` is whom it acts for, as its token says; `owner` the person whose key
+    it is, who may not approve what it asks for.
     """
 
     id: str
@@ -26,6 +27,8 @@ class Principal:
     org: str = ""
     roles: tuple[str, ...] = ()
     routes: tuple[str, ...] = ("*",)
+    on_behalf_of: str = ""
+    owner: str = ""
 
     def may_use(self, route: str) -> bool:
         """Whether a route of this name is there for it."""
@@ -50,7 +53,8 @@ class Call:
 
     `operation` is `chat`, `completions` or `embeddings`; `route` is the route's own name, `asked` the one that the caller gave (`model`),
     which may be an alias of it; `size` is the body's length in bytes as received; `received_ns` is wall time. `user` is the caller's own
-    name for who asks, from `X-Lockgate-User` or the body; empty where neither says.
+    name for who asks, from `X-Lockgate-User` or the body; empty where neither says. `key` is the idempotency key that its action has
+    beyond this one call; empty where it is the call's own id.
     """
 
     id: str
@@ -65,6 +69,7 @@ class Call:
     origin: Origin = field(default_factory=Origin)
     user: str = ""
     asked: str = ""
+    key: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -224,7 +229,11 @@ class CallRecord:
     let it pass); `tool_uses` are the tool calls that the call made or proposed, `tool_results` the results that it brought, by the id of
     their tool call. `account` is the one whose budget refused the call or ended its answer, empty where none did; `reserved_nusd` what was
     set aside for the call, None where no budget bound it. `plan` says which targets were to be tried and why, JSON-ready; None where it
-    says no more than the route. `part_of` is the call that this one was made for by the gateway itself: a mirror's, a classifier's.
+    says no more than the route. `part_of` is the call that this one was made for by the gateway itself: a mirror's, a classifier's, one
+    that verifies what came of it.
+    `unlabels` and `answer_unlabels` are the labels that rules take off the session; `answer_id` is the answer's own id, where its session is
+    to be found by it again. `approval` is the id of the approval that the call waits for, or was made under; `approval_end` what happens to
+    that when the call ends (an event of `core/approval.py`), empty for nothing.
     """
 
     id: str
@@ -258,6 +267,11 @@ class CallRecord:
     reserved_nusd: int | None = None
     plan: JsonObject | None = None
     part_of: str = ""
+    unlabels: tuple[str, ...] = ()
+    answer_unlabels: tuple[str, ...] = ()
+    answer_id: str = ""
+    approval: str = ""
+    approval_end: str = ""
 
     @property
     def estimated_nusd(self) -> int:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.case_config import CaseConfig
 from gateway.errors import Problem
+from gateway.people_config import ApprovalsConfig, JwtConfig, LoginConfig, NotifyConfig, OidcConfig, SessionsConfig
 from gateway.resilience_config import BreakerConfig, HealthConfig
 from gateway.route_config import RouteConfig
 from gateway.rule_config import DefaultsConfig, RuleConfig
@@ -100,6 +101,8 @@ class AuthConfig(Strict):
         "Whether a call needs a virtual key. Without, everybody who reaches the port may call."))
     pepper: Reference = Field(default="file:secrets/pepper", description=(
         "The key that virtual keys are hashed with. Another one makes every existing virtual key invalid."))
+    jwt: Mapping[Label, JwtConfig] = Field(default_factory=dict, description=(
+        "Issuers whose JSON Web Tokens are credentials beside virtual keys, by a name of yours."))
 
 
 class AdminConfig(Strict):
@@ -295,6 +298,11 @@ class Config(Strict):
     models: Mapping[str, ModelConfig] = Field(default_factory=dict)
     budgets: Mapping[Label, BudgetConfig] = Field(default_factory=dict)
     breaker: BreakerConfig = BreakerConfig()
+    approvals: ApprovalsConfig = ApprovalsConfig()
+    notify: Mapping[Label, NotifyConfig] = Field(default_factory=dict)
+    login: LoginConfig = LoginConfig()
+    oidc: OidcConfig | None = None
+    sessions: SessionsConfig = SessionsConfig()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,10 @@ def waits_s(headers: Mapping[str, str]) -> float | None:
     return _before(min(said)) if said else None
 
 
-def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool, used_s: float = 0.0, sent_s: float = 0.0) -> Deadlines:
+def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool, used_s: float = 0.0, sent_s: float = 0.0,
+              spoken: bool = False) -> Deadlines:
     """The deadlines of one call that came `used_s` seconds ago: so much of what its client waits is over, and nothing of the route's. It
-    took `sent_s` of them to send its body, from when on SDKs count.
+    took `sent_s` of them to send its body, from when on SDKs count. `spoken`: its stream has begun, so that it hears something.
 
     `X-Lockgate-Deadline-Ms` is for the whole call; what an SDK waits is for a plain answer as a whole, and
     for a stream from one byte to the next.
@@ -46,6 +47,8 @@ def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool,
         total_s = min(total_s, _before(int(whole) / 1000) - used_s)
     if _SECONDS.fullmatch(told) and float(told):  # any other is theirs, and not for us to refuse
         silence_s = _before(float(told)) - (used_s - sent_s)
+    if spoken:
+        silence_s = inf
     if not stream:
         total_s, silence_s = min(total_s, silence_s), inf
     if min(total_s, silence_s) <= 0:

@@ -11,29 +11,24 @@ from gateway.core.accounts import UNDER_KEY, Scope, Subjects
 from gateway.core.decision import Allowed, Decision, Denied, Held, Limit
 from gateway.core.plan import NowhereError, Route, reroute
 from gateway.core.rate import Measure, Spent, Take
-from gateway.errors import ApprovalUnavailable, Forbidden, RateLimited
+from gateway.errors import Forbidden, RateLimited
 from gateway.units import show_duration
 
 _LONGEST_WAIT_S: Final = 60  # what SDKs honour
 _LONGEST_WHOSE: Final = 256
 
 
-def enact(decision: Decision) -> None:
-    """Let the call go on, or end it.
+def enact(decision: Decision) -> tuple[Held, ...]:
+    """Let the call go on, or end it; what comes back is what people have to decide first.
 
     Raises:
         Forbidden: the decision is a denial; names the rule, its message and its remedy.
-        ApprovalUnavailable: it asks for a person, and nobody can be asked.
     """
     match decision:
         case Allowed():
-            return
+            return ()
         case Held():
-            who = ", ".join(dict.fromkeys(name for approval in decision.approvals for name in approval.approvers))
-            quorum = max((approval.quorum for approval in decision.approvals), default=1)
-            needed = f" It needs {quorum} of {who}." if who else ""
-            message = f"{decision.message or ''}{needed} Nobody can be asked here, so it is refused.".strip()
-            raise ApprovalUnavailable(message, rule=decision.rule or "", remedy=decision.remedy)
+            return (decision,)
         case Denied():
             raise Forbidden(decision.message or "", rule=decision.rule or "", remedy=decision.remedy)
         case _:

@@ -1,4 +1,5 @@
-"""Calls that the gateway makes by itself for a caller's: a mirror's copy, a classifier's question. Each has a record and money of its own.
+"""Calls that the gateway makes by itself for a caller's: a mirror's copy, a classifier's question, a read that finds out what came of an
+approved one. Each has a record and money of its own.
 
 They are sent once, to a target that is well, and take no rate of their caller's. What goes wrong with one stands in its record, or is
 counted where there is none, and is never the caller's business.
@@ -33,6 +34,7 @@ Done = TypeVar("Done")
 
 MIRROR: Final = "mirror"
 CLASSIFIER: Final = "classifier"
+VERIFY: Final = "verify"
 _MOST_MIRRORS: Final = 100  # under way at a time: a slow one must not fill the process
 _MOST_QUESTIONS: Final = 1000
 _MOST_REMEMBERED: Final = 10_000
@@ -111,6 +113,14 @@ class Errands:
         if word.task is None:
             case.notes.append(f"classifier: {word.why}")
         return word.task or classifier.default
+
+    async def read(self, case: Progress, call: Call, snapshot: Snapshot) -> Reply | None:
+        """Ask a tool that reads, and settle the call. None where it has no answer; how it ended `case` says."""
+        route = snapshot.routes[call.route]
+        alone = _alone(route.name, call, route.targets[0], route.deadlines)
+        spending = spending_of(call, alone, call.body, self._dispatcher.scrub)
+        reply, _why = await self._own(self._make(Own(VERIFY, case, call, alone, snapshot, spending)))
+        return reply
 
     async def close(self, wait_s: float, cut_s: float) -> None:
         """Let what is under way end by itself for a while, then end it: each call is settled, as far as the store takes it."""

@@ -3,6 +3,7 @@
 Nothing here knows a wire format: a dialect turns an error into its own body (`gateway/wire/protocol.py`).
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -22,8 +23,17 @@ class CodeRule:
 CODES: Final[Mapping[str, CodeRule]] = {
     "invalid_request": CodeRule(400, should_retry=False),
     "unauthenticated": CodeRule(401, should_retry=False),
+    "too_many_logins": CodeRule(429, should_retry=False),
+    "not_permitted": CodeRule(403, should_retry=False),
+    "browser_refused": CodeRule(403, should_retry=False),
     "forbidden": CodeRule(403, should_retry=False),
     "approval_unavailable": CodeRule(403, should_retry=False),
+    "approval_denied": CodeRule(403, should_retry=False),
+    "approval_pending": CodeRule(409, should_retry=True),
+    "approval_unknown": CodeRule(409, should_retry=False),
+    "approval_conflict": CodeRule(409, should_retry=False),
+    "session_frozen": CodeRule(403, should_retry=False),
+    "session_conflict": CodeRule(409, should_retry=False),
     "unknown_route": CodeRule(404, should_retry=False),
     "unknown_url": CodeRule(404, should_retry=False),
     "method_not_allowed": CodeRule(405, should_retry=False),
@@ -41,6 +51,7 @@ CODES: Final[Mapping[str, CodeRule]] = {
     "upstream_busy": CodeRule(429, should_retry=True),
     "overloaded": CodeRule(503, should_retry=True),
     "store_unavailable": CodeRule(503, should_retry=True),
+    "identity_unavailable": CodeRule(503, should_retry=True),
 }
 
 
@@ -88,6 +99,24 @@ class Unauthenticated(CallError):
     code = "unauthenticated"
 
 
+class TooManyLogins(CallError):
+    """Too many passwords or tokens were tried, from one address or for one name. Wait for `retry_after_s`."""
+
+    code = "too_many_logins"
+
+
+class BrowserRefused(CallError):
+    """A browser has sent this from a page that is not the gateway's, by a name that is not the gateway's, or without its CSRF token."""
+
+    code = "browser_refused"
+
+
+class NotPermitted(CallError):
+    """Who you are is known, and what you may do here does not include this. Ask somebody who may."""
+
+    code = "not_permitted"
+
+
 class Forbidden(CallError):
     """A rule denies this call. `rule` is its id; `remedy` is what the rule's author says to do instead."""
 
@@ -100,9 +129,68 @@ class Forbidden(CallError):
 
 
 class ApprovalUnavailable(Forbidden):
-    """A rule asks for a person's approval, and there is nobody to ask here: the call is refused. `rule` is its id."""
+    """A rule asks for a person's approval, and this cannot wait for one: the call is refused. `rule` is its id; the message says why."""
 
     code = "approval_unavailable"
+
+
+class OfApproval(CallError):
+    """An end that an approval makes. `ticket` is its id; `rule` the rule that asked for it."""
+
+    def __init__(self, message: str, *, ticket: str, rule: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.ticket = ticket
+        self.rule = rule
+
+
+class ApprovalPending(OfApproval):
+    """People are asked, and nobody has decided yet. Send the same request again: it finds the same approval, `ticket`."""
+
+    code = "approval_pending"
+
+
+class ApprovalAccepted(ApprovalPending):
+    """The same, for a caller that asked not to be kept waiting (`Prefer: respond-async`): 202, with where to look."""
+
+    @property
+    def status(self) -> int:
+        """Not an error of the caller's, and no answer either."""
+        return 202
+
+    def told(self) -> bytes:
+        """The answer's body."""
+        where = {"ticket": self.ticket, "state": "pending", "message": self.message, "location": f"/-/tickets/{self.ticket}"}
+        return json.dumps(where, ensure_ascii=False).encode()
+
+
+class ApprovalDenied(OfApproval):
+    """People have denied the action, or nobody decided in time, or it was withdrawn. The message has the approver's comment."""
+
+    code = "approval_denied"
+
+
+class ApprovalUnknown(OfApproval):
+    """The approved action was sent, and nobody knows what came of it. It is not sent again; an approver says what happened."""
+
+    code = "approval_unknown"
+
+
+class ApprovalConflict(CallError):
+    """The approval is another than you think: it is decided, claimed or over, or shows another action. Look at it again."""
+
+    code = "approval_conflict"
+
+
+class SessionFrozen(CallError):
+    """An operator has frozen or killed the session: none of its calls go on."""
+
+    code = "session_frozen"
+
+
+class SessionConflict(CallError):
+    """The session or its fact is another than you think: it was killed, or the fact has another version. Look at it again."""
+
+    code = "session_conflict"
 
 
 class RateLimited(CallError):
@@ -234,6 +322,12 @@ class StoreUnavailable(CallError):
     """The store cannot be read or written, so it cannot be known whether this call is allowed."""
 
     code = "store_unavailable"
+
+
+class IdentityUnavailable(CallError):
+    """The identity provider, or the issuer of a token, does not answer, so nobody can know who you are. Try again after `retry_after_s`."""
+
+    code = "identity_unavailable"
 
 
 class AttemptFailed(LockgateError):

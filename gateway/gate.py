@@ -36,7 +36,7 @@ class Ruling:
     text: str = ""
 
 
-Judge = Callable[[Proposed], Awaitable[Ruling]]
+Judge = Callable[[Sequence[Proposed]], Awaitable[list[Ruling]]]  # of all the tool calls of a choice
 
 
 class Gate(Protocol):
@@ -203,13 +203,16 @@ class StreamGate:
         held = sorted(state.calls.items(), key=lambda item: (isinstance(item[0], str), item[0]))
         state.judged.update(state.calls)
         state.calls.clear()
-        for key, entry in held:
-            out += await self._judged(index, state, key, entry)
+        if self._judge is not None and held:
+            calls = [proposed(entry, LEGACY if key == LEGACY else "") for key, entry in held]
+            for (key, entry), call, ruling in zip(held, calls, await self._judge(calls), strict=True):
+                out += self._judged(index, state, (key, entry, call), ruling)
         return out
 
-    async def _judged(self, index: int, state: _Choice, key: int | str, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        call = proposed(entry, LEGACY if key == LEGACY else "")
-        ruling = await self._judge(call) if self._judge is not None else Ruling({})
+    def _judged(
+        self, index: int, state: _Choice, held: tuple[int | str, dict[str, Any], Proposed], ruling: Ruling,
+    ) -> list[dict[str, Any]]:
+        key, entry, call = held
         if ruling.arguments is not None:
             whole = rewritten(entry, call, ruling.arguments)
             place = state.released if self._contiguous else key
@@ -243,14 +246,7 @@ class WholeGate:
         if whole.get("lockgate_truncated") or len(whole["choices"]) > MOST_CHOICES:
             raise AttemptFailed("too_large", "the answer is too long to be held and judged as a whole", retryable=False)
         reply = await self._judge(Reply(whole, self._usage, tuple(self._reasons)))
-        head = {name: value for name, value in reply.body.items() if name not in ("choices", "usage")}
-        if head.get("object") == "chat.completion":
-            head["object"] = "chat.completion.chunk"
-        events = [Event({**head, "choices": [_as_delta(choice)]}, finish_reason=choice.get("finish_reason"))
-                  for choice in reply.body["choices"]]
-        if "usage" in reply.body:
-            events.append(Event({**head, "choices": [], "usage": reply.body["usage"]}, usage=self._usage))
-        return events
+        return as_events(replace(reply, usage=self._usage))
 
 
 class Listening:
@@ -274,6 +270,18 @@ class Listening:
         reasons = [choice.get("finish_reason") for choice in body["choices"]]
         await self._heard(Reply(body, self._usage, tuple(reason for reason in reasons if isinstance(reason, str))))
         return rest
+
+
+def as_events(reply: Reply) -> list[Event]:
+    """A plain answer as the events of a stream: each choice in one, then what was used."""
+    head = {name: value for name, value in reply.body.items() if name not in ("choices", "usage")}
+    if head.get("object") == "chat.completion":
+        head["object"] = "chat.completion.chunk"
+    events = [Event({**head, "choices": [_as_delta(choice)]}, finish_reason=choice.get("finish_reason"))
+              for choice in reply.body["choices"]]
+    if "usage" in reply.body:
+        events.append(Event({**head, "choices": [], "usage": reply.body["usage"]}, usage=reply.usage))
+    return events
 
 
 def _check_choice(choice: JsonObject) -> None:

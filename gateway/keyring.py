@@ -4,13 +4,15 @@ A key is `lgk_<id>_<secret>`. Its id is public; of the whole key only the HMAC-S
 """
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
 from gateway.call import Principal
 from gateway.clock import Clock, Ids, SystemClock
 from gateway.errors import StoreError, StoreUnavailable, Unauthenticated
+from gateway.identity.jwt import CallerTokens
+from gateway.identity.tokens import looks_like_token
 from gateway.secret import Secret
 from gateway.store.protocol import Keys, StoredKey
 
@@ -31,12 +33,12 @@ def digest(pepper: Secret, key: str) -> bytes:
 
 def new_key(  # noqa: PLR0913 - the fields of a key, by name
     ids: Ids, pepper: Secret, *, now_ns: int, name: str, team: str = "", org: str = "", roles: tuple[str, ...] = (),
-    routes: tuple[str, ...] = ("*",), expires_ns: int | None = None,
+    routes: tuple[str, ...] = ("*",), expires_ns: int | None = None, owner: str = "",
 ) -> tuple[str, StoredKey]:
-    """A fresh key: its text, to be shown once, and what to store of it."""
+    """A fresh key: its text, to be shown once, and what to store of it. `owner` is the account of the person whose it is."""
     key_id = ids.token(12)
     text, stored = new_secret(ids, pepper, key_id)
-    return text, StoredKey(key_id, name, stored, team, org, roles, routes, created_ns=now_ns, expires_ns=expires_ns)
+    return text, StoredKey(key_id, name, stored, team, org, roles, routes, created_ns=now_ns, expires_ns=expires_ns, owner=owner)
 
 
 def new_secret(ids: Ids, pepper: Secret, key_id: str) -> tuple[str, bytes]:
@@ -47,15 +49,19 @@ def new_secret(ids: Ids, pepper: Secret, key_id: str) -> tuple[str, bytes]:
 
 def principal_of(key: StoredKey) -> Principal:
     """Who calls with a key."""
-    return Principal(key.id, key.name, key.team, key.org, key.roles, key.routes)
+    return Principal(key.id, key.name, key.team, key.org, key.roles, key.routes, owner=key.owner)
 
 
 class KeyRing:
-    """Every key of the store, for lookups that take no time. `stale_since_ns`: since when the store could not be asked."""
+    """Every key of the store, for lookups that take no time. `stale_since_ns`: since when the store could not be asked.
 
-    def __init__(self, pepper: Secret, clock: Clock | None = None) -> None:
+    `tokens` knows whose a JSON Web Token is, where issuers are configured.
+    """
+
+    def __init__(self, pepper: Secret, clock: Clock | None = None, tokens: CallerTokens | None = None) -> None:
         self._keys: Keys | None = None
         self._pepper = pepper
+        self._tokens = tokens
         self._clock = clock or SystemClock()
         self._generation = -1
         self._known: Mapping[str, tuple[StoredKey, Principal]] = {}
@@ -69,6 +75,17 @@ class KeyRing:
         """Learn the store's keys, and where to look for changes. Raises `StoreUnavailable` if it cannot be read."""
         self._keys = keys
         await self._read(keys)
+
+    def identify(self, presented: str | None, now_ns: int) -> Principal | Awaitable[Principal]:
+        """Who holds this key or this token; something to wait for where a token's issuer has to be asked first.
+
+        Raises:
+            Unauthenticated: as `authenticate`.
+            IdentityUnavailable: the issuer of a token does not answer.
+        """
+        if self._tokens is not None and presented is not None and looks_like_token(presented):
+            return self._tokens.authenticate(presented, now_ns)
+        return self.authenticate(presented, now_ns)
 
     def authenticate(self, presented: str | None, now_ns: int) -> Principal:
         """Who holds this key.
@@ -84,11 +101,15 @@ class KeyRing:
         key = self._nobody if known is None else known[0]
         if not hmac.compare_digest(key.digest, digest(self._pepper, presented)) or known is None:
             raise Unauthenticated(_WRONG)
-        if key.revoked_ns is not None:
-            raise Unauthenticated("this key was revoked; ask for a new one")
-        if key.expires_ns is not None and key.expires_ns <= now_ns:
-            when = datetime.fromtimestamp(key.expires_ns // 1_000_000_000, UTC)
-            raise Unauthenticated(f"this key expired on {when:%Y-%m-%d %H:%M} UTC; ask for a new one")
+        _check(key, now_ns)
+        return known[1]
+
+    def still(self, principal: Principal, now_ns: int) -> Principal:
+        """The same principal as it is now. Raises `Unauthenticated` where its key was revoked, or has expired."""
+        known = self._known.get(principal.id)
+        if known is None:
+            raise Unauthenticated("the key that this was asked with is not known any more")
+        _check(known[0], now_ns)
         return known[1]
 
     async def refresh(self) -> bool:
@@ -115,3 +136,11 @@ class KeyRing:
             key.id: (key, principal_of(key)) for key in stored
         }
         self._generation = generation
+
+
+def _check(key: StoredKey, now_ns: int) -> None:
+    if key.revoked_ns is not None:
+        raise Unauthenticated("this key was revoked; ask for a new one")
+    if key.expires_ns is not None and key.expires_ns <= now_ns:
+        when = datetime.fromtimestamp(key.expires_ns // 1_000_000_000, UTC)
+        raise Unauthenticated(f"this key expired on {when:%Y-%m-%d %H:%M} UTC; ask for a new one")

@@ -1,26 +1,31 @@
 """What is known of one call so far. Owned by the one task that handles the call; becomes a frozen `CallRecord` at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Final
 
 from gateway.breakers import Permit
 from gateway.call import Attempt, AttemptEnd, Call, CallRecord, JsonObject, Origin, Outcome, Principal, ToolUse, Usage
+from gateway.core.approval import Event, Result, Ticket
 from gateway.core.decision import Decision, Denied, Limit, reasons_json, strictest, verdict_json
 from gateway.core.estimate import BYTES_OF_A_TOKEN, estimated_usage
 from gateway.core.money import cost_nusd
 from gateway.core.plan import RouteTarget
-from gateway.errors import AttemptFailed
+from gateway.errors import AttemptFailed, CallError
 from gateway.spending import Spending
+from gateway.store.approvals_protocol import Claim
 from gateway.store.protocol import NOTHING_BOOKED, Booked
+from gateway.waiting import Presence
 from gateway.wire.assemble import Assembler
-from gateway.wire.protocol import Event, StreamEncoder
+from gateway.wire.protocol import Event as StreamEvent
+from gateway.wire.protocol import StreamEncoder
 from gateway.wire.text_size import text_size
 
 NOBODY = Principal(id="", routes=())
 
 _MOST_REASONS: Final = 128  # the API that is the canonical form gives at most as many choices
+_LONGEST_ID: Final = 1000  # of an answer that somebody may go on from
 _UNSEEN: Final = 256  # tokens: what a fast provider makes in the time that it takes to tell it to stop
 # The provider answered with an error status or was never reached: it has not worked, so it has not billed.
 _UNBILLED: Final = ("connect", "tls", "timeout:connect")
@@ -40,7 +45,7 @@ class Receipt:
     answered: bool = False
     largest_gap_s: float | None = None  # between two pieces of a stream
 
-    def meter(self, event: Event) -> None:
+    def meter(self, event: StreamEvent) -> None:
         """Note what the provider sent, and what it says it used: that is owed whatever becomes of the answer."""
         if event.body is not None and (size := text_size(event.body)):
             self.pieces += 1
@@ -86,12 +91,17 @@ class Tally:
 
     assembler: Assembler | None
     finish_reasons: list[str] = field(default_factory=list)
+    answer_id: str = ""
 
-    def add(self, event: Event) -> None:
+    def add(self, event: StreamEvent) -> None:
         """Note one event that goes to the client."""
         if event.finish_reason is not None and len(self.finish_reasons) < _MOST_REASONS:
             self.finish_reasons.append(event.finish_reason)
-        if event.body is not None and self.assembler is not None:
+        if event.body is None:
+            return
+        if not self.answer_id:
+            self.answer_id = id_of(event.body)
+        if self.assembler is not None:
             self.assembler.add(event.body)
 
 
@@ -106,7 +116,19 @@ class Progress:
     bodies: str = "none"  # what the journal keeps of bodies, under the settings that the call began with
     principal: Principal = NOBODY
     origin: Origin = field(default_factory=Origin)
+    hints: Mapping[str, str] = field(default_factory=dict)  # what its body says of where it belongs
+    chained: bool = False  # its answer's id leads to its session
+    answer_id: str = ""  # as it is looked up by, where that is so
+    presence: Presence = field(default_factory=Presence)
     call: Call | None = None
+    received: JsonObject = field(default_factory=dict, repr=False)  # the body as it came, before rules changed anything
+    approval: Ticket | None = None  # the latest that it went on under, or waits for
+    under: Ticket | None = None  # the one that is about the call as a whole
+    claim: Claim | None = None  # what its intent takes
+    kept: JsonObject | None = field(default=None, repr=False)  # the answer that was held for people, and is given now
+    grants: tuple[str, ...] = ()  # what its intent, or what goes on without one, uses up
+    asked_again: str = ""  # what an answer is kept under that is held for people; empty where none can be
+    result: Result | None = field(default=None, repr=False)  # what came of an approved action, for whoever waits for it
     tool: str = ""  # the HTTP tool that the address names; known before its arguments are
     decisions: list[Decision] = field(default_factory=list)  # before anything left
     verdicts: list[Decision] = field(default_factory=list)  # on what came back
@@ -136,6 +158,7 @@ class Progress:
     patience: str = "the deadline"  # how long it may take, and who says so
     inside: bool = False  # it has a place in the house
     settled: bool = False  # the outcome is on its way to the journal, so no second one may
+    ended_by: CallError | None = None  # why the gateway itself has cancelled it
 
     @property
     def decision(self) -> Decision | None:
@@ -147,10 +170,28 @@ class Progress:
         """The strictest of all that was decided so far."""
         return strictest([*self.decisions, *self.verdicts]) if self.verdicts else self.decision
 
+    def again(self) -> None:
+        """It has waited for people, and the rules are asked once more: what they said before does not count."""
+        self.claim, self.grants = None, ()
+        for noted in (self.decisions, self.offers, self.uses, self.limits, self.notes):
+            noted.clear()
+        self.labels.clear()
+        self.results.clear()
+
+    def undecided(self, decision: Decision) -> None:
+        """People have to decide first, and then it is asked once more: it is one decision."""
+        decisions = self.verdicts if self.answered else self.decisions
+        decisions.remove(decision)
+
     def decided(self, decision: Decision) -> None:
         """Note a decision."""
         (self.verdicts if self.answered else self.decisions).append(decision)
         self.labels.update(dict.fromkeys(decision.labels))
+
+    @property
+    def unlabels(self) -> tuple[str, ...]:
+        """The labels that rules have taken off the session and the store does not know of yet; what the call itself has put on stays."""
+        return tuple([label for label in _taken_off(self.verdicts if self.begun else self.decisions) if label not in self.labels])
 
     @property
     def trying(self) -> Trying | None:
@@ -291,8 +332,23 @@ class Progress:
             verdicts=tuple([verdict_json(each, self.bodies) for each in self.verdicts if _says_something(each)]),
             answer_labels=tuple(dict.fromkeys(label for each in self.verdicts for label in each.labels)),
             tool_uses=tuple(self.uses), tool_results=tuple(self.results.items()), account=self.account,
-            reserved_nusd=self._reserved_nusd(), plan=self.plan, part_of=self.part_of,
+            reserved_nusd=self._reserved_nusd(), plan=self.plan, part_of=self.part_of, unlabels=_taken_off(self.decisions),
+            answer_unlabels=_taken_off(self.verdicts), answer_id=self.answer_id,
+            approval=ticket.id if (ticket := self.under or self.approval) else "", approval_end=self._action_end(outcome),
         )
+
+    def _action_end(self, outcome: Outcome) -> str:
+        """What becomes of the approval that the call was made under: the name of an `Event`; empty where it was made under none."""
+        if self.claim is None or self.under is None:
+            return ""
+        if outcome in (Outcome.COMPLETED, Outcome.WITHHELD):
+            return Event.SUCCEED
+        sent = [each for each in self.attempts if each.cause not in _UNBILLED and (each.status is not None or each.cause or self.tally)]
+        if not sent:  # nothing has left: it may be done yet
+            return Event.RETURN
+        if self.under.effect == "model" or sent[-1].status is not None:
+            return Event.FAIL
+        return Event.LOSE if self.under.effect == "at_most_once" else Event.RETURN
 
     def _reserved_nusd(self) -> int | None:
         spending = self.spending
@@ -303,6 +359,17 @@ class Progress:
         for decision in self.offers:
             told += [{**reason, "offered": False} for reason in reasons_json(decision, self.bodies)]
         return tuple(told)
+
+
+def id_of(body: JsonObject) -> str:
+    """The id that an answer, or a piece of a stream, has; empty where it has none."""
+    found = body.get("id")
+    return found if isinstance(found, str) and len(found) <= _LONGEST_ID else ""
+
+
+def _taken_off(decisions: Sequence[Decision]) -> tuple[str, ...]:
+    """What rules take off the session: those of a denial let nothing pass, and take nothing off."""
+    return tuple(dict.fromkeys(label for each in decisions if not isinstance(each, Denied) for label in each.unlabels))
 
 
 def _says_something(decision: Decision) -> bool:

@@ -2,21 +2,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
 
 from gateway.admission import Admission, House
-from gateway.answer import answer_headers, closing_figures
+from gateway.answering import Answering
+from gateway.asking import Asking
 from gateway.breakers import Breakers
 from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply
 from gateway.clock import Clock, Ids
+from gateway.core.action import without_delivery
+from gateway.core.approval import Result, Ticket
 from gateway.core.order import plan_json
 from gateway.core.plan import Route
-from gateway.core.question import LARGE
 from gateway.deadline import shortened, told, waits_s
+from gateway.derive import check_named, in_session
 from gateway.dispatch import Dispatcher, Errand
 from gateway.errands import Errands
 from gateway.errors import (
@@ -26,37 +29,42 @@ from gateway.errors import (
     InternalError,
     InvalidRequest,
     Overloaded,
-    StoreUnavailable,
-    UnknownRoute,
     UpstreamFailed,
     UpstreamRejected,
     UpstreamTimeout,
 )
+from gateway.frozen import Frozen
+from gateway.holding import Finished, Holding, Notify, OnHold
 from gateway.keep_alive import KeepAlive
+from gateway.kept import kept_reply
 from gateway.keyring import ANONYMOUS, KeyRing
 from gateway.origin import read_origin
+from gateway.performing import Collected, origin_in, principal_in
 from gateway.progress import Progress
+from gateway.proposals import Proposals
 from gateway.race import Answered
-from gateway.relay import Client, Source, let_rest
+from gateway.reading import entitled, names_for, read_call
+from gateway.relay import Client
 from gateway.routing import Routing
 from gateway.rulings import Rulings
+from gateway.session import SessionKey
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
 from gateway.spending import spending_of
+from gateway.store.approvals_protocol import Approvals, SessionDesk
 from gateway.store.protocol import Budgets, Journal, Sessions
 from gateway.store.scrub import Scrubber
 from gateway.streaming import Streaming, Way
 from gateway.telemetry import Telemetry
-from gateway.tools import OPERATION, head_of
+from gateway.tools import ToolDialect
 from gateway.tries import Pursuit, Try
 from gateway.turns import Turns
 from gateway.upstream.protocol import Transport
+from gateway.waiting import Presence
 from gateway.wire.protocol import Dialect
-from gateway.wire.strict_json import loads
+from gateway.wire.strict_json import dumps, loads
 
 _CLIENT_CLOSED = 499  # nginx's status for a client that went away; only ever written down, never sent
-_MOST_NAMES = 20
-_STORE_FAILS = "The store cannot be used at the moment, so it cannot be known whether this call is allowed, nor put on record. Try again."
 _DEFECT_S = 5.0  # how long the answer to a defect waits for its record
 
 
@@ -74,6 +82,7 @@ class Arrival:
     credential: str | None = field(repr=False)
     body: Callable[[], Awaitable[bytes]] = field(repr=False)
     here: bool = True
+    made: Ticket | None = None  # what people have approved for the gateway to make: then nobody presents a credential
     tool: str | None = None  # the HTTP tool that is called; empty where the caller asks which there are
 
 
@@ -82,7 +91,7 @@ class Proxy:
 
     def __init__(  # noqa: PLR0913 - the composition root names every part it puts in
         self, snapshot: Snapshot, *, keyring: KeyRing | None, journal: Journal, sessions: Sessions, budgets: Budgets, breakers: Breakers,
-        transport: Transport, telemetry: Telemetry, clock: Clock, ids: Ids,
+        approvals: Approvals, session_desk: SessionDesk, transport: Transport, telemetry: Telemetry, clock: Clock, ids: Ids, notify: Notify,
     ) -> None:
         self.snapshot = snapshot
         self.in_flight = 0
@@ -92,14 +101,20 @@ class Proxy:
         self._clock = clock
         self._scrubber = scrubber = Scrubber(snapshot.secrets)
         self._turns = Turns(sessions, clock)
-        self._rulings = Rulings(sessions, self._turns, budgets, clock, scrubber.text)
+        self.holding = Holding(approvals, self.admission, clock, ids, scrub=scrubber.bytes, perform=self._perform, notify=notify)
+        asking = Asking(self._turns, budgets, clock, scrubber.text)
+        proposals = Proposals(asking, self.holding, lambda: self.snapshot)
+        self._rulings = Rulings(sessions, asking, self.holding, proposals)
         self.settler = Settler(journal, telemetry, clock, scrubber)
         self._dispatcher = Dispatcher(transport, journal, budgets, breakers, clock, scrubber.text)
         self._pursuit = Pursuit(breakers, telemetry, clock, ids)
         self.errands = Errands(self._dispatcher, self._pursuit, self.settler)
         self.routing = Routing(breakers.condition, self.errands.classify, sessions, budgets, clock, ids)
         self._streaming = Streaming(self._dispatcher, self._rulings, budgets, self.keep_alive, clock, scrubber.text, scrubber.bytes)
-        self._running: set[asyncio.Task[Any] | None] = set()
+        self.frozen = Frozen(session_desk, telemetry, self._end_session)
+        self._session_desk = session_desk
+        self._answering = Answering(self.settler, self.holding, scrubber, clock)
+        self._running: dict[asyncio.Task[Any] | None, Progress] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -107,24 +122,35 @@ class Proxy:
         """The steps of one call, in their order. Whatever this raises, `serve` settles and tells."""
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
-        case.principal = self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing, and waits for nobody
-        case.origin = self._origin(arrival)
+        case.presence = self._presence(arrival)
+        case.asked_again = arrival.made.origin["asked_key"] if arrival.made is not None else ""
+        case.principal = await self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing, and waits for nobody
+        case.origin = self._origin(arrival, snapshot)
         case.tool = arrival.tool if arrival.tool and arrival.tool in snapshot.tools else ""
         body, sent_s = await self._let_in(case, snapshot, arrival)  # a full house does no work; who waits is let in in fair turns
-        case.call = call = await _read_call(case, arrival, body, snapshot)  # parsed once: what is judged is what is sent
-        route = _entitled(snapshot, call.principal, call.asked, call.operation)  # before the rules: what a key may not use is not there
-        async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s):
-            received = call.body
-            call, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
-            spending = spending_of(call, route, received, self._scrubber.text)
+        call = await read_call(case, arrival.dialect, arrival.tool, body, snapshot)  # parsed once: what is judged is what is sent
+        call = await self._in_session(case, snapshot, call)
+        case.received = call.body
+        async with contextlib.AsyncExitStack() as stack:
+            way = stack.enter_context(self._way(case, snapshot, arrival, client))
+            await self.holding.look_up(case, snapshot, call)  # an answer of which people look at a part is not asked for twice
+            snapshot, call, route = await stack.enter_async_context(self._permitted(case, snapshot, arrival, call))  # rules, and people
+            if case.kept is not None:
+                case.answered = True
+                got: Answered = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept))
+                self._hush(way)
+                await self._answering.answer(case, call, arrival.dialect, client, got)
+                return
+            spending = spending_of(call, route, case.received, self._scrubber.text)
             begun_s = loop.time()  # the route's time begins now, the client's own when it came; an SDK's once it has sent its body
-            deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s, sent_s=sent_s)
+            deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s, sent_s=sent_s,
+                                  spoken=case.encoder is not None)
             async with asyncio.timeout_at(begun_s + min(deadlines.total_s, deadlines.silence_s)) as limit:
+                case.presence.limit = limit
                 case.patience = told(deadlines, route.deadlines)
                 plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
                 case.plan = plan_json(plan)
-                with self._way(case, snapshot, arrival, client) as way, contextlib.closing(
-                        self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
+                with contextlib.closing(self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
                     first = await tries.first()
                     await self.settler.begin(case, call, first.to, snapshot.budgets, spending)  # on disk before anything leaves
                     self.errands.mirror(case, call, route, snapshot)
@@ -141,10 +167,11 @@ class Proxy:
                     elif way is not None:
                         heard()
                         got, rest = await self._streaming.relay(errand, got, way)
+            self._hush(way)
             if isinstance(got, Reply):  # settled before the answer's last byte, and outside the deadline: the provider has done its work
-                await self._answer(case, call, arrival.dialect, client, got)
+                await self._answering.answer(case, call, arrival.dialect, client, got)
             else:
-                await self._end_stream(case, client, got, rest)
+                await self._answering.end_stream(case, client, got, rest)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Handle one call and settle it, however it ends: the record is durable before the client has its whole answer.
@@ -154,28 +181,32 @@ class Proxy:
         """
         snapshot = self.snapshot  # read once: a call ends under what it began with
         bodies = snapshot.config.journal.bodies
-        case = Progress(arrival.id, arrival.dialect.name, arrival.operation, self._clock.now_ns(), bodies)
+        case = Progress(arrival.id, arrival.dialect.name, arrival.operation, self._clock.now_ns(), bodies,
+                        part_of=arrival.made.call_id if arrival.made is not None else "")
         task = asyncio.current_task()
-        self._running.add(task)
+        self._running[task] = case
         self.in_flight += 1
         self._idle.clear()
         try:
             await self.handle(case, snapshot, arrival, client)
         except CallError as error:
-            await self._tell(case, error, arrival.dialect, client)
+            await self._answering.fail(case, error, arrival.dialect, client)
+        except Finished as done:
+            await self._answering.give(case, done, arrival.dialect, client)
         except TimeoutError:
             failure = AttemptFailed("timeout:total", "the call's time was up", retryable=False)
             case.end_attempts(AttemptEnd.CUT if case.tally else AttemptEnd.FAILED, ended_ns=self._clock.now_ns(), failure=failure)
             late = UpstreamTimeout(f"The answer was not complete in time: {case.patience} passed.")
-            await self._tell(case, late, arrival.dialect, client)
+            await self._answering.fail(case, late, arrival.dialect, client)
         except asyncio.CancelledError:
             if case.settled:
                 raise
-            if not self.settler.stopping:
+            if case.ended_by is None and not self.settler.stopping:
                 self._gone(case)
                 raise
-            case.end_attempts(AttemptEnd.CANCELLED, ended_ns=self._clock.now_ns())  # `cut` did this, and the client is still there
-            await self._tell(case, Overloaded("The gateway was stopped before the answer was complete."), arrival.dialect, client)
+            case.end_attempts(AttemptEnd.CANCELLED, ended_ns=self._clock.now_ns())  # the gateway did this, and the client is still there
+            stopped = Overloaded("The gateway was stopped before the answer was complete.")
+            await self._answering.fail(case, case.ended_by or stopped, arrival.dialect, client)
         except ClientGone:
             if not case.settled:
                 self._gone(case)
@@ -187,18 +218,26 @@ class Proxy:
                 await asyncio.wait({self.settler.settle_later(case, case.outcome_of_failure, defect.status, defect)}, timeout=_DEFECT_S)
 
     def _left(self, case: Progress, task: asyncio.Task[Any] | None) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         self.in_flight -= 1
         if case.inside:
             self.admission.leave()
         if self.in_flight == 0:
             self._idle.set()
 
-    def models(self, arrival: Arrival) -> bytes:
-        """The models this caller may use, or the HTTP tools, in its dialect. Raises `Unauthenticated`."""
-        principal = self._authenticate(arrival)
+    async def principal_of(self, credential: str | None) -> Principal:
+        """Who presents this credential. Raises `Unauthenticated`, or `IdentityUnavailable` where nobody can know."""
+        if self._keyring is None:
+            return ANONYMOUS
+        who = self._keyring.identify(credential, self._clock.now_ns())
+        return who if isinstance(who, Principal) else await who  # a token whose issuer has to be asked for its keys
+
+    async def models(self, arrival: Arrival) -> bytes:
+        """The models this caller may use, or the HTTP tools, in its dialect. Raises as `principal_of`."""
+        principal = await self._authenticate(arrival)
         tools = self.snapshot.tools
-        return arrival.dialect.models([name for name in _names(self.snapshot, principal) if (name in tools) is (arrival.tool is not None)])
+        asked = arrival.tool is not None
+        return arrival.dialect.models([name for name in names_for(self.snapshot, principal) if (name in tools) is asked])
 
     def swap(self, snapshot: Snapshot) -> None:
         """Handle new calls under this snapshot. Those in flight end under the one that they began with."""
@@ -221,6 +260,13 @@ class Proxy:
                 task.cancel()
         await self.idle(timeout_s)
 
+    def _end_session(self, key: SessionKey, error: CallError) -> None:
+        """End the calls of a session that are under way: each is settled, and its client told this."""
+        for task, case in self._running.items():
+            if task is not None and not case.settled and case.ended_by is None and (case.principal.id, case.origin.session) == key:
+                case.ended_by = error
+                task.cancel()
+
     async def _let_in(self, case: Progress, snapshot: Snapshot, arrival: Arrival) -> tuple[bytes, float]:
         """The body of a call that has its place, and the seconds that it took to come: meanwhile it takes nobody's place."""
         if arrival.here:
@@ -239,23 +285,78 @@ class Proxy:
         await self.admission.enter(case.principal.id, house, deadline_s=waits_s(arrival.headers))
         case.inside = True
 
-    def _authenticate(self, arrival: Arrival) -> Principal:
-        if self._keyring is None:
-            return ANONYMOUS
-        return self._keyring.authenticate(arrival.credential, self._clock.now_ns())
+    def _presence(self, arrival: Arrival) -> Presence:
+        """How its caller waits, as its headers say. `begin` comes with its stream."""
+        later = any(each.strip().lower() == "respond-async" for each in arrival.headers.get("Prefer", "").split(","))
+        return Presence(self._clock.monotonic(), waits_s(arrival.headers), later, performing=arrival.made.id if arrival.made else "")
 
-    def _origin(self, arrival: Arrival) -> Origin:
+    @contextlib.asynccontextmanager
+    async def _permitted(
+        self, case: Progress, snapshot: Snapshot, arrival: Arrival, call: Call,
+    ) -> AsyncIterator[tuple[Snapshot, Call, Route]]:
+        """The call as it may leave, where to, and under what: what the rules say, and people where the rules ask for them.
+
+        While they think, nothing is held for it: no turn, no place, no money. Then the rules of that moment are asked again.
+        """
+        while True:
+            self.frozen.check(call)
+            route = entitled(snapshot, call.principal, call.asked, call.operation)  # a route that a key may not use is not there
+            turn = self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s)
+            try:
+                async with turn:
+                    judged, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
+                    yield snapshot, judged, route
+                    return
+            except OnHold as hold:
+                ticket = hold.ticket
+            await self.holding.wait(case, snapshot, ticket)
+            snapshot = self.snapshot
+            await self._enter(case, snapshot, arrival)
+            case.again()
+
+    async def _authenticate(self, arrival: Arrival) -> Principal:
+        if arrival.made is not None:
+            return self._still(principal_in(arrival.made))
+        return await self.principal_of(arrival.credential)
+
+    def _still(self, principal: Principal) -> Principal:
+        """The principal whose call it was, as it is now. Raises `Unauthenticated` where its key was revoked meanwhile."""
+        return principal if self._keyring is None else self._keyring.still(principal, self._clock.now_ns())
+
+    def _origin(self, arrival: Arrival, snapshot: Snapshot) -> Origin:
+        if arrival.made is not None:
+            return origin_in(arrival.made)
         origin = read_origin(arrival.headers)
+        check_named(origin.session, snapshot.config.sessions.derive)
         if origin.session is not None and self._scrubber.text(origin.session) != origin.session:
             # It would be kept under another name than it is asked for, and every rule on it would see a session that has just begun.
             raise InvalidRequest("The header X-Lockgate-Session holds what looks like a secret. Give the session another name.")
         return origin
 
-    async def _answer(self, case: Progress, call: Call, dialect: Dialect, client: Client, reply: Reply) -> None:
-        body = self._scrubber.bytes(dialect.answer(call, reply))  # a provider that repeats its key gives it to nobody
-        status, content_type = head_of(call, reply)
-        await self.settler.settle(case, Outcome.COMPLETED, status, response=reply.body)
-        await client.answer(status, answer_headers(case), body, content_type)
+    async def _in_session(self, case: Progress, snapshot: Snapshot, call: Call) -> Call:
+        """The call in the session that it says it belongs to, in whatever way it does."""
+        order = snapshot.config.sessions.derive
+        case.call = call = await in_session(call, case.hints, order, self._session_desk.linked, self._scrubber.text)
+        case.origin = call.origin
+        case.chained = "previous" in order and call.origin.session is not None
+        return call
+
+    async def _perform(self, ticket: Ticket) -> Result:
+        """Make the call that people have approved, as its caller stored it; what its caller is to be told."""
+        dialect: Dialect = ToolDialect(self.snapshot.tools, ticket.tool, safe=False)
+        body = ticket.body
+        if ticket.kind == "request":
+            dialect = next(each for each in self.snapshot.dialects if each.name == ticket.origin["dialect"])
+            body = dumps(without_delivery(loads(body)))
+
+        async def stored() -> bytes:
+            return body
+
+        collected = Collected()
+        arrival = Arrival(self._pursuit.ids.call_id(), dialect, ticket.origin["operation"], {}, None, stored, made=ticket,
+                          tool=ticket.tool if ticket.kind == "tool" else None)
+        await self.serve(arrival, collected)
+        return Result(collected.status, collected.content_type, collected.body, {})
 
     @contextlib.contextmanager
     def _way(self, case: Progress, snapshot: Snapshot, arrival: Arrival, client: Client) -> Iterator[Way | None]:
@@ -264,82 +365,23 @@ class Proxy:
         if call is None or not call.stream:
             yield None
             return
-        every_s = min(snapshot.config.server.keep_alive, (waits_s(arrival.headers) or inf) / 2)
+        every_s = min(snapshot.config.server.keep_alive, (case.presence.waits_s or inf) / 2)
         way = Way(case, call, arrival.dialect, client, every_s=every_s, contiguous="X-Stainless-Helper-Method" in arrival.headers)
+        case.presence.begin = partial(way.open, self.keep_alive)
         try:
             yield way
         finally:
+            way.close(self.keep_alive)
+
+    def _hush(self, way: Way | None) -> None:
+        """From here on whoever closes the books writes the end."""
+        if way is not None:
             way.close(self.keep_alive)
 
     async def _sent(self, errand: Errand, first: Try, way: Way | None, heard: Callable[[], None]) -> Answered:
         sending = self._dispatcher.send(errand, first)
         return await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending, heard))
 
-    async def _end_stream(self, case: Progress, client: Client, stream: Source, rest: bytes) -> None:
-        case.end_attempts(AttemptEnd.SUCCEEDED, ended_ns=self._clock.now_ns(), status=stream.status)
-        try:
-            await self.settler.settle(case, Outcome.COMPLETED, 200)
-            if case.encoder is not None:
-                await client.end(rest + case.encoder.comment(closing_figures(case)) + case.encoder.end())
-        finally:
-            if not case.cut_short:
-                self.settler.own(let_rest(stream))
-
-    async def _tell(self, case: Progress, error: CallError, dialect: Dialect, client: Client) -> None:
-        """Settle a call that ended with an error, then give the client that error in its own dialect."""
-        outcome = case.outcome_of_failure
-        for trying in tuple(case.open):  # one that could not even be written, or one whose provider works for nobody any more
-            end = AttemptEnd.CANCELLED if trying.sent else AttemptEnd.REJECTED
-            case.end_attempt(trying, end, ended_ns=self._clock.now_ns(), message=error.message)
-        try:
-            if isinstance(error, StoreUnavailable):
-                raise error
-            await self.settler.settle(case, outcome, error.status, error=error)
-        except StoreUnavailable as worse:  # an answer is never sent before its record is durable, so this is the answer
-            self.settler.settle_later(case, outcome, worse.status, worse)
-            error = StoreUnavailable(_STORE_FAILS, retry_after_s=1)  # where the store is and what ails it is the log's to say
-        if case.encoder is not None:
-            await client.end(case.encoder.error(error, case.id))
-        else:
-            await client.answer(error.status, answer_headers(case, error), dialect.error(error, case.id))
-
     def _gone(self, case: Progress) -> None:
         gone = ClientGone("The client closed its connection.")
         self.settler.settle_later(case, Outcome.CANCELLED, _CLIENT_CLOSED, gone)
-
-
-async def _read_call(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -> Call:
-    if len(body) < LARGE:
-        return _parsed(case, arrival, body, snapshot)
-    return await asyncio.to_thread(_parsed, case, arrival, body, snapshot)  # other calls do not wait for it
-
-
-def _parsed(case: Progress, arrival: Arrival, body: bytes, snapshot: Snapshot) -> Call:
-    parsed = loads(body, max_depth=snapshot.config.server.max_depth)
-    if not isinstance(parsed, dict):
-        raise InvalidRequest("The body must be a JSON object.", pointer="")
-    if arrival.tool is not None:  # before its schema has a word to say: to others it does not exist
-        _entitled(snapshot, case.principal, arrival.tool, arrival.operation)
-    ask = arrival.dialect.read(arrival.operation, parsed)
-    known = snapshot.routes.get(ask.route)
-    return Call(
-        id=case.id, principal=case.principal, dialect=arrival.dialect.name, operation=arrival.operation,
-        route=known.name if known is not None else ask.route, asked=ask.route,
-        body=parsed, stream=ask.stream, size=len(body), received_ns=case.received_ns, origin=case.origin,
-        user=case.origin.user or ask.user,
-    )
-
-
-def _names(snapshot: Snapshot, principal: Principal) -> list[str]:
-    return [name for name in snapshot.routes if principal.may_use(name)]
-
-
-def _entitled(snapshot: Snapshot, principal: Principal, name: str, operation: str) -> Route:
-    route = snapshot.routes.get(name)
-    if route is None or operation not in route.operations or not principal.may_use(name):
-        there = [each for each in _names(snapshot, principal) if operation in snapshot.routes[each].operations]
-        listed = (", ".join(there[:_MOST_NAMES]) + (", …" if len(there) > _MOST_NAMES else "")) or "none"
-        if operation == OPERATION:
-            raise UnknownRoute(f"There is no tool of that name. Yours are: {listed}.")
-        raise UnknownRoute(f"There is no model of that name for {operation}. Yours are: {listed}.", pointer="/model")
-    return route

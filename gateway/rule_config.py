@@ -123,6 +123,48 @@ class LimitConfig(Strict):
         return self
 
 
+class StageConfig(Strict):
+    """`[[rule.approval.stages]]`: one step of a quorum; the next one begins when it is met."""
+
+    approvers: Many[str] = Field(default=(), max_length=32, description=(
+        "Who may approve: `role:NAME`, `team:NAME`, `person:ID`, or a CEL expression over `approver.…` and `approval.…`. Without any, "
+        "everybody who may approve at all."))
+    quorum: int = Field(default=1, ge=1, le=16, description="How many people have to approve.")
+
+
+class ApprovalConfig(Strict):
+    """`[rule.approval]`: how a call that needs approval waits, and what becomes of it (`require_approval`)."""
+
+    mode: Literal["release", "execute"] = Field(default="release", description=(
+        '"release": the approval lets the same call through once, for a caller who waits or comes back; "execute": the gateway makes the '
+        "stored call itself once it is approved, and keeps the answer for whoever presents it again."))
+    stages: Many[StageConfig] = Field(default=(), max_length=8, description="Steps, in place of `approvers` and `quorum` of the rule.")
+    denials: int = Field(default=1, ge=1, le=16, description="How many people have to deny to end it.")
+    expires: PositiveDuration = Field(default=86_400.0, description="How long people have to decide.")
+    on_expiry: Literal["deny", "escalate"] = Field(default="deny", description=(
+        'What happens then: "deny", or "escalate": `escalate_to` are asked, with as much time again. Nothing is approved by time.'))
+    escalate_to: Many[str] = Field(default=(), max_length=32, description="Who is asked next, as `approvers` are named.")
+    hold: PositiveDuration | None = Field(default=None, description=(
+        "How long a caller's connection is held at the most; without it, as `approvals.hold` says."))
+    identity: Many[str] = Field(default=(), max_length=16, description=(
+        "CEL expressions whose values make the action the same in place of all its arguments: a caller that rewords the rest meets the "
+        "same approval, and what was stored is what is sent."))
+    by_session: bool = Field(default=False, description="Whether an approval holds only for the session that it was asked in.")
+    on_disconnect: Literal["leave", "withdraw"] = Field(default="leave", description=(
+        "What becomes of it when its caller hangs up: it is left for when they come back, or withdrawn."))
+    notify: Many[Label] | None = Field(default=None, description="Which channels of `[notify]` are told; without it, every one.")
+    remind: PositiveDuration | None = Field(default=None, description="When people are told once more, if nobody has decided.")
+    grants: bool = Field(default=True, description="Whether an approver may allow calls like it for a while.")
+
+    @model_validator(mode="after")
+    def _escalating(self) -> Self:
+        if (self.on_expiry == "escalate") != bool(self.escalate_to):
+            raise ValueError('`on_expiry = "escalate"` and `escalate_to` belong together')
+        if self.remind is not None and self.remind >= self.expires:
+            raise ValueError("`remind` must come before `expires`")
+        return self
+
+
 class RuleConfig(Strict):
     """`[[rule]]`: one statement of what is allowed."""
 
@@ -139,8 +181,13 @@ class RuleConfig(Strict):
     message: str | None = Field(default=None, min_length=1, max_length=1000, description="What the caller is told.")
     remedy: str | None = Field(default=None, min_length=1, max_length=1000, description="What the caller is told to do instead.")
     label: Label | None = Field(default=None, description="What a `log` rule writes on the call and its session; without it, its id.")
-    approvers: Many[str] = Field(default=(), max_length=32, description="Who may approve (`require_approval`): `role:NAME`, `team:NAME`.")
+    approvers: Many[str] = Field(default=(), max_length=32, description=(
+        "Who may approve (`require_approval`): `role:NAME`, `team:NAME`, `person:ID`, or a CEL expression over `approver.…` and "
+        "`approval.…`. Without any, everybody who may approve at all."))
     quorum: int = Field(default=1, ge=1, le=16, description="How many people have to approve.")
+    approval: ApprovalConfig = Field(default=ApprovalConfig(), description="For `require_approval`.")
+    unlabel: Many[Label] = Field(default=(), max_length=16, description=(
+        "Labels that a `log` rule takes off the session: labels only grow otherwise."))
     serial: bool = Field(default=False, description=(
         "Whether calls that this rule could apply to are handled one at a time within their session, so that each sees the one before."))
     redact: RedactConfig | None = Field(default=None, description="For `redact`.")
@@ -155,8 +202,13 @@ class RuleConfig(Strict):
         phases = PHASES_OF.get(self.effect)
         if phases is not None and self.phase not in phases:
             raise ValueError(f"`{self.effect}` has no meaning in phase `{self.phase}`, only in {' and '.join(phases)}")
-        if self.effect != "require_approval" and (self.approvers or self.quorum != 1):
-            raise ValueError(f"`approvers` and `quorum` belong to the effect `require_approval`, and this rule's is `{self.effect}`")
+        if self.effect != "require_approval" and (self.approvers or self.quorum != 1 or "approval" in self.model_fields_set):
+            raise ValueError(
+                f"`approvers`, `quorum` and `approval` belong to the effect `require_approval`, and this rule's is `{self.effect}`")
+        if self.approval.stages and (self.approvers or self.quorum != 1):
+            raise ValueError("`approval.stages` stand in place of `approvers` and `quorum`: give one or the other")
+        if self.effect != "log" and self.unlabel:
+            raise ValueError(f"`unlabel` belongs to the effect `log`, and this rule's is `{self.effect}`")
         for table in TABLE_OF.values():
             given = getattr(self, table) is not None
             if given and TABLE_OF.get(self.effect) != table:

@@ -36,10 +36,14 @@ class SessionQuery(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SessionFacts:
-    """What is on record of a session. `spend_nusd` holds known costs only; `age_s` is 0 for one that begins."""
+    """What is on record of a session. `spend_nusd` holds known costs only; `age_s` is 0 for one that begins.
+
+    `facts` is what operators and programs have put there, read only where a rule asks.
+    """
 
     age_s: float = 0.0
     labels: tuple[str, ...] = ()
     calls: int = 0
     spend_nusd: int = 0
     answers: Mapping[SessionQuery, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)

@@ -14,19 +14,23 @@ from gateway.core.accounts import BudgetBook
 from gateway.core.budget import Short
 from gateway.core.plan import RouteTarget
 from gateway.core.rate import Spent
+from gateway.derive import answer_name
 from gateway.enact import rate_spent, takes_of
 from gateway.errors import (
+    ApprovalPending,
     CallError,
     InvalidRequest,
     LockgateError,
+    Overloaded,
     RateLimited,
     StoreError,
     StoreUnavailable,
     UpstreamFailed,
     UpstreamRejected,
 )
-from gateway.progress import NOBODY, Progress
+from gateway.progress import NOBODY, Progress, id_of
 from gateway.spending import Spending, likely_tokens, refusal
+from gateway.store.approvals_protocol import Unclaimed
 from gateway.store.protocol import Admitted, Booked, Demand, Intent, Journal
 from gateway.store.scrub import Scrubber, reduce_body
 from gateway.telemetry import Telemetry
@@ -62,7 +66,8 @@ class Settler:
         case.begun = True  # even if the wait below is cut short, the intent may be written: an outcome must follow it
         record = self._scrubber.record(self._kept(case, case.record(Outcome.INTERRUPTED, ended_ns=case.received_ns, status=0)))
         try:
-            answer = await self._journal.begin(Intent(record, first.target, self._stored(case, call.body), demand))
+            intent = Intent(record, first.target, self._stored(case, call.body), demand, case.claim, case.grants, self._clock.now_ns())
+            answer = await self._journal.begin(intent)
         except (StoreUnavailable, asyncio.CancelledError):
             case.doubtful = True
             raise
@@ -76,6 +81,9 @@ class Settler:
             case Spent():
                 case.begun = False
                 raise rate_spent(answer)
+            case Unclaimed():
+                case.begun, case.claim = False, None
+                raise _not_claimed(case)
 
     async def settle(
         self, case: Progress, outcome: Outcome, status: int, *, error: CallError | None = None, response: JsonObject | None = None,
@@ -110,6 +118,9 @@ class Settler:
         self, case: Progress, outcome: Outcome, status: int, error: LockgateError | None, response: JsonObject | None,
     ) -> tuple[CallRecord, Callable[[], Awaitable[Booked | None]]]:
         """The record of a call that ends now, and what writes it. A stranger leaves no row, and so cannot fill the disk."""
+        if case.chained:
+            answer_id = id_of(response) if response is not None else case.tally.answer_id if case.tally else ""
+            case.answer_id = answer_name(answer_id, self._scrubber.text) if answer_id else ""
         record = case.record(outcome, ended_ns=self._clock.now_ns(), status=status, code=error.code if error else "",
                              message=self._scrubber.text(_told(case, error)) if error else "")
         if isinstance(error, RateLimited):  # no decision says it: the rules let the call go on, but not so often
@@ -120,7 +131,7 @@ class Settler:
                 record = self._scrubber.record(record)
             if response is None and case.tally and case.tally.assembler:
                 response = case.tally.assembler.body()
-            return record, partial(self._journal.finish, record, response=self._stored(case, response))
+            return record, partial(self._journal.finish, record, response=self._stored(case, response), result=case.result)
         record = self._scrubber.record(record)
         if case.principal is NOBODY:
             return record, _write_nothing
@@ -206,6 +217,14 @@ def _told(case: Progress, error: LockgateError) -> str:
     quoted = isinstance(error, UpstreamRejected | UpstreamFailed) and any(each.status for each in case.attempts)
     named = isinstance(error, InvalidRequest) and case.bodies == "none"
     return f"[redacted: {len(error.message)} characters]" if quoted or named else error.message
+
+
+def _not_claimed(case: Progress) -> CallError:
+    """Another call was faster, or what was approved or granted has ended in this very moment. Nothing was sent."""
+    if case.approval is None:
+        return Overloaded("What was granted for this call is used up or revoked. Try again.", retry_after_s=1)
+    return ApprovalPending("The approval of this call has just been taken by another one. Send it again to learn what came of it.",
+                           ticket=case.approval.id, rule=case.approval.rule, retry_after_s=1)
 
 
 async def _write_nothing() -> None:

@@ -16,12 +16,14 @@ from gateway.budgets import BudgetError, budget_of
 from gateway.call import Target
 from gateway.clock import Clock, SystemClock
 from gateway.config import Config, Deployment, ProviderConfig
+from gateway.contracts import with_contracts
 from gateway.core.accounts import Budget, BudgetBook
 from gateway.core.detectors import Detector, Detectors
 from gateway.core.expressions import Library
 from gateway.core.plan import Route, RouteTarget
 from gateway.core.rules import Bundle, compile_bundle
 from gateway.errors import ConfigError, Problem, SetupError
+from gateway.notify.channels import Channel, compile_channels
 from gateway.plugins import load_adapter, load_detectors, load_dialect, shipped
 from gateway.prices import knows_provider, price_providers
 from gateway.route_compile import RouteCompilation
@@ -79,6 +81,7 @@ class Snapshot:
     tools: Mapping[str, Tool]
     longest_s: float
     budgets: BudgetBook
+    channels: Mapping[str, Channel]
 
     @property
     def models(self) -> Mapping[str, Route]:
@@ -104,8 +107,9 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     compilation = RouteCompilation(deployment, {name: each.adapter.operations for name, each in providers.items()}, library,
                                    (clock or SystemClock()).now_ns())
     routes = compilation.routes()
-    tools = work.tools(providers, routes, compilation)
-    work.problems += compilation.problems
+    tools, unverified = with_contracts(deployment, work.tools(providers, routes, compilation), library)
+    channels, unheard = compile_channels(deployment, work)
+    work.problems += [*compilation.problems, *unverified, *unheard]
     bundle = work.bundle(library) if library is not None else None
     dialects = work.dialects()
     pepper = work.secret(("auth", "pepper"), config.auth.pepper) if config.auth.required else None
@@ -118,7 +122,7 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
         raise ConfigError(list(dict.fromkeys(work.problems)))
     return Snapshot(config, deployment.folder, MappingProxyType(providers), MappingProxyType(routes), bundle, dialects,
                     pepper, admin_token, otlp_headers, tuple(work.secrets), MappingProxyType(tools),
-                    max((route.deadlines.total_s for route in routes.values()), default=0.0), budgets)
+                    max((route.deadlines.total_s for route in routes.values()), default=0.0), budgets, channels)
 
 
 def needing_restart(old: Config, new: Config) -> tuple[str, ...]:

@@ -39,13 +39,17 @@ class Way:
         self._case = case
         self._client = client
         self._line: Line | None = None
+        self._begun = False
+        self._hushed = False
 
     async def open(self, keep_alive: KeepAlive) -> None:
         """Begin the answer, where it has not begun."""
-        if self._line is None:
+        if not self._begun:
+            self._begun = True
             self._case.encoder = self.encoder
             await self._client.open(200, answer_headers(self._case), self._content_type)
-            self._line = keep_alive.add(self._client.write, self.encoder.comment(_WAITING), self._every_s)
+            if not self._hushed:
+                self._line = keep_alive.add(self._client.write, self.encoder.comment(_WAITING), self._every_s)
 
     async def write(self, data: bytes) -> None:
         """Send bytes of the answer; waits while the client is slow."""
@@ -55,6 +59,7 @@ class Way:
 
     def close(self, keep_alive: KeepAlive) -> None:
         """The end of the answer is written by who has closed its books."""
+        self._hushed = True
         if self._line is not None:
             keep_alive.drop(self._line)
 
@@ -99,7 +104,7 @@ class Streaming:
             ClientGone: the client closed its connection.
         """
         case = errand.case
-        case.tally = tally = Tally(Assembler() if case.bodies != "none" else None)
+        case.tally = tally = Tally(Assembler() if case.bodies != "none" or case.claim is not None else None)
         ended = False
         try:
             gate = await self.rulings.gate(case, errand.snapshot, errand.call, contiguous=way.contiguous)

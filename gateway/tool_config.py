@@ -65,6 +65,20 @@ class ToolRetryConfig(Strict):
     budget: RetryBudgetConfig = RetryBudgetConfig()
 
 
+class VerifyConfig(Strict):
+    """`[tool.verify]`: how the gateway finds out whether a call happened of which nobody knows the end."""
+
+    tool: Label = Field(description='The tool that is asked; one with effect = "read".')
+    arguments: Mapping[str, Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default_factory=dict, description=(
+        "What it is called with: CEL over `arguments`, those that were sent, and `key`, the idempotency key that went with them."))
+    happened: str = Field(min_length=1, max_length=2000, description=(
+        "CEL over `result`, what it says (parsed where it is JSON), and `status`, its HTTP status: true where the call happened. Where "
+        "`status` is not read, an answer of 4xx says nothing."))
+    after: PositiveDuration = Field(default=5.0, description="When it is asked first.")
+    attempts: int = Field(default=3, ge=1, le=20, description="How often it is asked, while it says that the call did not happen.")
+    every: PositiveDuration = Field(default=30.0, description="The time between two attempts.")
+
+
 class ToolConfig(Strict):
     """`[[tool]]`: an HTTP endpoint that clients may call through `/tools/NAME`, under the same rules and on the same record as models."""
 
@@ -79,6 +93,8 @@ class ToolConfig(Strict):
     headers: Headers = Field(default_factory=dict, description='Headers to send along; a value "env:NAME" or "file:PATH" is a reference.')
     effect: Literal["read", "idempotent", "at_most_once"] = Field(default="at_most_once", description=(
         '"read" changes nothing; "idempotent" may be sent twice; "at_most_once" never is, whatever happened to the first try.'))
+    irreversible: bool = Field(default=False, description=(
+        "Whether nothing undoes what a call has done. Every such call that needs approval is looked at by itself: no grant covers it."))
     price: RequestPrice = Field(default=0, description="What a call costs, in USD.")
     private: bool = Field(default=False, description=(
         "Whether the upstream may have an address that is not public: private, loopback, link-local, a cloud's metadata."))
@@ -89,4 +105,5 @@ class ToolConfig(Strict):
     retry: ToolRetryConfig = ToolRetryConfig()
     hedge: HedgeConfig = HedgeConfig()
     breaker: BreakerConfig = Field(default=BreakerConfig(), description="What is other than in `[breaker]` for it.")
+    verify: VerifyConfig | None = Field(default=None, description="How it is found out whether a call happened, where nobody knows.")
     source: str = Field(default="", exclude=True, description="`file:line`; set by the loader.")

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
 from gateway.call import Call, Json, JsonObject, Reply, Target, Usage
+from gateway.core.verify import Verify
 from gateway.errors import LONGEST_MESSAGE, AttemptFailed, CallError, InternalError, InvalidRequest, MethodNotAllowed, UpstreamRejected
 from gateway.schemas import Schema, compile_schema, pointer
 from gateway.secret import Secret
@@ -49,6 +50,7 @@ class Tool:
     """A compiled tool. `path` is its literal texts and, at every second place, the name of a parameter.
 
     `kinds` are the types that the schema gives an argument, of an array those of its items; `lists` are the arguments that are arrays.
+    `verify` tells whether a call happened of which nobody knows the end.
     """
 
     name: str
@@ -61,11 +63,13 @@ class Tool:
     lists: frozenset[str]
     parameters: JsonObject = field(repr=False)
     schema: Schema = field(repr=False)
+    irreversible: bool = False
+    verify: Verify | None = field(default=None, repr=False)
 
     @property
     def annotations(self) -> dict[str, Json]:
         """What rules may know of the declaration."""
-        return {"effect": self.effect}
+        return {"effect": self.effect, "irreversible": self.irreversible}
 
     @property
     def retryable(self) -> bool:
@@ -171,7 +175,7 @@ class ToolAdapter:
         path, body = self.tool.target(call.body)
         headers = {"content-type": _JSON} if self.tool.method in WITH_BODY else {}
         if self.tool.effect != "read":
-            headers["idempotency-key"] = call.id  # the same for every try
+            headers["idempotency-key"] = call.key or call.id  # the same for every try
         return UpstreamRequest(self.tool.method, path, headers, body)
 
     def decode(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -300,12 +304,13 @@ def compile_tool(given: ToolConfig) -> tuple[Tool | None, list[ToolProblem]]:
         return None, [ToolProblem(("arguments",), str(error))]
     path = tuple(template_parts(split_template(given.url)[1]))
     known: dict[str, Any] = parameters["properties"]
-    problems = [*_of_path(path[1::2], parameters), *_of_query(given, path[1::2], known), *_of_retry(given)]
+    problems = [*_of_path(path[1::2], parameters), *_of_query(given, path[1::2], known), *_of_retry(given),
+                *_of_effect(given)]
     forms = {name: form for name, declared in known.items() if (form := _form(declared)) is not None}
     tool = Tool(
         given.name, given.description, given.method, given.effect, path, frozenset(given.query),
         {name: kinds for name, (kinds, _) in forms.items()}, frozenset(name for name, (_, is_list) in forms.items() if is_list),
-        parameters, schema)
+        parameters, schema, given.irreversible)
     return (None if problems else tool), problems
 
 
@@ -342,6 +347,14 @@ def _of_query(given: ToolConfig, in_path: Iterable[str], known: Mapping[str, Jso
         if name in asked and _form(known[name]) is None:
             yield ToolProblem(("arguments", "properties", name), "is part of the query",
                               f"give it a `type`: {', '.join(_SCALARS)}, or an array with `items` of one")
+
+
+def _of_effect(given: ToolConfig) -> Iterator[ToolProblem]:
+    """What a tool that only reads has no use for."""
+    if given.effect == "read" and given.irreversible:
+        yield ToolProblem(("irreversible",), 'a tool with effect = "read" changes nothing', "take one of them out")
+    if given.effect == "read" and given.verify is not None:
+        yield ToolProblem(("verify",), 'a tool with effect = "read" can be called again', "take it out")
 
 
 def _of_retry(given: ToolConfig) -> Iterator[ToolProblem]:

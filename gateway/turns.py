@@ -67,7 +67,8 @@ class Turns:
         if question.phase == "tool_result":
             tools -= {question.call.route}  # a call of a tool is under way itself until its result is judged
         await self._others(key, tools, wait_s)
-        return await self._sessions.facts(key, selection.queries, now_ns=self._clock.now_ns())
+        return await self._sessions.facts(
+            key, selection.queries, now_ns=self._clock.now_ns(), with_facts=selection.reads_facts)
 
     async def _others(self, key: SessionKey, tools: frozenset[str], wait_s: float) -> None:
         deadline = self._clock.monotonic() + wait_s

@@ -5,12 +5,13 @@ import runpy
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
 from gateway.config import BudgetConfig, Config, ModelConfig, PriceConfig, ProviderConfig, RoutesFile, TierConfig
+from gateway.people_config import JwtConfig, NotifyConfig, OidcConfig
 from gateway.resilience_config import HealthConfig
 from gateway.route_config import RouteConfig
 from gateway.rule_config import RuleConfig
@@ -18,15 +19,25 @@ from gateway.tool_config import ToolConfig
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = (ROOT / "config.example.toml").read_text()
-SECTIONS = [name for name in Config.model_fields if name not in {"providers", "prices", "models", "budgets"}]
+SECTIONS = [name for name in Config.model_fields if name not in {"providers", "prices", "models", "budgets", "notify", "oidc"}]
+# Tables that are shown as comments: of some keys only one may be given.
+ONE_OF = {"url_from", "host", "port", "tls", "username", "password", "sender", "to", "jwks_file"}
 # What the example sets although it has no default: the folder that `lockgate init` makes has an admin token.
 SET_WITHOUT_DEFAULT = {("admin", "token")}
 
 
 def uncommented(text: str) -> str:
     """The file with the settings that are shown as comments in force, up to where whole tables are comments."""
-    shown = re.sub(r"^# ([a-z_]+ = |\[budgets\.|\[providers\.simulator\.)", r"\1", text, flags=re.MULTILINE)
+    shown = re.sub(r"^# ([a-z_]+ = |\[budgets\.|\[providers\.simulator\.|\[oidc\]|\[auth\.jwt\.|\[notify\.)", r"\1", text, flags=re.MULTILINE)
     return re.sub(r"^# (?:A real one|Whatever is compatible).*?(?=^# ----)", "", shown, flags=re.MULTILINE | re.DOTALL)
+
+
+def in_force(data: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of which another one is given."""
+    for table in (data["notify"]["on-call"], data["auth"]["jwt"]["corporate"]):
+        for key in ONE_OF & table.keys():
+            del table[key]
+    return data
 
 
 def models(model: type[BaseModel]) -> list[type[BaseModel]]:
@@ -41,7 +52,7 @@ ALL: list[type[BaseModel]] = [*models(Config), *models(RouteConfig), *models(Too
 
 def test_the_example_loads_as_it_is():
     Config.model_validate(tomllib.loads(EXAMPLE))
-    Config.model_validate(tomllib.loads(uncommented(EXAMPLE)))
+    Config.model_validate(in_force(tomllib.loads(uncommented(EXAMPLE))))
 
 
 def test_the_example_has_every_setting_and_no_other():
@@ -49,6 +60,9 @@ def test_the_example_has_every_setting_and_no_other():
     assert set(data) == set(Config.model_fields)
     for name in SECTIONS:
         assert list(data[name]) == list(type(getattr(Config(), name)).model_fields), name
+    assert list(data["oidc"]) == list(OidcConfig.model_fields)
+    assert list(data["auth"]["jwt"]["corporate"]) == list(JwtConfig.model_fields)
+    assert list(data["notify"]["on-call"]) == list(NotifyConfig.model_fields)
     assert set(data["providers"]["simulator"]) == set(ProviderConfig.model_fields)
     assert set(data["providers"]["simulator"]["health"]) == set(HealthConfig.model_fields)
     assert set(data["prices"]["simulator/sim-model"]) == set(PriceConfig.model_fields)
@@ -67,9 +81,13 @@ def test_the_example_shows_the_defaults_that_are_in_force():
     assert config.prices["simulator/sim-model"].force is PriceConfig.model_fields["force"].default
     assert config.models["simulator/sim-model"] == ModelConfig()
     assert config.budgets == {}
-    shown = Config.model_validate(tomllib.loads(uncommented(EXAMPLE)))
+    shown = Config.model_validate(in_force(tomllib.loads(uncommented(EXAMPLE))))
+    assert shown.oidc is not None
     assert shown.providers["simulator"].health == HealthConfig()
-    tables = ((config.providers["simulator"], ("max_answer", "output_limit", "bills_unanswered")),
+    tables = ((shown.oidc, ("scopes", "name_claim", "roles_claim", "teams_claim", "private", "label")),
+              (shown.auth.jwt["corporate"], tuple(set(JwtConfig.model_fields) - ONE_OF - {"issuer", "audience", "jwks_url"})),
+              (shown.notify["on-call"], ("headers", "private", "port", "tls", "events")),
+              (config.providers["simulator"], ("max_answer", "output_limit", "bills_unanswered")),
               (shown.budgets["everything"], ("of", "limits", "window", "timezone", "on_short", "least_output")))
     for table, keys in tables:
         for key in keys:
@@ -108,4 +126,4 @@ def test_the_reference_is_what_the_models_say():
     for model in ALL:
         for name, field in model.model_fields.items():
             if field.description and not field.exclude:
-                assert f"| `{name}` |" in made or f".{name}]]`" in made or f".{name}]`" in made or f"### `{name}` of " in made
+                assert f"| `{name}` |" in made or f".{name}]]`" in made or f".{name}]`" in made or f".{name}.NAME]`" in made or f"### `{name}` of " in made

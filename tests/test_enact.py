@@ -6,11 +6,12 @@ import pytest
 
 from gateway.call import Call, Origin, Principal, Target
 from gateway.core.accounts import SCOPES, Scope, Subjects
+from gateway.core.approval import Demand, Stage
 from gateway.core.decision import Allowed, Approval, Denied, Held, Limit, Rerouting
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 from gateway.core.rate import Spent, Take
 from gateway.enact import enact, rate_spent, rerouted, takes_of
-from gateway.errors import ApprovalUnavailable, Forbidden
+from gateway.errors import Forbidden
 
 MINUTE_NS = 60_000_000_000
 BASE: dict[str, Any] = {"reasons": (), "labels": (), "bundle": "sha256:x"}
@@ -49,16 +50,10 @@ def test_a_denial_without_words_is_one_all_the_same():
     assert (caught.value.rule, caught.value.message) == ("", "")
 
 
-@pytest.mark.parametrize(("decision", "message"), [
-    (held(), "Not alone. Nobody can be asked here, so it is refused."),
-    (held(message=None), "Nobody can be asked here, so it is refused."),
-    (held(Approval("a", ("role:finance", "team:ops"), 2), Approval("b", ("role:finance",))),
-     "Not alone. It needs 2 of role:finance, team:ops. Nobody can be asked here, so it is refused.")], ids=["nobody", "no words", "of two rules"])
-def test_an_approval_that_nobody_can_give_is_a_refusal_that_says_so(decision, message):
-    with pytest.raises(ApprovalUnavailable) as caught:
-        enact(decision)
-    assert (caught.value.code, caught.value.status) == ("approval_unavailable", 403)
-    assert (caught.value.rule, caught.value.message, caught.value.remedy) == ("ask", message, "Ask Ada.")
+def test_what_people_have_to_decide_is_handed_on():
+    decision = held(Approval("a", Demand("a", (Stage(),))))
+    assert enact(decision) == (decision,)
+    assert enact(allowed()) == ()
 
 
 def route(name: str, *targets: str, operations: tuple[str, ...] = ("chat",)) -> Route:

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,11 +22,15 @@ HEAD = {"id": "x", "object": "chat.completion.chunk", "model": "m"}
 REDACTIONS = [Redaction("r", (pattern_detector("secret[0-9]{1,4}"),))]
 
 
-async def ruling(asked: Proposed) -> Ruling:
+def one_ruling(asked: Proposed) -> Ruling:
     """Tools whose name begins with `bad` are refused; of others the arguments are what was read."""
     if asked.name.startswith("bad"):
         return Ruling(None, f"no {asked.name}")
     return Ruling(asked.arguments())
+
+
+async def ruling(asked: Sequence[Proposed]) -> list[Ruling]:
+    return [one_ruling(each) for each in asked]
 
 
 def chunk(delta: dict[str, Any], index: int = 0, finish: str | None = None, **more: Any) -> Event:

@@ -7,22 +7,27 @@ from typing import Any
 
 import pytest
 
-from gateway import rulings as module
+from gateway import asking as module
+from gateway import rulings
+from gateway.asking import Asking
 from gateway.call import Attempt, AttemptEnd, Call, Origin, Principal, Reply, Target
 from gateway.core.accounts import Budget, BudgetBook
+from gateway.core.conditions import Conditions
 from gateway.core.decision import Denied, Limit
 from gateway.core.detectors import DetectionError
 from gateway.core.estimate import Measure
 from gateway.core.plan import Deadlines, Retry, Route, RouteTarget
 from gateway.core.rules import compile_bundle
-from gateway.errors import ApprovalUnavailable, Forbidden, InvalidRequest, StoreUnavailable, UpstreamFailed, UpstreamRejected
+from gateway.errors import ApprovalPending, Forbidden, InvalidRequest, StoreUnavailable, UpstreamFailed, UpstreamRejected
 from gateway.gate import Listening, StreamGate, WholeGate
 from gateway.judge import Judged, judge
 from gateway.progress import Progress
+from gateway.proposals import Proposals
 from gateway.rule_config import DefaultsConfig, RuleConfig
 from gateway.rulings import Rulings
 from gateway.spending import Spending
 from gateway.store.memory import MemoryStore
+from gateway.tickets import Matter
 from gateway.tool_config import ToolConfig
 from gateway.tools import Tool, compile_tool
 from gateway.turns import Turns
@@ -58,6 +63,15 @@ def route(name: str) -> Route:
     return Route(name, frozenset({"chat", "tool"}), (target,), Deadlines(1, 1, 1, 1, 1), Retry(1, 0, 0))
 
 
+class Nobody:
+    """Approvals where nobody decides: how a call meets them is tested where it is held."""
+
+    conditions = Conditions()
+
+    async def permit(self, case: Progress, snapshot: Any, matter: Matter, answer: Any = None) -> None:
+        raise ApprovalPending(f"{matter.kind} waits.", ticket="apr_1", rule=matter.approvals[0].rule)
+
+
 class World:
     """Rulings with these rules, and a call under way."""
 
@@ -69,7 +83,10 @@ class World:
                                              routes={name: route(name) for name in ("fast", "slow", *tools)})
         clock = StandingClock()
         self.store = MemoryStore("worker-1")
-        self.rulings = Rulings(self.store.sessions, Turns(self.store.sessions, clock), self.store.budgets, clock, lambda text: text.replace(SECRET, "[secret]"))
+        asking = Asking(Turns(self.store.sessions, clock), self.store.budgets, clock, lambda text: text.replace(SECRET, "[secret]"))
+        self.holding = Nobody()
+        self.proposals = Proposals(asking, self.holding, lambda: self.snapshot)  # type: ignore[arg-type]
+        self.rulings = Rulings(self.store.sessions, asking, self.holding, self.proposals)  # type: ignore[arg-type]
         self.case = self.new_case()
 
     def new_case(self) -> Progress:
@@ -89,7 +106,7 @@ class World:
         return (await self.rulings.reply(self.case, self.snapshot, self.call(), answer)).body["choices"]
 
     async def proposes(self, name: str, arguments: str = "{}", call_id: str = "c1", call: Call | None = None) -> Any:
-        return await self.rulings._proposed(self.case, self.snapshot, call or self.call(), Proposed(call_id, name, arguments, "function"))
+        return await self.proposals._proposed(self.case, self.snapshot, call or self.call(), Proposed(call_id, name, arguments, "function"), lambda: None)
 
 
 def chat(*messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -126,7 +143,7 @@ async def test_what_is_left_of_a_request_is_what_goes_on_and_what_is_known_of_th
     assert list(world.case.labels) == ["seen"]
 
 
-@pytest.mark.parametrize(("effect", "error"), [("deny", Forbidden), ("require_approval", ApprovalUnavailable)])
+@pytest.mark.parametrize(("effect", "error"), [("deny", Forbidden), ("require_approval", ApprovalPending)])
 async def test_a_request_that_the_rules_stop_uses_up_no_limit(effect, error):
     limit = {"effect": "limit", "limit": {"requests": 1, "per": "1h"}}
     world = World(limit, {"effect": effect, "when": 'has(request.body.user) && request.body.user == "eve"'})
@@ -173,11 +190,11 @@ async def test_a_result_may_come_before_the_answer_with_its_call_is_on_record():
 async def test_what_is_remembered_of_calls_is_bounded():
     world = World(DENY_PAY)
     for n in range(10_010):
-        world.rulings._remember("key_1", f"c{n}", released=True)
-    assert len(world.rulings.lately) == 10_000
-    assert ("key_1", "c9") not in world.rulings.lately
-    world.rulings._remember("key_1", "c" * 300, released=True)
-    assert ("key_1", "c" * 300) not in world.rulings.lately
+        world.proposals.remember("key_1", f"c{n}", released=True)
+    assert len(world.proposals.lately) == 10_000
+    assert ("key_1", "c9") not in world.proposals.lately
+    world.proposals.remember("key_1", "c" * 300, released=True)
+    assert ("key_1", "c" * 300) not in world.proposals.lately
 
 
 async def test_rules_are_told_whether_a_result_is_of_a_call_that_was_let_through():
@@ -445,7 +462,7 @@ async def test_an_answer_that_could_not_be_searched_is_withheld(monkeypatch):
     def too_much(*_given: Any) -> Any:
         raise DetectionError("too much")
 
-    monkeypatch.setattr(module, "redacted", too_much)
+    monkeypatch.setattr(rulings, "redacted", too_much)
     world = World({**RESPONSE, **REDACT})
     with pytest.raises(Forbidden, match="withheld") as caught:
         await world.reply({"message": {"content": MAIL}})
@@ -510,7 +527,7 @@ async def test_a_limit_that_only_looks_takes_nothing_and_one_that_cannot_be_eval
 async def test_a_proposal_is_counted_with_the_accounts_of_its_call_and_without_secrets():
     """The name is the model's own, and counts are kept on disk."""
     world = World({"phase": "tool_call", "effect": "limit", "limit": {"requests": 1, "per": "1h", "by": ["key", "route", "tool"]}})
-    world.rulings.budgets.take = asked = Taking()  # type: ignore[method-assign]
+    world.proposals.asking.budgets.take = asked = Taking()  # type: ignore[method-assign]
     world.case.spending = Spending({"key": ("key_1",), "route": ("elsewhere",)}, Measure(1))
     await world.proposes(f"pay-{SECRET}")
     (take,) = asked.takes
@@ -519,7 +536,7 @@ async def test_a_proposal_is_counted_with_the_accounts_of_its_call_and_without_s
 
 async def test_a_store_that_fails_lets_no_proposal_pass_uncounted():
     world = World({"phase": "tool_call", "effect": "limit", "limit": {"requests": 1, "per": "1h"}})
-    world.rulings.budgets.take = Taking(StoreUnavailable("gone"))  # type: ignore[method-assign]
+    world.proposals.asking.budgets.take = Taking(StoreUnavailable("gone"))  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
         await world.proposes("pay")
     assert world.case.uses == []
@@ -558,7 +575,7 @@ def poor(*rules: dict[str, Any], **given: Any) -> tuple[World, Standings]:
     """A world where the route `fast` has a budget of 5 nano-USD, and what is asked about accounts."""
     world = World(*rules, **given)
     world.snapshot.budgets = BudgetBook([Budget("b", "route", 5, of=("fast",))])
-    world.rulings.budgets.standing = asked = Standings(world.store.budgets.standing)  # type: ignore[method-assign]
+    world.proposals.asking.budgets.standing = asked = Standings(world.store.budgets.standing)  # type: ignore[method-assign]
     return world, asked
 
 
@@ -590,7 +607,7 @@ async def test_later_questions_are_about_the_accounts_that_the_call_is_on():
 
 async def test_a_store_that_cannot_say_how_the_accounts_stand_ends_the_call():
     world, _ = poor({"effect": "log", "when": LOW})
-    world.rulings.budgets.standing = Standings()  # type: ignore[method-assign]
+    world.proposals.asking.budgets.standing = Standings()  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
         await world.request(world.call())
 

@@ -9,6 +9,10 @@ from .wire import PATHS
 
 _LONGEST_MODEL: Final = 256
 _LONGEST_USER: Final = 200
+_LONGEST_HINT: Final = 1000
+_SAYING: Final = frozenset({"metadata", "conversation", "previous_response_id", "user", "safety_identifier"})
+_NOTHING: Final[Mapping[str, str]] = {}
+_OF_SESSIONS: Final = ("session_id", "conversation_id", "user_id")  # names in `metadata` that clients have for it, the closest first
 
 _Shape: TypeAlias = Mapping[str, "_Shape"]
 
@@ -29,6 +33,7 @@ _BODY: Final[_Shape] = {
     **dict.fromkeys((
         "model", "stream", "prompt", "suffix", "input", "n", "best_of", "max_tokens", "max_completion_tokens", "user",
         "metadata", "safety_identifier", "service_tier", "store", "response_format", "modalities", "web_search_options",
+        "conversation", "previous_response_id",
         "temperature", "top_p", "stop", "seed", "logprobs", "top_logprobs", "reasoning_effort", "parallel_tool_calls",
         "dimensions", "encoding_format",
         # other servers' words for the longest answer, which money may make shorter
@@ -55,7 +60,8 @@ def read(operation: str, body: JsonObject) -> Ask:
         message = f"`model` must be a string of 1 to {_LONGEST_MODEL} characters."
         raise InvalidRequest(message, pointer="/model")
     _check_content(operation, body)
-    return Ask(route=model, stream=_read_stream(operation, body), user=_read_user(body))
+    user = _read_user(body)
+    return Ask(model, stream=_read_stream(operation, body), user=user, hints=_read_hints(body, user))
 
 
 def _read_user(body: JsonObject) -> str:
@@ -69,6 +75,23 @@ def _read_user(body: JsonObject) -> str:
             raise InvalidRequest(message, pointer=f"/{name}")
         return value
     return ""
+
+
+def _read_hints(body: JsonObject, user: str) -> Mapping[str, str]:
+    """What the body says of where the call belongs. These are the provider's fields: what is not as expected is no hint, and no error."""
+    if body.keys().isdisjoint(_SAYING):
+        return _NOTHING
+    metadata, conversation = body.get("metadata"), body.get("conversation")
+    if isinstance(conversation, dict):
+        conversation = conversation.get("id")
+    named = [_hint(metadata.get(name)) for name in _OF_SESSIONS] if isinstance(metadata, dict) else []
+    told = {"metadata": next(filter(None, named), ""), "conversation": _hint(conversation),
+            "previous": _hint(body.get("previous_response_id")), "user": user}
+    return {name: value for name, value in told.items() if value}
+
+
+def _hint(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= _LONGEST_HINT else ""
 
 
 def wants_usage(call: Call) -> bool:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("gateway.cli.explain", "explain", "Tell the story of a call, or where one would go."),
     "breakers": ("gateway.cli.breakers", "breakers", "See which targets get calls; open and close their breakers by hand."),
     "calls": ("gateway.cli.calls", "calls", "See what was called, what was decided and what it cost."),
+    "sessions": ("gateway.cli.sessions", "sessions", "See what sessions did; freeze, thaw and kill them; set facts that rules read."),
     "budgets": ("gateway.cli.budgets", "budgets", "Who may spend what, what is spent, and on what."),
     "prices": ("gateway.cli.prices", "prices", "See what calls cost and what bounds it before they are sent."),
     "doctor": ("gateway.cli.doctor", "doctor", "Check the invariants on a database."),

@@ -4,6 +4,7 @@ import math
 from typing import Final
 
 from gateway.call import Json
+from gateway.core.approval import Demand, Stage
 from gateway.core.decision import Action, Approval, Clamp, Limit, Redaction, Rerouting, Setting
 from gateway.core.detectors import Detectors, pattern_detector
 from gateway.rule_config import RuleConfig
@@ -34,7 +35,16 @@ def action_of(rule: RuleConfig, detectors: Detectors) -> Action | None:
     if rule.limit is not None:
         given = rule.limit
         return Limit(rule.id, given.per or 0.0, given.by, given.requests, given.tokens, given.concurrent)
-    return Approval(rule.id, rule.approvers, rule.quorum) if rule.effect == "require_approval" else None
+    return _approval(rule) if rule.effect == "require_approval" else None
+
+
+def _approval(rule: RuleConfig) -> Approval:
+    given = rule.approval
+    stages = tuple(Stage(each.approvers, each.quorum) for each in given.stages) or (Stage(rule.approvers, rule.quorum),)
+    demand = Demand(rule.id, stages, given.denials, given.escalate_to if given.on_expiry == "escalate" else ())
+    return Approval(
+        rule.id, demand, given.mode, given.expires, given.hold, given.identity, given.by_session, given.on_disconnect, given.notify,
+        given.remind, given.grants)
 
 
 def _pointer(name: str) -> str:

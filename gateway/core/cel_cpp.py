@@ -31,6 +31,8 @@ _PROBLEM: Final = re.compile(r"^(?:\w+: )?ERROR: <input>:(\d+):(\d+): (.*?)(?: \
 _UNDECLARED: Final = re.compile(r"undeclared reference to '([^']*)'(?: \(in container ''\))?")
 _CALLED: Final = re.compile(r"(\w+\.\w+)\s*\(")
 _NOT_NUL: Final = "\N{REPLACEMENT CHARACTER}"
+_NO_JSON: Final = frozenset({"TIMESTAMP", "DURATION", "BYTES"})
+_AS_TEXT: Final = "string(…) makes a text of it"
 _EXTENSIONS: Final = {"ext_strings": "ExtStrings", "ext_math": "ExtMath", "ext_optional": "ExtOptional"}
 
 
@@ -73,14 +75,16 @@ class CppEngine:
     def activation(self, values: dict[str, Any], answers: Mapping[SessionQuery, Any]) -> _Activation:
         return _Activation(self._convert(_whole(values)), Asked(self._library, values.get("now"), answers))
 
-    def load(self, source: str) -> Program:
+    def load(self, source: str, *, verdict: bool = True) -> Program:
         try:
             expression = self._env.compile(source)
         except (RuntimeError, TypeError) as error:  # TypeError: a text that is not Unicode
             raise ExpressionError(*self._problems(str(error), source)) from error
         kind = expression.return_type()
-        if kind not in self._verdicts:
+        if verdict and kind not in self._verdicts:
             raise ExpressionError(CompileProblem(f"the expression gives {kind.name().lower()}, not bool"))
+        if kind.name() in _NO_JSON:
+            raise ExpressionError(CompileProblem(f"the expression gives {kind.name().lower()}, which JSON does not have", hint=_AS_TEXT))
         try:
             tree = read_tree(expression.serialize(), source)
         except ValueError as error:
@@ -91,7 +95,7 @@ class CppEngine:
             raise ExpressionError(*problems)
         reads_now = any(call.function == READS_NOW for call in calls)
         names = {part.name.removeprefix(".") for part in walk(tree) if isinstance(part, Name)} | ({"now"} if reads_now else set())
-        evaluate_on = _verdict(expression.eval)
+        evaluate_on = _verdict(expression.eval) if verdict else _value(expression.eval)
         run = self._asking(evaluate_on) if queries or reads_now else lambda activation: evaluate_on(activation.inner)
         return Program(source, self.variables & names, run, queries, tree)
 
@@ -181,6 +185,16 @@ def _verdict(evaluate_on: Callable[[Any], Any]) -> Callable[[Any], bool]:
         # An error comes as a value of type ERROR, or is raised: both end in a Fault.
         kind = result.type().name()
         raise NoVerdictError(value if kind == "ERROR" else f"the expression gives {kind.lower()}, not bool")
+
+    return run
+
+
+def _value(evaluate_on: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def run(inner: Any) -> Any:
+        result = evaluate_on(inner)
+        if result.type().name() == "ERROR":
+            raise NoVerdictError(result.value())
+        return result.plain_value()
 
     return run
 

@@ -93,7 +93,7 @@ class PythonEngine:
     def activation(self, values: dict[str, Any], answers: Mapping[SessionQuery, Any]) -> _Converted:
         return _Converted(self._celpy.json_to_cel, values, Asked(self._library, values.get("now"), answers))
 
-    def load(self, source: str) -> Program:
+    def load(self, source: str, *, verdict: bool = True) -> Program:
         try:
             tree = self._env.compile(source)
         except self._celpy.CELParseError as error:
@@ -114,7 +114,8 @@ class PythonEngine:
         for reference in references:
             if reference.style == "global" and reference.name in _CONVERTED:
                 reference.call.children[0] = reference.token.update(value=f"@{reference.name}")
-        return self._program(source, tree, self.variables & names, queries)
+        run = self._run(tree, self.variables & names)
+        return Program(source, self.variables & names, self._verdict(run) if verdict else run, queries)
 
     def _refused(self, reference: _Reference) -> CompileProblem | None:
         """What is wrong with a reference, if anything."""
@@ -147,22 +148,28 @@ class PythonEngine:
             return literal_duration(text) if isinstance(text, str) else None
         return None
 
-    def _program(self, source: str, tree: Any, names: frozenset[str], queries: frozenset[SessionQuery]) -> Program:
+    def _run(self, tree: Any, names: frozenset[str]) -> Callable[[_Converted], Any]:
+        """What evaluates a tree; its values are Python's own as far as JSON has them."""
         evaluate_on = self._env.program(tree, functions=self._functions).evaluate
-        truths = (bool, self._celpy.celtypes.BoolType)
-
         absent = self._celpy.CELEvalError("no value")
 
-        def run(activation: _Converted) -> bool:
+        def run(activation: _Converted) -> Any:
             # Every name is converted first: a missing one that holds fields must not look like a field that is not there.
             values = {name: activation[name] if name in self._holding or activation.knows(name) else absent for name in names}
             with self._binding.asking(activation.asked):
-                value = evaluate_on(values)
-            if isinstance(value, truths):
-                return bool(value)
+                return _plain(self._celpy.celtypes, evaluate_on(values))
+
+        return run
+
+    @staticmethod
+    def _verdict(run: Callable[[_Converted], Any]) -> Callable[[_Converted], bool]:
+        def judged(activation: _Converted) -> bool:
+            value = run(activation)
+            if isinstance(value, bool):
+                return value
             raise NoVerdictError(f"the expression gives {type(value).__name__}, not bool")
 
-        return Program(source, names, run, queries)
+        return judged
 
     def _own(self, function: Function) -> Callable[..., Any]:
         """One of the functions beyond CEL's own; its errors are values, as all of the library's are."""
@@ -177,6 +184,19 @@ class PythonEngine:
                 return fault(str(error))
 
         return run
+
+
+def _plain(types: ModuleType, value: Any) -> Any:
+    """A value of the library's in Python's own types, where JSON has it; else as it is."""
+    if isinstance(value, types.BoolType):
+        return bool(value)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value) if isinstance(value, str) else _native(value)
+    if isinstance(value, list):
+        return [_plain(types, each) for each in value]
+    if isinstance(value, dict):
+        return {_plain(types, name): _plain(types, each) for name, each in value.items()}
+    return value
 
 
 def _kind(celpy: ModuleType, name: str) -> type:

@@ -75,9 +75,10 @@ def merge(rules: Sequence[Rule], reasons: Sequence[Reason], digest: str, phase: 
         if reason.verdict == "matched" or (reason.verdict == "error" and rule.effect not in _OPEN):
             found.setdefault(rule.effect, []).append((rule, reason))
     labels = tuple(dict.fromkeys(rule.label for rule, _ in found.get("log", ())))
+    unlabels = tuple(dict.fromkeys(label for rule, _ in found.get("log", ()) for label in rule.unlabel))
     values = {**facts.values, **{asked.shown: said for asked, said in facts.answers.items()}} if facts.answers else facts.values
     rest: dict[str, Any] = {"reasons": tuple(reasons), "labels": labels, "bundle": digest, "phase": phase, "subject": facts.subject,
-                            "values": values}
+                            "values": values, "unlabels": unlabels}
     if "deny" in found:
         return _denied(*found["deny"][0], rest)
     allowing = found["allow"][0][0] if "allow" in found else None

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from gateway.call import Json, JsonObject
 from gateway.core.accounts import Scope
+from gateway.core.approval import Demand, Mode
 from gateway.core.detectors import Detector
 
 Phase: TypeAlias = Literal["request", "tool_call", "response", "tool_result"]
@@ -97,11 +98,24 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """Who has to approve, and how many of them."""
+    """What a rule asks of people, and how its call waits for them.
+
+    `expires_s` is how long a group of approvers has; `hold_s` how long a connection is held at the most (None: as its route says).
+    `identity` are expressions whose values stand for the action's arguments in its digest; `by_session`: the session is a part of it.
+    `remind_s` is when people are reminded, None for never; `notify` the channels, None for every one there is.
+    """
 
     rule: str
-    approvers: tuple[str, ...] = ()
-    quorum: int = 1
+    demand: Demand
+    mode: Mode = "release"
+    expires_s: float = 86_400.0
+    hold_s: float | None = None
+    identity: tuple[str, ...] = ()
+    by_session: bool = False
+    on_disconnect: Literal["leave", "withdraw"] = "leave"
+    notify: tuple[str, ...] | None = None
+    remind_s: float | None = None
+    grants: bool = True
 
 
 Action: TypeAlias = Redaction | Setting | Rerouting | Limit | Approval
@@ -112,8 +126,8 @@ class _Decided:
     """What every decision holds.
 
     `rule` is the rule that decided, None where none did and the default allows; `message` and `remedy` are for the caller. `reasons`
-    are those of every rule that was asked, in declared order; `labels` what matching `log` rules say; `bundle` the digest of the
-    rules. `values` are the facts that were read. `subject` is the tool, where a tool call or a result was judged.
+    are those of every rule that was asked, in declared order; `labels` what matching `log` rules say, `unlabels` what they take off the
+    session; `bundle` the digest of the rules. `values` are the facts that were read. `subject` is the tool, where a tool call or a result was judged.
     """
 
     rule: str | None
@@ -125,6 +139,7 @@ class _Decided:
     phase: Phase = "request"
     subject: str = ""
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    unlabels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gateway.call import Json, JsonObject
 
-KINDS: Final = ("mirror", "classifier")  # what a call is that the gateway makes itself, as a label of it
+KINDS: Final = ("mirror", "classifier", "verify")  # what a call is that the gateway makes itself, as a label of it
 _LONGEST_MESSAGE: Final = 200
 _GOT: Final[Mapping[str, str]] = {
     "completed": "the client got the whole answer ({status})",

@@ -58,8 +58,8 @@ def open_engine(choice: str, variables: Mapping[str, str], library: Library) -> 
     return PythonEngine(variables, library)
 
 
-def compile_expression(engine: Engine, source: str) -> Program:
-    """A program whose result is a bool as far as the engine knows types.
+def compile_expression(engine: Engine, source: str, *, verdict: bool = True) -> Program:
+    """A program whose result is a bool as far as the engine knows types; without `verdict`, a value that JSON has.
 
     Raises:
         ExpressionError: with every problem found: too long, wrong syntax or types, undeclared names, arguments that a function
@@ -68,7 +68,7 @@ def compile_expression(engine: Engine, source: str) -> Program:
     if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
         raise ExpressionError(CompileProblem(f"the expression is longer than {MAX_SOURCE_BYTES} bytes"))
     try:
-        program = engine.load(source)
+        program = engine.load(source, verdict=verdict)
     except ExpressionError as error:
         raise ExpressionError(*(replace(problem, hint=problem.hint or _hint(problem.message, source))
                                 for problem in error.problems)) from error

@@ -83,7 +83,7 @@ def _said(question: Question) -> Said:
 
 def _session(question: Question) -> SessionFacts:
     if question.session is None:
-        raise UnreadableFactError("the call belongs to no session: it has to send X-Lockgate-Session")
+        raise UnreadableFactError("the call belongs to no session: it has to send X-Lockgate-Session, or what `[sessions] derive` names")
     return question.session
 
 
@@ -148,7 +148,7 @@ _TOOL: Final[tuple[Phase, ...]] = ("tool_call", "tool_result")
 _RESULT: Final[tuple[Phase, ...]] = ("tool_result",)
 _RESPONSE: Final[tuple[Phase, ...]] = ("response",)
 # What has to be asked of the store; the names are those of facts below.
-SESSION_FACTS: Final = frozenset({"session.age", "session.labels", "session.calls", "session.spend"})
+SESSION_FACTS: Final = frozenset({"session.age", "session.labels", "session.calls", "session.spend", "session.facts"})
 BUDGET_FACTS: Final = frozenset({"budget.remaining", "budget.limit", "budget.spent"})
 
 FACTS: Final[tuple[Fact, ...]] = (
@@ -194,16 +194,19 @@ FACTS: Final[tuple[Fact, ...]] = (
          'texts.exists(t, t.contains("payroll"))', _texts),
     Fact("tools_offered", "list(string)", PHASES, "The names of the tools that the body offers.",
          'tools_offered.exists(t, t.startsWith("bank."))', _offered),
-    Fact("session.id", "string", PHASES, "`X-Lockgate-Session`, empty if not sent.",
+    Fact("session.id", "string", PHASES, "`X-Lockgate-Session`, else what the session is derived from (`[sessions] derive`); empty if neither.",
          'session.id != ""', lambda asked: asked.call.origin.session or ""),
     Fact("session.age", "duration", PHASES, "How long ago the session's first call came.",
          'session.age > duration("24h")', lambda asked: timedelta(seconds=_session(asked).age_s)),
-    Fact("session.labels", "list(string)", PHASES, "What `log` rules have said of the session's calls, this one's included.",
+    Fact("session.labels", "list(string)", PHASES, "What `log` rules have said of the session's calls, this one's included, and have not taken back (`unlabel`).",
          '"secret" in session.labels', lambda asked: list(_session(asked).labels)),
     Fact("session.calls", "int", PHASES, "How many calls of the session came before and were let through.",
          "session.calls > 500", lambda asked: _session(asked).calls),
     Fact("session.spend", "int", PHASES, "What the session has cost so far, as far as it is known; compare it with `usd()`.",
          'session.spend > usd("5.00")', lambda asked: _session(asked).spend_nusd),
+    Fact("session.facts", "map(string, dyn)", PHASES,
+         "What was put on record of the session from outside (`PUT /-/sessions/{id}/facts/{name}`). Guard with `in`.",
+         '"tier" in session.facts && session.facts["tier"] == "gold"', lambda asked: dict(_session(asked).facts)),
     Fact("budget.remaining", "map(string, int)", PHASES,
          "What is neither spent nor set aside on the accounts that bind the call: by scope (`team`, `key`, …) that of the tightest one, "
          "`any` that of the tightest of all. Compare it with `usd()`. Guard with `in`: a scope that no budget binds is not there.",

@@ -23,10 +23,10 @@ MAX_JOINED: Final = 8  # `+` in one expression, where one of its texts is as lon
 # Facts as long as a caller likes.
 _UNBOUNDED: Final = frozenset({
     "messages", "texts", "tools_offered", "request.body", "request.params", "tool.args", "result", "result_text", "response.text",
-    "response.tool_calls"})
+    "response.tool_calls", "approval.args"})
 # Facts whose fields a caller, a tool or the operator may leave out; of the first few a key is a name that stands in quotes.
-_GUARDED_BY_IN: Final = BUDGET_FACTS | {"tags", "env"}
-_MAY_LACK: Final = _GUARDED_BY_IN | {"request.body", "request.params", "tool.args", "tool.annotations", "result"}
+_GUARDED_BY_IN: Final = BUDGET_FACTS | {"tags", "env", "session.facts"}
+_MAY_LACK: Final = _GUARDED_BY_IN | {"request.body", "request.params", "tool.args", "tool.annotations", "result", "approval.args"}
 _LEVELS: Final = ("any", *SCOPES)  # what maps of budgets may hold
 # What reads all of its first operand: done for each item of a list, it takes time by the square.
 _READS_ALL: Final = frozenset({

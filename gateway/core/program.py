@@ -62,7 +62,7 @@ class Program:
 
     source: str
     names: frozenset[str]
-    run: Callable[[Any], bool] = field(repr=False)
+    run: Callable[[Any], Any] = field(repr=False)
     queries: frozenset[SessionQuery] = frozenset()
     tree: Node | None = field(default=None, repr=False, compare=False)
     warnings: tuple[CompileProblem, ...] = field(default=(), repr=False)
@@ -74,8 +74,8 @@ class Engine(Protocol):
     name: str
     variables: frozenset[str]
 
-    def load(self, source: str) -> Program:
-        """Parse and check. Raises `ExpressionError`."""
+    def load(self, source: str, *, verdict: bool = True) -> Program:
+        """Parse and check. With `verdict` the program gives a bool; else any value that JSON has. Raises `ExpressionError`."""
 
     def together(self, programs: Sequence[Program]) -> Callable[[Any], list[bool]] | None:
         """One cheaper step for the verdicts of all; it raises where any has trouble, and then each is to be asked alone."""

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 from gateway.core.actions import action_of
+from gateway.core.approver import Approvers
+from gateway.core.condition import compile_condition
 from gateway.core.decision import PHASES, POLICY_ERROR, Action, Effect, Phase, Reason
 from gateway.core.detectors import Detectors
 from gateway.core.expressions import Engine, ExpressionError, Library, Program, compile_expression, open_engine
@@ -24,6 +26,7 @@ Locate: TypeAlias = Callable[[str, tuple[str | int, ...], str, str | None], Prob
 # compile rules together has a bound for each selection (7 ms) and for all of a phase (0.5 s and 30 MB, until the next reload).
 _LONGEST_TOGETHER: Final = 8 * 1024
 _ALL_TOGETHER: Final = 512 * 1024
+_NAMED_BY: Final = "write role:NAME, team:NAME, person:ID, or an expression over `approver.…` and `approval.…`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Rule:
     message: str | None
     remedy: str | None
     label: str
+    unlabel: tuple[str, ...]
     reads: frozenset[str]
     program: Program | None
     action: Action | None
@@ -62,7 +66,7 @@ class Selection:
     """The rules that could apply, in declared order, and what they read.
 
     `together` gives the verdicts of those that have a program in one step, where the engine can. `queries` are what they ask of the
-    session, `reads_session` whether they read anything of it; `reads_budgets`: one of them asks how the accounts stand; `serial`: one of
+    session, `reads_session` whether they read anything of it, `reads_facts` whether what was put there; `reads_budgets`: one of them asks how the accounts stand; `serial`: one of
     them asks for one call of a session at a time.
     """
 
@@ -73,6 +77,7 @@ class Selection:
     reads_session: bool = False
     reads_budgets: bool = False
     serial: bool = False
+    reads_facts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,8 @@ class PhaseRules:
 class Bundle:
     """The compiled, ordered set of all rules. `digest` names its content: equal rules in equal order, equal digest.
 
-    `rules` holds every rule that was given, those that are off too; `content` is what the digest is of, as JSON.
+    `rules` holds every rule that was given, those that are off too; `content` is what the digest is of, as JSON. `approvers` knows what
+    their approvers are named by.
     """
 
     digest: str
@@ -107,6 +113,13 @@ class Bundle:
     rules: tuple[Rule, ...]
     defaults: DefaultsConfig
     phases: Mapping[Phase, PhaseRules] = field(repr=False)
+    approvers: Approvers = field(repr=False, compare=False)
+
+    @property
+    def holds_answers(self) -> bool:
+        """Whether people may be asked about what came back, or about a tool call that stands in it."""
+        later = (rule for phase in ("tool_call", "response", "tool_result") for rule in self.phases[phase].rules)
+        return any(rule.effect == "require_approval" and not rule.shadow for rule in later)
 
     @property
     def judges_tools(self) -> bool:
@@ -129,6 +142,7 @@ def compile_bundle(
     rules = sorted(rules, key=lambda rule: bool(rule.team))
     library = Library(lists or {}, detectors or Detectors())
     engines: dict[str, Engine] = {phase: _open_engine(engine, phase, library) for phase in PHASES}
+    approvers = Approvers(engine, library)
     locate = locate or _at_rule
     problems = _repeated(rules, locate)
     compiled: list[Rule] = []
@@ -136,17 +150,19 @@ def compile_bundle(
         try:
             compiled.append(_compile(rule, engines[rule.phase], library.detectors))
         except ExpressionError as error:
-            problems.extend(_problems(rule, error, locate))
+            problems.extend(_problems(rule, ("when",), rule.when or "", error, locate))
         except ValueError as error:
             key = rule.effect if getattr(rule, rule.effect, None) is not None else "effect"
             problems.append(locate(rule.source, (key,), f'{error} (rule "{rule.id}")', None))
+        problems.extend(_of_approval(rule, engines[rule.phase], approvers, locate))
     if problems:
         raise ConfigError(problems)
     pairs = [pair for pair in zip(rules, compiled, strict=True) if pair[0].mode != "off"]
     phases = {phase: _phase(phase, engines[phase], [pair for pair in pairs if pair[0].phase == phase]) for phase in PHASES}
     defaults = defaults or DefaultsConfig()
     content = _content(rules, defaults, lists or {})
-    return Bundle(f"sha256:{hashlib.sha256(content).hexdigest()[:32]}", content, tuple(compiled), defaults, phases)
+    return Bundle(f"sha256:{hashlib.sha256(content).hexdigest()[:32]}", content, tuple(compiled), defaults, phases,
+                  approvers)
 
 
 def match_of(rule: RuleConfig) -> dict[str, tuple[str, ...]]:
@@ -179,10 +195,10 @@ def _compile(rule: RuleConfig, engine: Engine, detectors: Detectors) -> Rule:
     reads = (program.names if program else frozenset()) | matched_on
     shown = (*sorted(reads), *sorted(query.shown for query in (program.queries if program else ())))
     matched = Reason(rule.id, rule.effect, "matched", rule.source, rule.message or "", rule.mode == "shadow", shown)
-    label = rule.label or rule.id
-    if rule.team:  # no label of the organisation's, which an `allow` of its own may trust, is a team's to give
-        label = f"{rule.team}:{label}"
-    return Rule(rule.id, rule.effect, rule.message, rule.remedy, label, reads, program, action_of(rule, detectors),
+    label, unlabel = rule.label or rule.id, tuple(rule.unlabel)
+    if rule.team:  # no label of the organisation's, which a rule of its own may trust, is a team's to give, nor to take off
+        label, unlabel = f"{rule.team}:{label}", tuple(f"{rule.team}:{each}" for each in unlabel)
+    return Rule(rule.id, rule.effect, rule.message, rule.remedy, label, unlabel, reads, program, action_of(rule, detectors),
                 rule.mode == "shadow", rule.serial, matched, replace(matched, verdict="not_matched"))
 
 
@@ -211,7 +227,8 @@ def _phase(phase: Phase, engine: Engine, pairs: Sequence[tuple[RuleConfig, Rule]
         programs = [rule.program for rule in rules if rule.program is not None]
         queries = frozenset[SessionQuery]().union(*(program.queries for program in programs))
         return Selection(rules, tuple(fact for name, fact in known.items() if name in reads), together.of(programs), queries,
-                         bool(queries or reads & SESSION_FACTS), bool(reads & BUDGET_FACTS), any(rule.serial for rule in rules))
+                         bool(queries or reads & SESSION_FACTS), bool(reads & BUDGET_FACTS), any(rule.serial for rule in rules),
+                         "session.facts" in reads)
 
     rules = tuple(rule for _, rule in pairs)
     index = Index([match_of(rule) for rule, _ in pairs], choose)
@@ -236,9 +253,28 @@ def _repeated(rules: Iterable[RuleConfig], locate: Locate) -> list[Problem]:
             for rule in rules if first.setdefault(rule.id, rule) is not rule]
 
 
-def _problems(rule: RuleConfig, error: ExpressionError, locate: Locate) -> Iterable[Problem]:
-    return (locate(rule.source, ("when",), f'{problem.pointed(rule.when or "")} (rule "{rule.id}")', problem.hint)
+def _problems(rule: RuleConfig, path: tuple[str | int, ...], text: str, error: ExpressionError, locate: Locate) -> Iterable[Problem]:
+    return (locate(rule.source, path, f'{problem.pointed(text)} (rule "{rule.id}")', problem.hint)
             for problem in (by_phase(each, rule.phase) for each in error.problems))
+
+
+def _of_approval(rule: RuleConfig, engine: Engine, approvers: Approvers, locate: Locate) -> Iterator[Problem]:
+    """What is wrong with the expressions of an approval: by what its action is the same, and who is asked."""
+    for number, text in enumerate(rule.approval.identity):
+        try:
+            compile_condition(text, rule.phase, engine, kind="json")
+        except ExpressionError as error:
+            yield from _problems(rule, ("approval", "identity", number), text, error, locate)
+    stages = [(("approval", "stages", number, "approvers"), stage.approvers) for number, stage in enumerate(rule.approval.stages)]
+    named: list[tuple[tuple[str | int, ...], Sequence[str]]] = [
+        (("approvers",), rule.approvers), *stages, (("approval", "escalate_to"), rule.approval.escalate_to)]
+    for path, texts in named:
+        for number, text in enumerate(texts):
+            try:
+                approvers.check(text)
+            except ExpressionError as error:
+                yield from (locate(rule.source, (*path, number), f'{problem.pointed(text)} (rule "{rule.id}")', problem.hint or _NAMED_BY)
+                            for problem in error.problems)
 
 
 def _at_rule(source: str, path: tuple[str | int, ...], message: str, hint: str | None) -> Problem:

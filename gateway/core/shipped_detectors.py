@@ -87,7 +87,7 @@ KINDS: Final[Mapping[str, tuple[Kind, ...]]] = {
                             r"|hooks[.]slack[.]com/services/T[0-9A-Za-z_]{6,20}/B[0-9A-Za-z_]{6,20}/[0-9A-Za-z_]{16,40})"),
         Kind("google_api_key", r"\b(AIza[0-9A-Za-z_-]{35})"),
         Kind("api_key", r"(?:^|[^0-9A-Za-z_-])([sr]k[_-][0-9A-Za-z_-]{20,250})", checksums.random_key),
-        Kind("lockgate_key", r"\b(lgk_[0-9A-Za-z]{12}_[0-9A-Za-z]{32})"),
+        Kind("lockgate_key", r"\b(lg[kp]_[0-9A-Za-z]{12}_[0-9A-Za-z]{32})"),
         Kind("jwt", r"(?:^|[^0-9A-Za-z_-])(eyJ[0-9A-Za-z_-]{8,}[.]eyJ[0-9A-Za-z_-]+[.][0-9A-Za-z_-]*)", longest=8192),
         Kind("url_credentials", rf"\b[A-Za-z][0-9A-Za-z+.-]{{1,20}}://([{_IN_URL}]{{0,100}}:[:@{_IN_URL}]{{1,200}})@",
              checksums.credential),

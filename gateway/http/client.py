@@ -36,7 +36,14 @@ class HttpClient:
     async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None) -> None:
         """Send a whole answer; without a content type JSON, or an error of this client's kind."""
         content_type = content_type or (self.error_type if status >= 400 else _JSON)
-        told = {**headers, **_OWN, "Content-Type": content_type, **(_FOREIGN if content_type != _JSON else {})}
+        await self._send(status, {**headers, **(_FOREIGN if content_type != _JSON else {})}, body, content_type)
+
+    async def show(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str) -> None:
+        """Send a file of the gateway's own page: its headers say what a browser may do with it."""
+        await self._send(status, headers, body, content_type)
+
+    async def _send(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str) -> None:
+        told = {**headers, **_OWN, "Content-Type": content_type}
         self.response = response = web.Response(status=status, headers=told, body=body)
         if self._is_last():
             response.force_close()

@@ -16,6 +16,7 @@ from gateway.core.explain import explain
 from gateway.errors import CallError, InternalError, InvalidRequest, StoreUnavailable, Unauthenticated, UnknownUrl
 from gateway.http.client import HttpClient
 from gateway.http.data import presented_key
+from gateway.identity.actor import ADMIN, Actor, Permission, permitted
 from gateway.keyring import KeyRing
 from gateway.reload import Reloader, Report
 from gateway.secret import Secret
@@ -88,7 +89,7 @@ class Control:
 
     async def calls(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/calls`: the latest calls, newest first."""
-        self.authorise(request)
+        await self.authorise(request, "view")
         wanted = _filter(dict(request.query))
         for name, call_id in (("before", wanted.before), ("after", wanted.after)):
             if call_id is not None and await self.store.journal.call(call_id) is None:
@@ -98,12 +99,12 @@ class Control:
 
     async def call(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/calls/{id}`: one call with its decision, attempts, cost and bodies."""
-        self.authorise(request)
+        await self.authorise(request, "view")
         await client.answer(200, {}, orjson.dumps(await self._call(request.rel_url.raw_path.rpartition("/")[2])))
 
     async def explain(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/calls/{id}/explain`: why it was decided as it was, and what would have to change."""
-        self.authorise(request)
+        await self.authorise(request, "view")
         call = await self._call(request.rel_url.raw_path.split("/")[-2])
         content = await self.store.bundles.content(call["bundle"]) if call["bundle"] else None
         parts = await self.store.journal.calls(CallFilter(_MOST_ROWS, part_of=call["id"]))
@@ -118,7 +119,7 @@ class Control:
 
     async def reload(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/reload`: put changed files in force; the answer comes when every process has tried."""
-        self.authorise(request)
+        await self.authorise(request, "operate")
         reports = await (self.everywhere() if self.everywhere is not None else self._here())
         first = next((each for each in reports if not each["ok"]), reports[0])
         told = {key: value for key, value in first.items() if key not in ("pid", "ok", "code", "message")}
@@ -134,11 +135,17 @@ class Control:
     async def _here(self) -> list[Report]:
         return [await self.reloader.report()]
 
-    def authorise(self, request: web.BaseRequest) -> None:
-        """Raise `Unauthenticated` unless the request has the admin token."""
+    async def authorise(self, request: web.BaseRequest, need: Permission = "admin") -> Actor:
+        """Who asks, where they may.
+
+        Raises:
+            Unauthenticated: nobody knows who it is.
+            NotPermitted: they may not do what needs this permission.
+        """
         presented = presented_key(request)
         if self.admin_token is None or presented is None or Secret(presented) != self.admin_token:
             raise Unauthenticated("The control endpoints take the admin token: `Authorization: Bearer TOKEN` (`[admin] token`).")
+        return permitted(ADMIN, need)
 
 
 def _filter(query: dict[str, str]) -> CallFilter:

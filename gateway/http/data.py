@@ -60,8 +60,8 @@ def tools_handler(proxy: Proxy) -> Handler:
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
         client.error_type = PROBLEM_TYPE
         arrival = _arrival(request, client, proxy, ToolDialect(proxy.snapshot.tools), "models")
-        _check_headers(request, proxy)
-        await client.answer(200, {"X-Request-Id": client.call_id}, proxy.models(replace(arrival, tool="")))
+        check_headers(request, proxy)
+        await client.answer(200, {"X-Request-Id": client.call_id}, await proxy.models(replace(arrival, tool="")))
 
     return handle
 
@@ -71,15 +71,15 @@ def models_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handle
 
     async def handle(request: web.BaseRequest, client: HttpClient) -> None:
         arrival = _arrival(request, client, proxy, dialect, endpoint.operation)
-        _check_headers(request, proxy)
-        await client.answer(200, {"X-Request-Id": client.call_id}, proxy.models(arrival))
+        check_headers(request, proxy)
+        await client.answer(200, {"X-Request-Id": client.call_id}, await proxy.models(arrival))
 
     return handle
 
 
 def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect: Dialect, operation: str) -> Arrival:
     async def body() -> bytes:
-        _check_headers(request, proxy)
+        check_headers(request, proxy)
         if operation == OPERATION and request.rel_url.raw_query_string:
             raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the body; the URL has a query as well.")
         server = proxy.snapshot.config.server
@@ -91,7 +91,7 @@ def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect
 
 async def _read_query(request: web.BaseRequest, proxy: Proxy, tool: Tool | None) -> bytes:
     """The arguments of a tool that stand in the query, as JSON."""
-    _check_headers(request, proxy)
+    check_headers(request, proxy)
     if request.body_exists:
         raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the query; the request has a body as well.")
     pairs = list(query_pairs(request.rel_url.raw_query_string))
@@ -129,7 +129,7 @@ def presented_key(request: web.BaseRequest) -> str | None:
     return credential.strip() if scheme.lower() == "bearer" else None
 
 
-def _check_headers(request: web.BaseRequest, proxy: Proxy) -> None:
+def check_headers(request: web.BaseRequest, proxy: Proxy) -> None:
     """Refuse what two readers would read in two ways, and without authentication a web page in a browser on this machine (DNS rebinding,
     CVE-2025-64443).
     """

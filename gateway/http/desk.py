@@ -10,6 +10,7 @@ from gateway.budget_changes import check_author, shown
 from gateway.budgets import BudgetError
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.http.data import query_pairs, read_body, unquoted
+from gateway.identity.actor import Actor
 from gateway.proxy import Proxy
 from gateway.toml_source import Source
 from gateway.validation import nearest, validated
@@ -18,21 +19,20 @@ from gateway.wire.strict_json import loads
 Model = TypeVar("Model", bound=BaseModel)
 
 _AUTHOR: Final = "X-Lockgate-Author"
-_NOBODY_NAMED: Final = "admin"
 _LARGEST: Final = 64 * 1024  # bytes of a change
 _DEEPEST: Final = 8
 _MOST_PROBLEMS: Final = 10
 
 
-async def body_of(request: web.BaseRequest, proxy: Proxy) -> dict[str, Any]:
-    """The JSON object that a request brings. Raises `InvalidRequest` or `BodyTooLarge`."""
+async def body_of(request: web.BaseRequest, proxy: Proxy, *, largest: int = _LARGEST, deepest: int = _DEEPEST) -> dict[str, Any]:
+    """The JSON object that a request brings, of so many bytes and levels at the most. Raises `InvalidRequest` or `BodyTooLarge`."""
     server = proxy.snapshot.config.server
-    if (request.content_length or 0) > _LARGEST:
-        raise _too_large()
+    if (request.content_length or 0) > largest:
+        raise _too_large(largest)
     data = await read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
-    if len(data) > _LARGEST:  # it came in chunks
-        raise _too_large()
-    body = loads(data, max_depth=_DEEPEST)
+    if len(data) > largest:  # it came in chunks
+        raise _too_large(largest)
+    body = loads(data, max_depth=deepest)
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", pointer="")
     return body
@@ -65,18 +65,21 @@ def name_in(request: web.BaseRequest, index: int) -> str:
     return unquoted(request.rel_url.raw_path.split("/")[index], "path")
 
 
-def author_of(request: web.BaseRequest) -> str:
-    """Who changes something: as they say, for the admin token is nobody's own."""
+def author_of(request: web.BaseRequest, actor: Actor) -> str:
+    """Who changes something. The admin token is nobody's own: who holds it says who they are, and that stands beside it."""
     said = request.headers.getall(_AUTHOR, ())
     if len(said) > 1:
         raise InvalidRequest(f"The header {_AUTHOR} is there twice.")
-    author = said[0].strip() if said else _NOBODY_NAMED
+    if actor.via != "admin" or not said:
+        return actor.id
+    name = said[0].strip()
     try:
-        check_author(author)
+        check_author(name)
+        check_author(author := f"{actor.id} ({name})")
     except BudgetError as error:
         raise InvalidRequest(f"The header {_AUTHOR} {error}.") from error
     return author
 
 
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The body is over the limit of {_LARGEST} bytes.")
+def _too_large(largest: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over the limit of {largest} bytes.")

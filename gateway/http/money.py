@@ -19,6 +19,7 @@ from gateway.http.client import HttpClient
 from gateway.http.control import Control
 from gateway.http.data import Handler
 from gateway.http.desk import author_of, body_of, name_in, query_of, read_model
+from gateway.identity.actor import Actor
 from gateway.money_reports import (
     account_row,
     budget_row,
@@ -100,7 +101,7 @@ class MoneyDesk:
 
     async def budgets(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/budgets`: every budget, and the accounts that have something to tell."""
-        self.control.authorise(request)
+        await self.control.authorise(request, "view")
         query = query_of(request, "scope", "subject", "limit")
         if query.get("scope", "all") not in SCOPES:
             raise InvalidRequest(f"`scope` must be one of {', '.join(SCOPES)}.")
@@ -114,7 +115,7 @@ class MoneyDesk:
 
     async def budget(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/budgets/{name}`: a budget, its accounts, the raises that hold, its windows and changes; `limit` of each, newest first."""
-        self.control.authorise(request)
+        await self.control.authorise(request, "view")
         name, query = _name(request), query_of(request, "subject", "limit")
         subject, limit = query.get("subject"), _limit(query)
         known = await self._known()
@@ -132,35 +133,35 @@ class MoneyDesk:
 
     async def put(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`PUT /-/budgets/{name}`: a budget with all its settings, or limits of one of its accounts."""
-        self.control.authorise(request)
+        actor = await self.control.authorise(request, "operate")
         name, body = _name(request), await body_of(request, self.proxy)
         known = await self._known()
         if "subject" in body or body.keys() <= _ONE_ACCOUNT:
             given = read_model(_Limits, body)
             _must_know(known, name)
             with _refusing():
-                change = set_limits(known, name, given.subject, (given.limit, given.soft), self._stamp(request, given.note))
+                change = set_limits(known, name, given.subject, (given.limit, given.soft), self._stamp(request, actor, given.note))
         else:
             new = read_model(_NewBudget, body)
             with _refusing():
-                change = set_budget(known, name, new, self._stamp(request, new.note))
+                change = set_budget(known, name, new, self._stamp(request, actor, new.note))
         await self._change(client, known, change)
 
     async def delete(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`DELETE /-/budgets/{name}`: take back what was set; with `?subject=` of one account only."""
-        self.control.authorise(request)
+        actor = await self.control.authorise(request, "operate")
         name, query = _name(request), query_of(request, "subject", "note")
         known = await self._known()
         subject, note = query.get("subject", ""), query.get("note", "")
         if "subject" in query and not subject:
             raise InvalidRequest("`subject` is empty. Leave it out to take back all that is set for the budget.")
         with _refusing(missing=True):
-            change = remove(known, name, subject, self._stamp(request, note))
+            change = remove(known, name, subject, self._stamp(request, actor, note))
         await self._change(client, known, change)
 
     async def more(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/budgets/{name}/raise`: a higher limit for a while."""
-        self.control.authorise(request)
+        actor = await self.control.authorise(request, "operate")
         name, given = _name(request), read_model(_Raise, await body_of(request, self.proxy))
         known = await self._known()
         _must_know(known, name)
@@ -170,30 +171,30 @@ class MoneyDesk:
         lasting_ns = None if given.lasting is None else int(given.lasting * 1e9)
         until_ns = _moment("until", given.until or "", now_ns, back=False) if lasting_ns is None else now_ns + lasting_ns
         with _refusing():
-            change = raise_limit(known, name, given.subject, (given.by, until_ns), self._stamp(request, given.note))
+            change = raise_limit(known, name, given.subject, (given.by, until_ns), self._stamp(request, actor, given.note))
         await self._change(client, known, change)
 
     async def suspects(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/budgets/suspects`: what was booked at the estimate because a process died, oldest first."""
-        self.control.authorise(request)
+        await self.control.authorise(request, "view")
         limit = _limit(query_of(request, "limit"))
         rows = await self._store.suspects(limit + 1)
         await client.answer(200, {}, dumps({"suspects": [suspect_row(row) for row in rows[:limit]], "more": len(rows) > limit}))
 
     async def resolve(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/budgets/suspects/{call}`: what it really cost, or that what was booked is right."""
-        self.control.authorise(request)
+        actor = await self.control.authorise(request, "operate")
         call_id, given = name_in(request, -1), read_model(_Cost, await body_of(request, self.proxy))
         if (given.cost is None) != given.as_booked:
             raise InvalidRequest("Say either `cost`, what it really cost in USD, or `as_booked`: true.")
-        author = self._stamp(request, "").author
+        author = self._stamp(request, actor, "").author
         if not await self._store.resolve(call_id, given.cost, author=author, now_ns=self._now_ns):
             raise UnknownUrl("There is no suspect of that id. `GET /-/budgets/suspects` lists them.")
         await client.answer(200, {}, dumps({"call": call_id, "resolved": True}))
 
     async def costs(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/costs`: what the ledger holds, grouped."""
-        self.control.authorise(request)
+        await self.control.authorise(request, "view")
         query = query_of(request, "by", "since", "until", "format", "limit")
         by, as_format = query.get("by", COST_GROUPS[0]), query.get("format", _FORMATS[0])
         if by not in COST_GROUPS:
@@ -226,8 +227,8 @@ class MoneyDesk:
         kept = await self._store.change(change)
         await client.answer(200, {}, dumps({"change": change_row(known, kept)}))
 
-    def _stamp(self, request: web.BaseRequest, note: str) -> Stamp:
-        return Stamp(author_of(request), self._now_ns, note)
+    def _stamp(self, request: web.BaseRequest, actor: Actor, note: str) -> Stamp:
+        return Stamp(author_of(request, actor), self._now_ns, note)
 
 
 def _must_know(known: Catalogue, name: str) -> None:

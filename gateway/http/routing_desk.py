@@ -51,7 +51,7 @@ class RoutingDesk:
 
     async def routes(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/routes`: every route with its targets, and how they are."""
-        self.control.authorise(request)
+        await self.control.authorise(request, "view")
         query_of(request)
         routes = self.proxy.snapshot.routes
         told = [self._row(route) for name, route in sorted(routes.items()) if name == route.name]
@@ -60,7 +60,7 @@ class RoutingDesk:
     async def plan(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/routes/{name}/plan`: the order in which a call would try the route's targets, and why; nothing is sent."""
         control, proxy = self.control, self.proxy
-        control.authorise(request)
+        await control.authorise(request, "view")
         try:
             asked = await with_principal(asked_of(query_of(request, *NAMES)), control.store.keys, control.clock.now_ns())
             told = await describe(proxy.routing, proxy.snapshot, name_in(request, 3), asked)
@@ -70,7 +70,7 @@ class RoutingDesk:
 
     async def breakers(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/breakers`: the breaker of every target; what was seen in its window is this process's own."""
-        self.control.authorise(request)
+        await self.control.authorise(request, "view")
         query_of(request)
         await client.answer(200, {}, dumps({"breakers": self.control.breakers.rows()}))
 
@@ -79,10 +79,10 @@ class RoutingDesk:
 
         The target stands in the body: it holds slashes, which proxies in between decode in paths as they like.
         """
-        self.control.authorise(request)
+        actor = await self.control.authorise(request, "operate")
         query_of(request)
         given = read_model(_Setting, await body_of(request, self.proxy))
-        author = author_of(request)
+        author = author_of(request, actor)
         try:
             check_text("note", given.note)
         except BudgetError as error:

@@ -15,12 +15,15 @@ from aiohttp.http import RawRequestMessage
 from gateway.answer import call_headers
 from gateway.clock import Ids
 from gateway.errors import CallError, ClientGone, InternalError, MethodNotAllowed, UnknownUrl
+from gateway.http.approval_endpoints import approval_endpoints
 from gateway.http.client import HttpClient
 from gateway.http.connection import SERVER, Connection, Doors, Limits
 from gateway.http.control import Control
 from gateway.http.data import BODY_METHODS, QUERY_METHODS, Handler, call_handler, models_handler, tool_handler, tools_handler
+from gateway.http.events import Events
 from gateway.http.money import MoneyDesk
 from gateway.http.routing_desk import RoutingDesk
+from gateway.http.sessions_desk import SessionsDesk
 from gateway.proxy import Proxy
 from gateway.telemetry import Telemetry
 from gateway.wire.problem import PROBLEM_TYPE, problem
@@ -50,7 +53,8 @@ class Surface:
         self._table["POST", "/-/reload"] = (control.reload, None)
         self._table["GET", "/tools"] = (tools_handler(proxy), None)
         named: dict[tuple[str, str], Handler] = {("GET", "/-/calls/{id}"): control.call, ("GET", "/-/calls/{id}/explain"): control.explain}
-        named |= {**MoneyDesk(proxy, control).endpoints, **RoutingDesk(proxy, control).endpoints}
+        named |= {**MoneyDesk(proxy, control).endpoints, **RoutingDesk(proxy, control).endpoints, **SessionsDesk(proxy, control).endpoints}
+        named |= {**approval_endpoints(proxy, control, ids), **Events(control).endpoints}
         self._table.update({at: (handler, None) for at, handler in named.items() if "{" not in at[1]})
         self._named = {at: handler for at, handler in named.items() if "{" in at[1]}
         self._proxy = proxy

@@ -16,8 +16,18 @@ _EVER: Final = -(2**63)
 
 
 def with_labels(known: Sequence[str], more: Iterable[str]) -> list[str]:
-    """The labels of a session with more of them. None is ever lost: once there are `MOST_LABELS`, no new one is taken."""
-    return list(dict.fromkeys([*known, *(text(label[:_LONGEST_LABEL]) for label in more)]))[:MOST_LABELS]
+    """The labels of a session with more of them. None is lost by it: once there are `MOST_LABELS`, no new one is taken."""
+    return list(dict.fromkeys([*known, *map(_stored, more)]))[:MOST_LABELS]
+
+
+def taken_off(known: Sequence[str], labels: Iterable[str]) -> list[str]:
+    """Those of a session's labels that are among these, in their order."""
+    gone = set(map(_stored, labels))
+    return [label for label in known if label in gone]
+
+
+def _stored(label: str) -> str:
+    return text(label[:_LONGEST_LABEL])
 
 
 def since_ns(query: SessionQuery, now_ns: int) -> int:

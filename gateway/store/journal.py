@@ -5,10 +5,13 @@ from typing import Any, Final
 
 from gateway.call import CallRecord
 from gateway.core.accounts import BudgetBook
+from gateway.core.approval import Result
 from gateway.core.budget import Granted, Need, Short
 from gateway.core.rate import Spent
 from gateway.errors import StoreError
+from gateway.store.approvals_protocol import Notify, Unclaimed, tell_nobody
 from gateway.store.bodies import pack
+from gateway.store.claims import can_take, end, link, take
 from gateway.store.database import Connection
 from gateway.store.library import sqlite3
 from gateway.store.protocol import NOTHING_BOOKED, Admitted, Booked, CallFilter, DecidedCall, Demand, DispatchIntent, Intent
@@ -66,6 +69,7 @@ class OpenCalls:
     def __init__(self) -> None:
         self.owner = 0
         self.till = Till()
+        self.notify: Notify = tell_nobody  # what is told of approvals, of steps that nobody asked for
         self.beat_ns = 0  # when this process last looked at the leases
         self.seqs: dict[str, int] = {}
         self.overdue: dict[tuple[int, int], int] = {}  # another process and its lease that is over: how often that was seen
@@ -95,8 +99,8 @@ _FREE: Final = Need(0)
 _NO_DEMAND: Final = Demand(BudgetBook(), {}, _FREE)
 
 
-class Begin(Job[Admitted | Short | Spent]):
-    """The intent of a call and of its first attempt, with its money set aside."""
+class Begin(Job[Admitted | Short | Spent | Unclaimed]):
+    """The intent of a call and of its first attempt, with its approval claimed and its money set aside."""
 
     __slots__ = ("_calls", "_intent", "_seq", "_trace", "_values")
 
@@ -113,13 +117,24 @@ class Begin(Job[Admitted | Short | Spent]):
         self._values = (*call_values(intent.record, intent.target), *pack(intent.request))
         self._trace = begin_trace(intent.record)
 
-    def apply(self, connection: Connection) -> Admitted | Short | Spent:
+    def apply(self, connection: Connection) -> Admitted | Short | Spent | Unclaimed:
         self._seq = 0  # a transaction before this one may have failed
-        record, till = self._intent.record, self._calls.till
-        asked = till.ask(connection, self._intent.demand or _NO_DEMAND, record.received_ns)
+        intent, till = self._intent, self._calls.till
+        record, claim = intent.record, intent.claim
+        unclaimed = Unclaimed(claim.ticket if claim is not None else "")
+        claims = claim is not None or bool(intent.grants)
+        if claims and not can_take(connection, intent):
+            return unclaimed
+        asked = till.ask(connection, intent.demand or _NO_DEMAND, record.received_ns)
         if isinstance(asked, Short | Spent):
             return asked
+        if claims:
+            if self._calls.seq(connection, record.id) is not None:  # before the first change, and not where it is written
+                raise _recorded(record.id)
+            if not take(connection, intent):
+                return unclaimed
         self._seq = _insert_call(connection, self._calls.owner, self._values)
+        link(connection, self._seq, record, claim)
         if self._trace is not None:
             write_trace(connection, self._seq, self._trace)
         if record.part_of:
@@ -170,15 +185,16 @@ class Enlarge(Job[Granted | Short]):
 
 
 class Finish(Job[Booked]):
-    """The end of a call: its outcome, its attempts, its answer, its bill."""
+    """The end of a call: its outcome, its attempts, its answer, its bill, and what came of its approval."""
 
-    __slots__ = ("_attempts", "_bill", "_calls", "_paths", "_plan", "_record", "_response", "_trace", "_values")
+    __slots__ = ("_attempts", "_bill", "_calls", "_paths", "_plan", "_record", "_response", "_result", "_trace", "_values")
 
-    def __init__(self, calls: OpenCalls, record: CallRecord, response: bytes | None) -> None:
+    def __init__(self, calls: OpenCalls, record: CallRecord, response: bytes | None, result: Result | None = None) -> None:
         super().__init__()
         self._calls = calls
         self._record = record
         self._response = response
+        self._result = result
         self._values: Values = ()
         self._attempts: list[Values] = []
         self._paths: list[Values] = []
@@ -211,6 +227,7 @@ class Finish(Job[Booked]):
         except sqlite3.IntegrityError as error:
             self._calls.seqs.pop(self._record.id, None)  # another process took this one for dead and closed the call
             self._calls.till.forget(self._record.id)
+            self._tell(connection, seq)  # what is known of an approved action counts, however late it is known
             raise _ended_before(self._record.id) from error
         for values in self._attempts:
             connection.execute(INSERT_ATTEMPT, (seq, *values))
@@ -220,6 +237,12 @@ class Finish(Job[Booked]):
             connection.execute(_INSERT_PLAN, (seq, *self._plan))
         if self._trace is not None:
             write_trace(connection, seq, self._trace)
+        link(connection, seq, self._record)
+        self._tell(connection, seq)
+
+    def _tell(self, connection: Connection, seq: int) -> None:
+        if self._record.approval_end:
+            end(connection, seq, self._record, result=self._result, notify=self._calls.notify)
 
 
 class Refuse(Finish):
@@ -252,14 +275,14 @@ class SqliteJournal:
         self._reader = reader
         self._calls = calls
 
-    async def begin(self, intent: Intent) -> Admitted | Short | Spent:
+    async def begin(self, intent: Intent) -> Admitted | Short | Spent | Unclaimed:
         return await self._writer.write(Begin(self._calls, intent))
 
     async def dispatch(self, intent: DispatchIntent) -> Granted | Short:
         return await self._writer.write(Dispatch(self._calls, intent))
 
-    async def finish(self, record: CallRecord, *, response: bytes | None) -> Booked:
-        return await self._writer.write(Finish(self._calls, record, response))
+    async def finish(self, record: CallRecord, *, response: bytes | None, result: Result | None = None) -> Booked:
+        return await self._writer.write(Finish(self._calls, record, response, result))
 
     async def refuse(self, record: CallRecord, *, request: bytes | None) -> None:
         await self._writer.write(Refuse(self._calls, record, request))
@@ -278,8 +301,12 @@ def _insert_call(connection: Connection, owner: int, values: Values) -> int:
     try:
         seq: int = connection.execute(_INSERT_CALL, (owner, *values)).lastrowid
     except sqlite3.IntegrityError as error:
-        raise StoreError(f"call {values[0]} was already recorded") from error
+        raise _recorded(str(values[0])) from error
     return seq
+
+
+def _recorded(call_id: str) -> StoreError:
+    return StoreError(f"call {call_id} was already recorded")
 
 
 def _unknown(call_id: str) -> StoreError:

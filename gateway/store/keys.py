@@ -12,8 +12,11 @@ from gateway.store.reader import Reader
 from gateway.store.writer import Do, Writer
 
 _COLUMNS: Final = "id, name, digest, team, org, roles, routes, created_ns, expires_ns, revoked_ns"
+_OWN: Final = "INSERT INTO key_owners (key, owner) VALUES (?, ?)"
 _INSERT: Final = f"INSERT INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - a constant
-_ALL: Final = f"SELECT {_COLUMNS} FROM keys ORDER BY created_ns, rowid"  # noqa: S608 - a constant
+_ALL: Final = (
+    f"SELECT {_COLUMNS}, owner FROM keys LEFT JOIN key_owners ON key_owners.key = keys.id "  # noqa: S608 - a constant
+    "ORDER BY created_ns, keys.rowid")
 _REVOKE: Final = "UPDATE keys SET revoked_ns = ? WHERE id = ? AND revoked_ns IS NULL"
 _REPLACE: Final = """
 UPDATE keys SET digest = ? WHERE id = ? AND revoked_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?)
@@ -57,10 +60,10 @@ def all_keys(connection: Connection) -> tuple[int, Sequence[StoredKey]]:
 
 
 def _key(row: Sequence[Any]) -> StoredKey:
-    key_id, name, digest, team, org, roles, routes, created_ns, expires_ns, revoked_ns = row
+    key_id, name, digest, team, org, roles, routes, created_ns, expires_ns, revoked_ns, owner = row
     return StoredKey(
         key_id, name, digest, team, org, tuple(json.loads(roles)), tuple(json.loads(routes)),
-        created_ns=created_ns, expires_ns=expires_ns, revoked_ns=revoked_ns,
+        created_ns=created_ns, expires_ns=expires_ns, revoked_ns=revoked_ns, owner=owner or "",
     )
 
 
@@ -78,6 +81,8 @@ def _create(connection: Connection, key: StoredKey) -> None:
         connection.execute(_INSERT, values)
     except sqlite3.IntegrityError as error:
         raise StoreError(f"there is a key {key.id} already") from error
+    if key.owner:
+        connection.execute(_OWN, (key.id, key.owner))
     connection.execute(_CHANGED)
 
 

@@ -1,4 +1,4 @@
-"""Who is alive: each process holds a lease, and the open calls of one whose lease is over are closed as `interrupted`, money included.
+"""Who is alive: each process holds a lease; the open calls of one whose lease is over are closed as `interrupted`, money and approval too.
 
 Everything runs inside the writer's transactions, so several processes may sweep at once and each call is closed exactly once.
 """
@@ -7,13 +7,13 @@ from typing import Final
 
 from gateway.store.answers import MOST_SPEND_NUSD
 from gateway.store.bodies import pack
+from gateway.store.claims import abandon
 from gateway.store.database import Connection
 from gateway.store.journal import INSERT_ATTEMPT, INSERT_OUTCOME, OpenCalls
 from gateway.store.rates_sql import prune_rates
 from gateway.store.reads import pending_attempts
 from gateway.store.rows import DISPATCH_COLUMNS, interrupted_attempt, interrupted_outcome
 from gateway.store.session_sql import sweep_turns
-from gateway.store.till import Till
 from gateway.store.writer import Job
 
 SIGHTINGS: Final = 3
@@ -51,13 +51,13 @@ class Join(Job[int]):
         closed = 0
         former = connection.execute("SELECT id, floor FROM owners WHERE name = ?", (self._name,)).fetchone()
         if former is not None:
-            closed = _close_open(connection, self._calls.till, *former, now_ns=self._now_ns)
+            closed = _close_open(connection, self._calls, *former, now_ns=self._now_ns)
             connection.execute("DELETE FROM owners WHERE id = ?", (former[0],))
         self._owner = connection.execute(
             "INSERT INTO owners (name, started_ns, lease_ns, floor) VALUES (?, ?, ?, ?)",
             (self._name, self._now_ns, self._now_ns + FIRST_LEASE_NS, _next_seq(connection)),
         ).lastrowid
-        return closed + _sweep(connection, self._calls.till, self._owner, None, now_ns=self._now_ns)
+        return closed + _sweep(connection, self._calls, self._owner, None, now_ns=self._now_ns)
 
     def committed(self) -> None:
         self._calls.owner = self._owner
@@ -86,7 +86,7 @@ class Extend(Job[int]):
             return 0
         sweep_turns(connection, now_ns=self._now_ns)
         prune_rates(connection, self._now_ns)
-        return _sweep(connection, calls.till, calls.owner, calls.overdue, now_ns=self._now_ns)
+        return _sweep(connection, calls, calls.owner, calls.overdue, now_ns=self._now_ns)
 
     def committed(self) -> None:
         self._calls.beat_ns = self._now_ns
@@ -113,7 +113,7 @@ def _next_seq(connection: Connection) -> int:
     return latest + 1
 
 
-def _sweep(connection: Connection, till: Till, owner: int, overdue: dict[tuple[int, int], int] | None, *, now_ns: int) -> int:
+def _sweep(connection: Connection, calls: OpenCalls, owner: int, overdue: dict[tuple[int, int], int] | None, *, now_ns: int) -> int:
     """Close the open calls of owners whose lease is over: how many there were.
 
     Leases are wall time, and wall time jumps. So a running process believes that another is dead only when it has found the same
@@ -127,7 +127,7 @@ def _sweep(connection: Connection, till: Till, owner: int, overdue: dict[tuple[i
         overdue.update({(each, lease): seen[each] for each, _floor, lease in late})
         late = [row for row in late if seen[row[0]] >= SIGHTINGS or row[2] == _GIVEN_UP]
     for dead_owner, floor, lease in late:
-        closed += _close_open(connection, till, dead_owner, floor, now_ns=now_ns)
+        closed += _close_open(connection, calls, dead_owner, floor, now_ns=now_ns)
         if lease < now_ns - _FORGET_AFTER_NS:
             connection.execute("DELETE FROM owners WHERE id = ?", (dead_owner,))
         else:
@@ -135,20 +135,24 @@ def _sweep(connection: Connection, till: Till, owner: int, overdue: dict[tuple[i
     return closed
 
 
-def _close_open(connection: Connection, till: Till, owner: int, floor: int, *, now_ns: int) -> int:
+def _close_open(connection: Connection, calls: OpenCalls, owner: int, floor: int, *, now_ns: int) -> int:
     seqs = [row[0] for row in connection.execute(_OPEN, (owner, floor)).fetchall()]
     for seq in seqs:
-        _interrupt(connection, till, seq, now_ns=now_ns)
+        _interrupt(connection, calls, seq, now_ns=now_ns)
     return len(seqs)
 
 
-def _interrupt(connection: Connection, till: Till, seq: int, *, now_ns: int) -> None:
-    """Close a call. What was set aside for it is booked with the last attempt that may have been sent: nobody knows what it cost."""
+def _interrupt(connection: Connection, calls: OpenCalls, seq: int, *, now_ns: int) -> None:
+    """Close a call. What was set aside for it is booked with the last attempt that may have been sent: nobody knows what it cost.
+
+    The approval that it was made under is returned, has failed or is unknown, as the contract of what was sent has it.
+    """
     intents = [tuple(row[name] for name in DISPATCH_COLUMNS) for row in pending_attempts(connection, seq)]
-    cost_nusd = till.recover(connection, seq, intents[-1][:3] if intents else None, now_ns)
+    cost_nusd = calls.till.recover(connection, seq, intents[-1][:3] if intents else None, now_ns)
     connection.execute(INSERT_OUTCOME, (seq, *interrupted_outcome(now_ns=now_ns, cost_nusd=cost_nusd), *pack(None)))
     for intent in intents:
         cost = cost_nusd if intent is intents[-1] else None
         connection.execute(INSERT_ATTEMPT, (seq, *interrupted_attempt(intent, now_ns=now_ns, cost_nusd=cost)))
     if cost_nusd:
         connection.execute(_ADD_COST, (cost_nusd, MOST_SPEND_NUSD, seq))
+    abandon(connection, seq, now_ns=now_ns, notify=calls.notify)

@@ -6,12 +6,18 @@ from typing import Any, Final
 
 from gateway.call import CallRecord, Target
 from gateway.core.accounts import BudgetBook
+from gateway.core.approval import Result
 from gateway.core.budget import Granted, Need, Short
 from gateway.core.rate import Spent
 from gateway.errors import StoreError
+from gateway.store.approvals_protocol import Approvals, Outbox, People, SessionDesk, Unclaimed
 from gateway.store.bodies import pack
+from gateway.store.memory_approvals import MemoryApprovals
 from gateway.store.memory_breakers import MemoryBreakers
 from gateway.store.memory_budgets import MemoryBudgets
+from gateway.store.memory_outbox import MemoryOutbox
+from gateway.store.memory_people import MemoryPeople
+from gateway.store.memory_session_desk import MemorySessionDesk
 from gateway.store.memory_sessions import MemoryBundles, MemorySessions
 from gateway.store.protocol import (
     Admitted,
@@ -62,17 +68,21 @@ _NO_DEMAND: Final = Demand(BudgetBook(), {}, _FREE)
 class MemoryJournal:
     """`Journal` in a dict, in order of arrival. Every verb is done before it first awaits, so none is seen half done."""
 
-    def __init__(self, keys: "MemoryKeys", sessions: MemorySessions, budgets: MemoryBudgets) -> None:
+    def __init__(self, keys: "MemoryKeys", sessions: MemorySessions, budgets: MemoryBudgets, approvals: MemoryApprovals) -> None:
         self._entries: dict[str, CallRows] = {}
         self._keys = keys
         self._sessions = sessions
         self._budgets = budgets
+        self._approvals = approvals
 
-    async def begin(self, intent: Intent) -> Admitted | Short | Spent:
+    async def begin(self, intent: Intent) -> Admitted | Short | Spent | Unclaimed:
         record = intent.record
         self._expect_new(record.id)
+        if not self._approvals.can_take(intent):
+            return Unclaimed(intent.claim.ticket if intent.claim is not None else "")
         answer = self._budgets.reserve(record.id, intent.demand or _NO_DEMAND, record.received_ns)
         if isinstance(answer, Admitted):
+            self._approvals.take(intent)
             entry = self._add(record, intent.target, intent.request)
             self._leave(entry, begin_trace(record))
         return answer
@@ -86,9 +96,10 @@ class MemoryJournal:
             entry.pending = [*entry.pending, _row(DISPATCH_COLUMNS, dispatch_values(intent))]
         return answer
 
-    async def finish(self, record: CallRecord, *, response: bytes | None) -> Booked:
+    async def finish(self, record: CallRecord, *, response: bytes | None, result: Result | None = None) -> Booked:
         entry = self._open(record.id)
         self._end(entry, record, response)
+        self._approvals.end(record, result)
         self._leave(entry, finish_trace(record))
         return self._budgets.settle(record)
 
@@ -99,6 +110,7 @@ class MemoryJournal:
         self._leave(entry, refusal_trace(record))
 
     def _end(self, entry: CallRows, record: CallRecord, response: bytes | None) -> None:
+        self._approvals.note(record)
         encoding, data = pack(response)
         entry.attempts = [_row(ATTEMPT_COLUMNS, attempt_values(attempt)) for attempt in record.attempts]
         entry.paths = [_row(PATH_COLUMNS, values) for values in paths_of(record)]
@@ -118,8 +130,9 @@ class MemoryJournal:
     async def calls(self, wanted: CallFilter) -> Sequence[Mapping[str, Any]]:
         rows = []
         for call_id in self._page(wanted):
-            row = _listed(self._entries[call_id])
-            if all(want is None or (row[name] or "") == want for name, want in _conditions(wanted)):  # '' is absence, as in SQLite
+            row = _listed(self._linked(self._entries[call_id]))
+            if self._of(call_id, wanted.approval) and all(  # '' is absence, as in SQLite
+                    want is None or (row[name] or "") == want for name, want in _conditions(wanted)):
                 rows.append(row)
         return rows[:max(wanted.limit, 0)]
 
@@ -128,7 +141,7 @@ class MemoryJournal:
         if entry is None:
             return None
         parts = [each.call["id"] for each in self._entries.values() if each.part_of == call_id]
-        return detail_json(replace(entry, parts=parts))
+        return detail_json(replace(self._linked(entry), parts=parts))
 
     async def decided(self, since_ns: int, after: str | None, limit: int) -> Sequence[DecidedCall]:
         page: list[DecidedCall] = []
@@ -151,6 +164,15 @@ class MemoryJournal:
             "verdicts": entry.verdicts["verdicts"] if entry.verdicts else "",
             "roles": json_text(key.roles) if key else None, "routes": json_text(key.routes) if key else None,
         }
+
+    def _linked(self, entry: CallRows) -> CallRows:
+        """With the approval that the call was made under, or waited for."""
+        links = self._approvals.links.get(entry.call["id"], {})
+        return replace(entry, approval=max(links, key=lambda each: (links[each], each), default=""))
+
+    def _of(self, call_id: str, approval: str | None) -> bool:
+        links = self._approvals.links.get(call_id, {})
+        return approval is None or (approval in links if approval else not links)
 
     def _page(self, wanted: CallFilter) -> Sequence[str]:
         """Ids newest first, between `after` and `before`; none where either is unknown."""
@@ -229,17 +251,27 @@ class MemoryStore:
     budgets: Budgets
     breakers: Breakers
     bundles: Bundles
+    approvals: Approvals
+    outbox: Outbox
+    people: People
+    session_desk: SessionDesk
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
         keys, sessions, budgets = MemoryKeys(), MemorySessions(), MemoryBudgets()
-        self.journal = MemoryJournal(keys, sessions, budgets)
+        outbox = MemoryOutbox()
+        approvals = MemoryApprovals(outbox)
+        self.journal = MemoryJournal(keys, sessions, budgets, approvals)
+        self.approvals = approvals
+        self.outbox = outbox
         self.keys = keys
         self.sessions = sessions
         self.budgets = budgets
         self._rates = budgets.rates
         self.breakers = MemoryBreakers()
         self.bundles = MemoryBundles()
+        self.people = MemoryPeople()
+        self.session_desk = MemorySessionDesk(sessions, keys, approvals)
 
     def __repr__(self) -> str:
         return f"MemoryStore(owner={self._owner!r})"

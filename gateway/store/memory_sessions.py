@@ -5,18 +5,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.session import SessionFacts, SessionKey, SessionQuery
-from gateway.store.answers import MOST_SPEND_NUSD, last_use, since_ns, tool_reply, total, with_labels
+from gateway.store.answers import MOST_SPEND_NUSD, last_use, since_ns, taken_off, tool_reply, total, with_labels
 from gateway.store.rows import CallRows, Row, body_text, text
+from gateway.store.session_rows import UNLABELLED, unlabelled
 from gateway.store.traces import HTTP, MODEL, USE_VALUES, Trace
 from gateway.wire.tool_calls import parsed_result
 
 
 @dataclass(slots=True)
-class _Session:
+class MemorySession:
+    """What calls have left of a session."""
+
     created_ns: int
     calls: int = 0
     spend_nusd: int = 0
     labels: list[str] = field(default_factory=list)
+    last_ns: int = 0
+    rows: list[CallRows] = field(default_factory=list)  # of its calls
     uses: list[tuple[CallRows, Row]] = field(default_factory=list)  # with their calls, in the order they were written
 
 
@@ -24,7 +29,10 @@ class MemorySessions:
     """`Sessions` in dicts. The journal hands over what each call leaves."""
 
     def __init__(self) -> None:
-        self._sessions: dict[SessionKey, _Session] = {}
+        self.known: dict[SessionKey, MemorySession] = {}
+        self.facts_of: dict[SessionKey, dict[str, dict[str, Any]]] = {}  # as `SessionDesk.facts` has them
+        self.events: list[tuple[SessionKey, int, str, str, dict[str, Any]]] = []  # what happened beside calls: when, kind, author, detail
+        self.links: dict[tuple[str, str], str] = {}
         self._released: dict[tuple[str, str], bool] = {}
         self._proposed: dict[tuple[SessionKey, str], str] = {}  # the id of the latest call that was given a tool call of this id
         self._results: dict[tuple[str, str], str] = {}  # by the id of the call that was given the tool call, and the tool call's
@@ -40,10 +48,15 @@ class MemorySessions:
         if trace.session is None:
             return
         if trace.calls is not None:
-            self._sessions.setdefault(trace.session, _Session(trace.received_ns)).calls += trace.calls
-        session = self._sessions[trace.session]
+            opened = self.known.setdefault(trace.session, MemorySession(trace.received_ns))
+            opened.calls += trace.calls
+            opened.last_ns = max(opened.last_ns, trace.received_ns)
+            opened.rows.append(rows)
+        session = self.known[trace.session]
         session.spend_nusd = min(session.spend_nusd + trace.cost_nusd, MOST_SPEND_NUSD)
-        session.labels = with_labels(session.labels, trace.labels)
+        self._change_labels(session, trace)
+        if trace.answer_id:
+            self.links[trace.principal, text(trace.answer_id)] = trace.session.id
         for use_id, said in trace.results:
             proposed = self._proposed.get((trace.session, use_id))
             if proposed is not None:
@@ -53,14 +66,25 @@ class MemorySessions:
             if use["via"] == MODEL and use["released"]:
                 self._proposed[trace.session, use["tool_call_id"]] = rows.call["id"]
 
-    async def facts(self, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int) -> SessionFacts:
-        session = self._sessions.get(_stored(key), _Session(now_ns))
+    def _change_labels(self, session: MemorySession, trace: Trace) -> None:
+        gone = taken_off(session.labels, trace.unlabels)
+        session.labels = with_labels([label for label in session.labels if label not in gone], trace.labels)
+        lost = [label for label in gone if label not in session.labels]
+        if lost and trace.session is not None:
+            self.events.append((trace.session, trace.received_ns, UNLABELLED, "", unlabelled(lost, trace.call_id)))
+
+    async def facts(
+        self, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int, with_facts: bool = False,
+    ) -> SessionFacts:
+        session = self.known.get(_stored(key), MemorySession(now_ns))
         answers = dict(answer for query in queries for answer in self._answer(session, query, now_ns))
         age_s = max(0, now_ns - session.created_ns) / 1e9
-        return SessionFacts(age_s, tuple(session.labels), session.calls, session.spend_nusd, answers)
+        put = self.facts_of.get(_stored(key), {}) if with_facts else {}
+        facts = {name: put[name]["value"] for name in sorted(put)}
+        return SessionFacts(age_s, tuple(session.labels), session.calls, session.spend_nusd, answers, facts)
 
     async def in_flight(self, key: SessionKey, tools: frozenset[str]) -> bool:
-        session = self._sessions.get(_stored(key))
+        session = self.known.get(_stored(key))
         return session is not None and any(
             use["via"] == HTTP and use["released"] and use["name"] in tools and rows.outcome is None for rows, use in session.uses)
 
@@ -79,7 +103,7 @@ class MemorySessions:
         if self._turns.get(_stored(key), ("", 0))[0] == holder:
             del self._turns[_stored(key)]
 
-    def _answer(self, session: _Session, query: SessionQuery, now_ns: int) -> list[tuple[SessionQuery, Any]]:
+    def _answer(self, session: MemorySession, query: SessionQuery, now_ns: int) -> list[tuple[SessionQuery, Any]]:
         found = list(_counted(session, query, now_ns))
         match query.function:
             case "called":
@@ -116,7 +140,7 @@ class MemoryBundles:
         return self._contents.get(digest)
 
 
-def _counted(session: _Session, query: SessionQuery, now_ns: int) -> Iterator[tuple[CallRows, Row]]:
+def _counted(session: MemorySession, query: SessionQuery, now_ns: int) -> Iterator[tuple[CallRows, Row]]:
     """The uses that count, the latest first."""
     for rows, use in reversed(session.uses):
         if use["name"] != query.tool or not use["released"] or use["at_ns"] < since_ns(query, now_ns):

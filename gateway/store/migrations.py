@@ -6,11 +6,12 @@ of the four is ever updated. Text is never NULL (absent is ''); a number is NULL
 A migration makes tables and touches none that may be large: adding a column to a STRICT table, or an index, reads all of it.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 APPLICATION_ID: Final = 0x4C4B4754  # "LKGT", what `file` and `PRAGMA application_id` show
 
 _USAGE = """
@@ -186,29 +187,158 @@ _SCHEMA_4: Final = (
     "PRAGMA user_version = 4",
 )
 
+# Approvals, the people who decide, and what they say of sessions. `approvals` is what its votes and events amount to, kept because every
+# presentation of an action looks it up; `doctor` adds them up again.
+_SCHEMA_5: Final = (
+    """CREATE TABLE approvals (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, mode TEXT NOT NULL, state TEXT NOT NULL,
+    digest TEXT NOT NULL, presented TEXT NOT NULL, shape TEXT NOT NULL,
+    principal TEXT NOT NULL, principal_name TEXT NOT NULL, team TEXT NOT NULL, on_behalf_of TEXT NOT NULL, owner TEXT NOT NULL,
+    route TEXT NOT NULL, tool TEXT NOT NULL, session TEXT NOT NULL, call_id TEXT NOT NULL,
+    rule TEXT NOT NULL, message TEXT NOT NULL,
+    demands TEXT NOT NULL,                -- JSON
+    effect TEXT NOT NULL, irreversible INTEGER NOT NULL, on_disconnect TEXT NOT NULL, notify TEXT NOT NULL, -- JSON
+    patience_ns INTEGER NOT NULL, unexpired_ns INTEGER NOT NULL,
+    created_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL, decided_ns INTEGER, ended_ns INTEGER, delivered_ns INTEGER,
+    fence INTEGER NOT NULL, executed_by TEXT NOT NULL, reason TEXT NOT NULL,
+    edited_from TEXT NOT NULL, replaced_by TEXT NOT NULL, patch TEXT NOT NULL, -- JSON, '' for none
+    changed INTEGER NOT NULL,             -- `approvals_generation` when it was written
+    shown TEXT NOT NULL, origin TEXT NOT NULL, -- JSON: the action as people see it, and what a call needs beside its body
+    encoding TEXT NOT NULL, body BLOB NOT NULL
+) STRICT""",
+    "CREATE INDEX approvals_presented ON approvals (principal, presented, created_ns)",
+    # Whatever the code does, a caller's action has one approval of which something may still come.
+    "CREATE UNIQUE INDEX approvals_open ON approvals (principal, presented) WHERE state IN ('pending', 'approved', 'executing', 'unknown')",
+    "CREATE INDEX approvals_edited ON approvals (principal, digest, created_ns) WHERE digest != presented",
+    "CREATE INDEX approvals_due ON approvals (expires_ns) WHERE state IN ('pending', 'approved')",
+    "CREATE INDEX approvals_by_state ON approvals (state, created_ns, id)",
+    "CREATE INDEX approvals_by_time ON approvals (created_ns, id)",
+    "CREATE INDEX approvals_by_change ON approvals (changed)",
+    "CREATE INDEX approvals_by_session ON approvals (principal, session, created_ns) WHERE session != ''",
+    "CREATE INDEX approvals_by_call ON approvals (call_id)",
+    """CREATE TABLE approval_votes (           -- append-only
+    ticket TEXT NOT NULL REFERENCES approvals(id), person TEXT NOT NULL, n INTEGER NOT NULL,
+    at_ns INTEGER NOT NULL, verdict TEXT NOT NULL, digest TEXT NOT NULL, comment TEXT NOT NULL,
+    voter TEXT NOT NULL, places TEXT NOT NULL, -- JSON
+    PRIMARY KEY (ticket, person)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE approval_events (          -- append-only
+    id INTEGER PRIMARY KEY, ticket TEXT NOT NULL REFERENCES approvals(id),
+    at_ns INTEGER NOT NULL, event TEXT NOT NULL, state TEXT NOT NULL, fence INTEGER NOT NULL,
+    author TEXT NOT NULL, reason TEXT NOT NULL, call_id TEXT NOT NULL
+) STRICT""",
+    "CREATE INDEX approval_events_by_ticket ON approval_events (ticket, id)",
+    """CREATE TABLE approval_results (
+    ticket TEXT PRIMARY KEY REFERENCES approvals(id), at_ns INTEGER NOT NULL,
+    status INTEGER NOT NULL, content_type TEXT NOT NULL, headers TEXT NOT NULL, encoding TEXT NOT NULL, body BLOB NOT NULL
+) STRICT""",
+    "CREATE INDEX approval_results_by_time ON approval_results (at_ns)",
+    """CREATE TABLE kept_answers (
+    principal TEXT NOT NULL, presented TEXT NOT NULL, call_id TEXT NOT NULL, at_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL,
+    encoding TEXT NOT NULL, reply BLOB NOT NULL,
+    PRIMARY KEY (principal, presented)
+) STRICT""",
+    "CREATE INDEX kept_answers_by_end ON kept_answers (expires_ns)",
+    # Which approval a call was made under, or waits for, and which grants it has used.
+    """CREATE TABLE call_approvals (
+    seq INTEGER NOT NULL REFERENCES calls(seq), ticket TEXT NOT NULL, fence INTEGER NOT NULL, -- 0: it waited for it
+    PRIMARY KEY (seq, ticket)
+) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX call_approvals_by_ticket ON call_approvals (ticket)",
+    "CREATE UNIQUE INDEX call_approvals_claims ON call_approvals (ticket, fence) WHERE fence > 0",  # a claim is one call's
+    """CREATE TABLE grants (
+    id TEXT PRIMARY KEY, rule TEXT NOT NULL, principal TEXT NOT NULL, session TEXT NOT NULL, tool TEXT NOT NULL, condition TEXT NOT NULL,
+    author TEXT NOT NULL, ticket TEXT NOT NULL, note TEXT NOT NULL,
+    created_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL,
+    given INTEGER, uses INTEGER,          -- how often it may be used, and how often still; NULL: any number of times
+    revoked_ns INTEGER, revoked_by TEXT NOT NULL
+) STRICT""",
+    "CREATE INDEX grants_by_rule ON grants (rule, principal)",
+    """CREATE TABLE grant_uses (              -- append-only
+    id INTEGER PRIMARY KEY, grant_id TEXT NOT NULL REFERENCES grants(id), call_id TEXT NOT NULL, at_ns INTEGER NOT NULL
+) STRICT""",
+    "CREATE INDEX grant_uses_by_grant ON grant_uses (grant_id)",
+    "CREATE INDEX grant_uses_by_call ON grant_uses (call_id)",
+    """CREATE TABLE outbox (
+    id TEXT PRIMARY KEY, channel TEXT NOT NULL, kind TEXT NOT NULL, ticket TEXT NOT NULL, body TEXT NOT NULL, -- JSON
+    due_ns INTEGER NOT NULL, holder TEXT NOT NULL, until_ns INTEGER NOT NULL, attempts INTEGER NOT NULL,
+    done_ns INTEGER, dead INTEGER NOT NULL, error TEXT NOT NULL
+) STRICT""",
+    "CREATE INDEX outbox_due ON outbox (due_ns) WHERE done_ns IS NULL AND dead = 0",
+    """CREATE TABLE people (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, permission TEXT NOT NULL, roles TEXT NOT NULL, teams TEXT NOT NULL, email TEXT NOT NULL,
+    password TEXT NOT NULL, token BLOB NOT NULL, subject TEXT NOT NULL,
+    created_ns INTEGER NOT NULL, disabled_ns INTEGER
+) STRICT""",
+    "CREATE UNIQUE INDEX people_by_token ON people (token) WHERE token != x''",
+    "CREATE UNIQUE INDEX people_by_subject ON people (subject) WHERE subject != ''",
+    """CREATE TABLE people_events (            -- append-only
+    n INTEGER PRIMARY KEY, person TEXT NOT NULL, at_ns INTEGER NOT NULL, what TEXT NOT NULL, author TEXT NOT NULL, detail TEXT NOT NULL
+) STRICT""",
+    "CREATE INDEX people_events_by_person ON people_events (person, n)",
+    """CREATE TABLE login_attempts (           -- `name` is a digest: who mistypes puts a password where a name belongs
+    name BLOB PRIMARY KEY, tries INTEGER NOT NULL, at_ns INTEGER NOT NULL, locked_ns INTEGER
+) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX login_attempts_by_time ON login_attempts (at_ns)",
+    """CREATE TABLE logins (
+    id BLOB PRIMARY KEY, person TEXT NOT NULL, method TEXT NOT NULL, csrf TEXT NOT NULL,
+    created_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, roles TEXT, teams TEXT -- JSON
+) STRICT""",
+    "CREATE INDEX logins_by_person ON logins (person, created_ns)",
+    "CREATE INDEX logins_by_end ON logins (expires_ns)",
+    # Whose a virtual key is: they may not approve what it asks for.
+    "CREATE TABLE key_owners (key TEXT PRIMARY KEY REFERENCES keys(id), owner TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    """CREATE TABLE session_states (
+    principal TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL, author TEXT NOT NULL, note TEXT NOT NULL,
+    at_ns INTEGER NOT NULL, generation INTEGER NOT NULL,
+    PRIMARY KEY (principal, id)
+) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX session_states_by_change ON session_states (generation)",
+    # Its calls in order of time, for the timeline: an index on `calls` would be read into being over every call that ever was.
+    """CREATE TABLE session_calls (
+    principal TEXT NOT NULL, id TEXT NOT NULL, at_ns INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (principal, id, at_ns, seq)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE session_facts (
+    principal TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, -- JSON
+    version INTEGER NOT NULL, author TEXT NOT NULL, at_ns INTEGER NOT NULL,
+    PRIMARY KEY (principal, id, name)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE session_events (           -- append-only
+    n INTEGER PRIMARY KEY, principal TEXT NOT NULL, id TEXT NOT NULL, at_ns INTEGER NOT NULL,
+    kind TEXT NOT NULL, author TEXT NOT NULL, detail TEXT NOT NULL -- JSON
+) STRICT""",
+    "CREATE INDEX session_events_by_session ON session_events (principal, id, at_ns)",
+    """CREATE TABLE session_links (
+    principal TEXT NOT NULL, answer_id TEXT NOT NULL, session TEXT NOT NULL, at_ns INTEGER NOT NULL,
+    PRIMARY KEY (principal, answer_id)
+) STRICT, WITHOUT ROWID""",
+    "INSERT INTO counters VALUES ('approvals_generation', 0)",
+    "INSERT INTO counters VALUES ('sessions_generation', 0)",
+    "PRAGMA user_version = 5",
+)
+
+
+_STEPS: Final = (
+    ("0001_journal_and_keys", _SCHEMA_1),
+    ("0002_sessions_and_verdicts", _SCHEMA_2),
+    ("0003_money_and_rates", _SCHEMA_3),
+    ("0004_routing", _SCHEMA_4),
+    ("0005_approvals_people_sessions", _SCHEMA_5),
+)
+
 
 def migrations() -> Migrations:
     """Every migration in order. `sqlite-utils migrate` shows them; only a gateway or `lockgate keys` applies them."""
     steps = Migrations("lockgate")
-
-    @steps(name="0001_journal_and_keys")
-    def journal_and_keys(db: Database) -> None:
-        for statement in _SCHEMA_1:
-            db.conn.execute(statement)
-
-    @steps(name="0002_sessions_and_verdicts")
-    def sessions_and_verdicts(db: Database) -> None:
-        for statement in _SCHEMA_2:
-            db.conn.execute(statement)
-
-    @steps(name="0003_money_and_rates")
-    def money_and_rates(db: Database) -> None:
-        for statement in _SCHEMA_3:
-            db.conn.execute(statement)
-
-    @steps(name="0004_routing")
-    def routing(db: Database) -> None:
-        for statement in _SCHEMA_4:
-            db.conn.execute(statement)
-
+    for name, statements in _STEPS:
+        steps(name=name)(_applied(statements))
     return steps
+
+
+def _applied(statements: Iterable[str]) -> Callable[[Database], None]:
+    def apply(db: Database) -> None:
+        for statement in statements:
+            db.conn.execute(statement)
+
+    return apply

@@ -5,14 +5,18 @@ Memory and SQLite implement it and pass one conformance suite (`conformance.py` 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.call import CallRecord, JsonObject, Origin, Outcome, Principal, Target
 from gateway.core.accounts import Account, BudgetBook, Change, Subjects
+from gateway.core.approval import Result
 from gateway.core.breaker import Breaker, Step
 from gateway.core.budget import Balance, Granted, Need, Short
 from gateway.core.rate import Spent, Take
 from gateway.session import SessionFacts, SessionKey, SessionQuery
+from gateway.store.approvals_protocol import Approvals, Claim, Outbox, People, SessionDesk, Unclaimed
+
+END_OF_TIME: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,18 @@ class Intent:
     """What is on disk before the first byte leaves: who, what was decided, and where attempt 1 goes.
 
     `record` is the call as known before dispatch (its outcome fields are not yet meaningful and are not stored).
-    `request` is the body to store, already reduced to what `journal.bodies` allows, or None.
+    `request` is the body to store, already reduced to what `journal.bodies` allows, or None. `claim` is the approval that the call is made
+    under, `grants` are the ids of those that let it go on: they are taken in the same step, as they are at `now_ns`; who does not say when
+    that is gets none.
     """
 
     record: CallRecord
     target: Target
     request: bytes | None
     demand: "Demand | None" = None
+    claim: Claim | None = None
+    grants: tuple[str, ...] = ()
+    now_ns: int = END_OF_TIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +114,15 @@ class StoredKey:
     created_ns: int = 0
     expires_ns: int | None = None
     revoked_ns: int | None = None
+    owner: str = ""  # the account of the person whose key it is
 
 
 @dataclass(frozen=True, slots=True)
 class CallFilter:
     """Which calls to list: newest first, `limit` at most; `before` is a call id to page from; empty fields do not filter.
 
-    `part_of` is the id of a call: those that were made for it. The empty text means, as in the others, those that have none.
+    `part_of` is the id of a call: those that were made for it; `approval` that of an approval: those that waited for it or were made under
+    it. The empty text means, as in the others, those that have none.
     """
 
     limit: int = 20
@@ -125,6 +136,7 @@ class CallFilter:
     code: str | None = None
     team: str | None = None
     part_of: str | None = None
+    approval: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +169,21 @@ class DecidedCall:
 class Journal(Protocol):
     """The durable record of calls, in order. Every verb returns only after the transaction is on disk."""
 
-    async def begin(self, intent: Intent) -> Admitted | Short | Spent:
-        """Record a call and its first attempt's intent, set its money aside, take its rates; where one of them is short, nothing of it."""
+    async def begin(self, intent: Intent) -> Admitted | Short | Spent | Unclaimed:
+        """Record a call and its first attempt's intent, take its approval and its grants, set its money aside, take its rates; where one
+        of them cannot be taken or is short, nothing of it.
+        """
         ...
 
     async def dispatch(self, intent: DispatchIntent) -> Granted | Short:
         """Record a further attempt's intent, with its money set aside; where that is short, neither."""
         ...
 
-    async def finish(self, record: CallRecord, *, response: bytes | None) -> Booked:
+    async def finish(self, record: CallRecord, *, response: bytes | None, result: Result | None = None) -> Booked:
         """Record the outcome, every attempt's end and cost, and the response body; the reservation is resolved by the attempts' costs.
 
-        Once per call: a second finish is refused.
+        `record.approval_end` happens to the approval that the call has claimed, with `result` kept for its caller; where it cannot happen
+        any more, because others took this process for dead, it is left out. Once per call: a second finish is refused.
         """
         ...
 
@@ -219,8 +234,10 @@ class Keys(Protocol):
 class Sessions(Protocol):
     """What is on record of sessions. Each belongs to the principal that opened it."""
 
-    async def facts(self, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int) -> SessionFacts:
-        """What is known of a session, and the answers to `queries`. An unknown session has begun now."""
+    async def facts(
+        self, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int, with_facts: bool = False,
+    ) -> SessionFacts:
+        """What is known of a session, and the answers to `queries`; with `with_facts` what was put there. An unknown one has begun now."""
         ...
 
     async def in_flight(self, key: SessionKey, tools: frozenset[str]) -> bool:
@@ -335,6 +352,10 @@ class Store(Protocol):
     budgets: Budgets
     breakers: Breakers
     bundles: Bundles
+    approvals: Approvals
+    outbox: Outbox
+    people: People
+    session_desk: SessionDesk
 
     async def start(self, *, now_ns: int) -> None:
         """Open, migrate, register this owner. Raises `StoreError` with what to do."""

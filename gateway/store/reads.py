@@ -35,9 +35,12 @@ _ATTEMPT_COUNT: Final = """
 CASE WHEN outcomes.seq IS NOT NULL OR provider = '' THEN (SELECT count(*) FROM attempts WHERE attempts.seq = calls.seq)
     ELSE 1 + (SELECT count(*) FROM dispatches WHERE dispatches.seq = calls.seq) END
 """
+_APPROVAL: Final = """
+coalesce((SELECT ticket FROM call_approvals WHERE call_approvals.seq = calls.seq ORDER BY fence DESC, ticket DESC LIMIT 1), '')
+"""
 # `seq` is the order of commit: paging by it misses no call that was created earlier and committed later.
 _LIST: Final = f"""
-SELECT {_COLUMNS}, verdicts.withheld, verdicts.labels, plans.part_of, {_LAST_TARGET}, {_ATTEMPT_COUNT} FROM calls
+SELECT {_COLUMNS}, verdicts.withheld, verdicts.labels, plans.part_of, {_LAST_TARGET}, {_ATTEMPT_COUNT}, {_APPROVAL} FROM calls
 LEFT JOIN outcomes ON outcomes.seq = calls.seq LEFT JOIN verdicts ON verdicts.seq = calls.seq LEFT JOIN plans ON plans.seq = calls.seq
 WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before))
     AND (:after IS NULL OR calls.seq > (SELECT seq FROM calls WHERE id = :after))
@@ -49,12 +52,15 @@ WHERE (:before IS NULL OR calls.seq < (SELECT seq FROM calls WHERE id = :before)
     AND (:code IS NULL OR coalesce(outcomes.code, '') = :code)
     AND (:outcome IS NULL OR coalesce(outcomes.outcome, 'open') = :outcome)
     AND (:part_of IS NULL OR coalesce(plans.part_of, '') = :part_of)
+    AND (:approval IS NULL OR (:approval = '' AND calls.seq NOT IN (SELECT seq FROM call_approvals)))
 ORDER BY calls.seq DESC LIMIT :limit
 """  # noqa: S608 - built from constants of this module and `rows.py`
-# The parts of one call are found by their index, not by looking through all calls.
-_LIST_PARTS: Final = _LIST.replace("(:part_of IS NULL OR coalesce(plans.part_of, '') = :part_of)",
-                                   "calls.seq IN (SELECT seq FROM plans WHERE part_of = :part_of AND part_of != '')")
-_ASKED: Final = ("before", "after", "key", "route", "session", "outcome", "rule", "code", "team", "part_of")
+# The parts of one call, and the calls of one approval, are found by their index, not by looking through all calls.
+_PART: Final = "(:part_of IS NULL OR coalesce(plans.part_of, '') = :part_of)"
+_PARTS_ONLY: Final = "calls.seq IN (SELECT seq FROM plans WHERE part_of = :part_of AND part_of != '')"
+_APPROVED: Final = "(:approval IS NULL OR (:approval = '' AND calls.seq NOT IN (SELECT seq FROM call_approvals)))"
+_APPROVED_ONLY: Final = "calls.seq IN (SELECT seq FROM call_approvals WHERE ticket = :approval)"
+_ASKED: Final = ("before", "after", "key", "route", "session", "outcome", "rule", "code", "team", "part_of", "approval")
 _CALL: Final = f"SELECT seq, {', '.join(CALL_COLUMNS)}, request_encoding, request FROM calls WHERE id = ?"  # noqa: S608 - constants
 _OUTCOME: Final = f"SELECT {', '.join(OUTCOME_COLUMNS)}, response_encoding, response FROM outcomes WHERE seq = ?"  # noqa: S608 - constants
 _ATTEMPTS: Final = (
@@ -63,6 +69,7 @@ _ATTEMPTS: Final = (
 _VERDICTS: Final = f"SELECT {', '.join(VERDICT_COLUMNS)} FROM verdicts WHERE seq = ?"  # noqa: S608 - constants
 _PATHS: Final = f"SELECT {', '.join(PATH_COLUMNS)} FROM paths WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 _PLAN: Final = "SELECT plan, part_of FROM plans WHERE seq = ?"
+_APPROVAL_OF: Final = "SELECT ticket FROM call_approvals WHERE seq = ? ORDER BY fence DESC, ticket DESC LIMIT 1"
 _PARTS: Final = "SELECT id FROM plans JOIN calls USING (seq) WHERE part_of = ? AND part_of != '' ORDER BY seq"  # the index is of those
 _USES: Final = f"SELECT {', '.join(USE_COLUMNS)} FROM tool_uses WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 # Attempt 1 has its intent in the row of the call; how long after the call's arrival it was sent is not kept.
@@ -88,11 +95,14 @@ def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any
     parameters = {name: None if value is None else text(value) for name, value in asked.items()}
     found = []
     width = len(CALL_COLUMNS)
-    for row in connection.execute(_LIST_PARTS if wanted.part_of else _LIST, {**parameters, "limit": max(wanted.limit, 0)}).fetchall():
-        outcome = _row(OUTCOME_COLUMNS, row[width:-5]) if row[width] is not None else None
-        verdicts = {"withheld": row[-5], "labels": row[-4]} if row[-5] is not None else None
-        rows = CallRows(_row(CALL_COLUMNS, row[:width]), outcome, verdicts, part_of=row[-3] or "")
-        found.append(call_json(rows, row[-2], row[-1]))
+    sql = _LIST.replace(_PART, _PARTS_ONLY) if wanted.part_of else _LIST
+    sql = sql.replace(_APPROVED, _APPROVED_ONLY) if wanted.approval else sql
+    for row in connection.execute(sql, {**parameters, "limit": max(wanted.limit, 0)}).fetchall():
+        *known, withheld, labels, part_of, target, attempts, approval = row
+        outcome = _row(OUTCOME_COLUMNS, known[width:]) if known[width] is not None else None
+        verdicts = {"withheld": withheld, "labels": labels} if withheld is not None else None
+        rows = CallRows(_row(CALL_COLUMNS, known[:width]), outcome, verdicts, part_of=part_of or "", approval=approval)
+        found.append(call_json(rows, target, attempts))
     return found
 
 
@@ -107,6 +117,7 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
         ended = connection.execute(_OUTCOME, (seq,)).fetchone()
         judged = connection.execute(_VERDICTS, (seq,)).fetchone()
         plan, part_of = connection.execute(_PLAN, (seq,)).fetchone() or ("", "")
+        (approval,) = connection.execute(_APPROVAL_OF, (seq,)).fetchone() or ("",)
         return detail_json(CallRows(
             _row((*CALL_COLUMNS, "request_encoding", "request"), found[1:]),
             _row((*OUTCOME_COLUMNS, "response_encoding", "response"), ended) if ended else None,
@@ -115,7 +126,7 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
             pending_attempts(connection, seq),
             [_row(USE_COLUMNS, row) for row in connection.execute(_USES, (seq,)).fetchall()],
             [_row(PATH_COLUMNS, row) for row in connection.execute(_PATHS, (seq,)).fetchall()],
-            plan, part_of, [row[0] for row in connection.execute(_PARTS, (text(call_id),)).fetchall()],
+            plan, part_of, [row[0] for row in connection.execute(_PARTS, (text(call_id),)).fetchall()], approval,
         ))
     finally:
         if connection.in_transaction:

@@ -51,7 +51,7 @@ JOURNAL_FIELDS: Final = (
     "id", "received_ns", "ended_ns", "key", "name", "team", "org", "dialect", "operation", "route", "stream",
     "session", "run", "step", "tags", "traceparent", "decision", "rule", "labels", "bundle",
     "outcome", "status", "code", "message", "withheld", "target", "attempt_count", "first_byte_ns", "finish_reasons",
-    "usage", "cost_nusd", "cost_usd", "part_of",
+    "usage", "cost_nusd", "cost_usd", "part_of", "approval",
 )
 DETAIL_FIELDS: Final = ("reasons", "verdicts", "tool_uses", "plan", "parts", "attempts", "request", "response")
 MOST_PAGE_BYTES: Final = 32 * 1024 * 1024  # of bodies in a page of `decided()`
@@ -164,7 +164,7 @@ def absent_to_none(values: Values) -> tuple[Any, ...]:
 
 
 def call_json(rows: "CallRows", target: str, attempt_count: int) -> dict[str, Any]:
-    """`JOURNAL_FIELDS` of a call, of whose rows `call`, `outcome`, `verdicts` and `part_of` are looked at."""
+    """`JOURNAL_FIELDS` of a call, of whose rows `call`, `outcome`, `verdicts`, `part_of` and `approval` are looked at."""
     call, ended = rows.call, rows.outcome or {}
     later = rows.verdicts or {"withheld": 0, "labels": ""}
     cost = ended.get("cost_nusd")
@@ -177,6 +177,7 @@ def call_json(rows: "CallRows", target: str, attempt_count: int) -> dict[str, An
         "finish_reasons": _loads(ended.get("finish_reasons", ""), []), "usage": _usage_json(ended),
         "target": target or None, "attempt_count": attempt_count,
         "cost_nusd": cost, "cost_usd": None if cost is None else usd(cost), "part_of": rows.part_of or None,
+        "approval": rows.approval or None,
     }
     return {name: facts[name] for name in JOURNAL_FIELDS}
 
@@ -195,6 +196,7 @@ class CallRows:
     plan: str = ""
     part_of: str = ""
     parts: Sequence[str] = ()
+    approval: str = ""
 
 
 def detail_json(rows: CallRows) -> dict[str, Any]:

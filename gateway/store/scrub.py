@@ -14,16 +14,17 @@ from gateway.store.rows import json_text
 
 REPLACEMENT: Final = "[secret]"
 
-# What a virtual key looks like (`gateway/keyring.py` makes them); the prefix alone is what a clean text is searched for.
-KEY_PREFIX: Final = "lgk_"
-KEY_PATTERN: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{32}"
+# What a virtual key (`gateway/keyring.py` makes them) and a person's API token (`gateway/identity/accounts.py`) look like; the prefixes
+# alone are what a clean text is searched for.
+KEY_PREFIXES: Final = ("lgk_", "lgp_")
+KEY_PATTERN: Final = r"lg[kp]_[A-Za-z0-9]{12}_[A-Za-z0-9]{32}"
 
 # A shorter value would be found in innocent text; a credential of this length protects nothing.
 _SHORTEST: Final = 8
 # What is left of a secret that was cut off is replaced from this length on, and from half of the secret on. Below that it is as good as
 # any other text; and whoever has a provider repeat guesses would be told how far they are right, from a beginning that many share.
 _CUT: Final = 12
-_CUT_KEY: Final = r"lgk_[A-Za-z0-9]{12}_[A-Za-z0-9]{1,31}\Z"
+_CUT_KEY: Final = r"lg[kp]_[A-Za-z0-9]{12}_[A-Za-z0-9]{1,31}\Z"
 
 # The fields of a record and of its origin that others than the gateway write to.
 _WRITTEN: Final = ("route", "message", "rule", "labels", "finish_reasons", "reasons", "verdicts", "answer_labels", "tool_results")
@@ -53,7 +54,7 @@ class Scrubber:
         self._bytes_needles = tuple(needle.encode() for needle in needles)
         self._bytes_pattern = re.compile(pattern.encode())
         # Last, because a thread may be scrubbing: a head that it finds must lead to a pattern that knows it.
-        self._heads = tuple(dict.fromkeys((KEY_PREFIX, *(needle[:_CUT] for needle in needles))))
+        self._heads = tuple(dict.fromkeys((*KEY_PREFIXES, *(needle[:_CUT] for needle in needles))))
         self._bytes_heads = tuple(head.encode() for head in self._heads)
 
     def __repr__(self) -> str:

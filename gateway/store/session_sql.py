@@ -1,14 +1,15 @@
 """Sessions on SQLite, as functions of a connection: what the journal's jobs write, what rules ask, whose turn it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
 from gateway.session import SessionFacts, SessionKey, SessionQuery
-from gateway.store.answers import MOST_SPEND_NUSD, last_use, since_ns, tool_reply, total, with_labels
+from gateway.store.answers import MOST_SPEND_NUSD, last_use, since_ns, taken_off, tool_reply, total, with_labels
 from gateway.store.database import Connection
 from gateway.store.rows import body_text, json_text, text
+from gateway.store.session_rows import UNLABELLED, unlabelled
 from gateway.store.traces import HTTP, Trace
 from gateway.wire.tool_calls import parsed_result
 
@@ -32,8 +33,16 @@ ON CONFLICT DO UPDATE SET calls = calls + excluded.calls, last_ns = max(last_ns,
 _ADD_COST: Final = "UPDATE sessions SET spend_nusd = min(spend_nusd + ?, ?) WHERE principal = ? AND id = ?"
 _LABELS: Final = "SELECT labels FROM sessions WHERE principal = ? AND id = ?"
 _SET_LABELS: Final = "UPDATE sessions SET labels = ? WHERE principal = ? AND id = ?"
+_INSERT_PLACE: Final = "INSERT INTO session_calls (principal, id, at_ns, seq) VALUES (?, ?, ?, ?)"
+_INSERT_EVENT: Final = "INSERT INTO session_events (principal, id, at_ns, kind, author, detail) VALUES (?, ?, ?, ?, ?, ?)"
+# A provider that gives an id twice has moved on: so has whoever goes on from it.
+_INSERT_LINK: Final = """
+INSERT INTO session_links (principal, answer_id, session, at_ns) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET session = excluded.session, at_ns = excluded.at_ns
+"""
 
 _SESSION: Final = "SELECT created_ns, calls, spend_nusd, labels FROM sessions WHERE principal = ? AND id = ?"
+_FACTS: Final = "SELECT name, value FROM session_facts WHERE principal = ? AND id = ? ORDER BY name"
 _USES: Final = """
 FROM tool_uses AS used WHERE principal = ? AND session = ? AND name = ? AND released = 1 AND at_ns >= ?
 AND (via != 'http' OR EXISTS (SELECT 1 FROM outcomes WHERE outcomes.seq = used.seq AND outcome = 'completed'))
@@ -75,42 +84,58 @@ def write_trace(connection: Connection, seq: int, trace: Trace) -> None:
         return
     if trace.calls is not None:
         connection.execute(_COUNT_CALL, (*trace.session, trace.received_ns, trace.received_ns, seq, trace.calls))
+        connection.execute(_INSERT_PLACE, (*trace.session, trace.received_ns, seq))
     if trace.cost_nusd:
         connection.execute(_ADD_COST, (trace.cost_nusd, MOST_SPEND_NUSD, *trace.session))
-    if trace.labels:
-        _add_labels(connection, trace.session, trace.labels)
+    if trace.labels or trace.unlabels:
+        _change_labels(connection, trace.session, trace)
+    if trace.answer_id:
+        connection.execute(_INSERT_LINK, (trace.principal, text(trace.answer_id), trace.session.id, trace.received_ns))
     for use_id, said in trace.results:
         connection.execute(_INSERT_RESULT, (seq, trace.received_ns, said, *trace.session, use_id))
 
 
-def _add_labels(connection: Connection, session: SessionKey, labels: Sequence[str]) -> None:
+def add_event(connection: Connection, session: SessionKey, *, at_ns: int, kind: str, author: str, detail: Mapping[str, Any]) -> None:
+    """Put on record what happened to a session beside its calls."""
+    connection.execute(_INSERT_EVENT, (*session, at_ns, kind, text(author), json_text(detail)))
+
+
+def _change_labels(connection: Connection, session: SessionKey, trace: Trace) -> None:
     row = connection.execute(_LABELS, session).fetchone()
     if row is None:  # it began before there were sessions
         return
     known = _labels(row[0])
-    merged = with_labels(known, labels)
-    if len(merged) > len(known):
+    gone = taken_off(known, trace.unlabels)
+    left = [label for label in known if label not in gone]
+    merged = with_labels(left, trace.labels)
+    if merged != known:
         connection.execute(_SET_LABELS, (json_text(merged), *session))
+    lost = [label for label in gone if label not in merged]
+    if lost:
+        add_event(connection, session, at_ns=trace.received_ns, kind=UNLABELLED, author="", detail=unlabelled(lost, trace.call_id))
 
 
 def _labels(stored: str) -> list[str]:
     return orjson.loads(stored) if stored else []
 
 
-def session_facts(connection: Connection, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int) -> SessionFacts:
+def session_facts(
+    connection: Connection, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int, with_facts: bool = False,
+) -> SessionFacts:
     """What is known of a session and the answers to `queries`, of one moment. A question without an answer is left out."""
     key = _stored(key)
     connection.execute("BEGIN")
     try:
         answers = dict(answer for query in queries for answer in _answer(connection, key, query, now_ns))
         row = connection.execute(_SESSION, key).fetchone()
+        facts = {name: orjson.loads(value) for name, value in connection.execute(_FACTS, key)} if with_facts else {}
     finally:
         if connection.in_transaction:
             connection.execute("COMMIT")
     if row is None:
-        return SessionFacts(answers=answers)
+        return SessionFacts(answers=answers, facts=facts)
     created_ns, calls, spend_nusd, labels = row
-    return SessionFacts(max(0, now_ns - created_ns) / 1e9, tuple(_labels(labels)), calls, spend_nusd, answers)
+    return SessionFacts(max(0, now_ns - created_ns) / 1e9, tuple(_labels(labels)), calls, spend_nusd, answers, facts)
 
 
 def _answer(connection: Connection, key: SessionKey, query: SessionQuery, now_ns: int) -> list[tuple[SessionQuery, Any]]:

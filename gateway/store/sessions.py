@@ -17,8 +17,11 @@ class SqliteSessions:
         self._reader = reader
         self._calls = calls
 
-    async def facts(self, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int) -> SessionFacts:
-        return await self._reader.read(lambda connection: session_facts(connection, key, queries, now_ns=now_ns))
+    async def facts(
+        self, key: SessionKey, queries: frozenset[SessionQuery], *, now_ns: int, with_facts: bool = False,
+    ) -> SessionFacts:
+        return await self._reader.read(
+            lambda connection: session_facts(connection, key, queries, now_ns=now_ns, with_facts=with_facts))
 
     async def in_flight(self, key: SessionKey, tools: frozenset[str]) -> bool:
         return await self._reader.read(lambda connection: any_in_flight(connection, key, tools, beat_ns=self._calls.beat_ns))

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import SetupError, StoreError, StoreUnavailable
+from gateway.store.approvals import SqliteApprovals
+from gateway.store.approvals_protocol import Approvals, Outbox, People, SessionDesk
 from gateway.store.breakers import SqliteBreakers
 from gateway.store.budgets import SqliteBudgets
 from gateway.store.bundles import SqliteBundles
@@ -13,8 +15,11 @@ from gateway.store.journal import OpenCalls, SqliteJournal
 from gateway.store.keys import SqliteKeys
 from gateway.store.leases import Extend, Join, Leave
 from gateway.store.library import sqlite3
+from gateway.store.outbox import SqliteOutbox
+from gateway.store.people import SqlitePeople
 from gateway.store.protocol import Breakers, Budgets, Bundles, Journal, Keys, Sessions
 from gateway.store.reader import Reader
+from gateway.store.session_desk import SqliteSessionDesk
 from gateway.store.sessions import SqliteSessions
 from gateway.store.writer import Do, Writer
 
@@ -46,6 +51,10 @@ class SqliteStore:
     budgets: Budgets
     breakers: Breakers
     bundles: Bundles
+    approvals: Approvals
+    outbox: Outbox
+    people: People
+    session_desk: SessionDesk
 
     def __init__(
         self, path: Path | str, owner: str, *, synchronous: str = "full", busy_timeout_s: float = 5.0, deadline_s: float = 15.0,
@@ -65,6 +74,10 @@ class SqliteStore:
         self.budgets = SqliteBudgets(self._writer, self._reader, self._calls)
         self.breakers = SqliteBreakers(self._writer, self._reader)
         self.bundles = SqliteBundles(self._writer, self._reader)
+        self.approvals = SqliteApprovals(self._writer, self._reader, self._calls)
+        self.outbox = SqliteOutbox(self._writer, self._reader)
+        self.people = SqlitePeople(self._writer, self._reader)
+        self.session_desk = SqliteSessionDesk(self._writer, self._reader)
 
     def __repr__(self) -> str:
         return f"SqliteStore({str(self._path)!r}, owner={self._owner!r}, {self._calls!r})"

@@ -23,9 +23,11 @@ class Trace:
     """What one record leaves. `calls` is what it adds to its session's calls, None where it opens no session.
 
     `session` is None where the call belongs to none; then it leaves no results either, since nobody could ask for them. `uses` are
-    rows of `USE_VALUES`; `results` are texts by the id of their tool call.
+    rows of `USE_VALUES`; `results` are texts by the id of their tool call. `unlabels` are labels that the session loses before it gets
+    `labels`; `answer_id` is what its session is found by again, empty for nothing.
     """
 
+    call_id: str
     principal: str
     session: SessionKey | None
     received_ns: int
@@ -35,6 +37,8 @@ class Trace:
     verdicts: Values | None = None
     uses: tuple[Values, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
+    unlabels: tuple[str, ...] = ()
+    answer_id: str = ""
 
 
 def begin_trace(record: CallRecord) -> Trace | None:
@@ -43,8 +47,9 @@ def begin_trace(record: CallRecord) -> Trace | None:
         return None
     counts = not record.part_of
     return Trace(
-        record.principal.id, _session(record), record.received_ns, calls=1 if counts else 0, labels=record.labels if counts else (),
-        uses=_uses(record, HTTP), results=_results(record),
+        record.id, record.principal.id, _session(record), record.received_ns, calls=1 if counts else 0,
+        labels=record.labels if counts else (), uses=_uses(record, HTTP), results=_results(record),
+        unlabels=record.unlabels if counts else (),
     )
 
 
@@ -53,17 +58,18 @@ def finish_trace(record: CallRecord) -> Trace | None:
     if not (record.origin.session or record.tool_uses or record.verdicts or record.answer_labels):
         return None
     return Trace(
-        record.principal.id, _session(record), record.received_ns, cost_nusd=record.cost_nusd or 0, labels=record.answer_labels,
-        verdicts=verdict_values(record), uses=_uses(record, MODEL),
+        record.id, record.principal.id, _session(record), record.received_ns, cost_nusd=record.cost_nusd or 0, labels=record.answer_labels,
+        verdicts=verdict_values(record), uses=_uses(record, MODEL), answer_id=record.answer_id,
+        unlabels=tuple(label for label in record.answer_unlabels if label not in record.labels),  # what the call itself has added stays
     )
 
 
 def refusal_trace(record: CallRecord) -> Trace | None:
-    """Of a call that began and ended at once. It does not count as one of its session."""
+    """Of a call that began and ended at once. It does not count as one of its session, nor does it take labels off it."""
     trace = finish_trace(record)
     return trace and replace(
         trace, calls=0, cost_nusd=0, labels=(*record.labels, *record.answer_labels), uses=_uses(record, HTTP, MODEL),
-        results=_results(record),
+        results=_results(record), unlabels=(), answer_id="",
     )
 
 

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, Generic, TypeVar
 
-from gateway.errors import StoreError, StoreUnavailable
+from gateway.errors import LockgateError, StoreError, StoreUnavailable
 from gateway.store.database import Connection, close_quietly, explain
 from gateway.store.library import sqlite3
 
@@ -36,7 +36,7 @@ class Job(Generic[T]):
         """Work that needs no lock, done before the transaction."""
 
     def apply(self, connection: Connection) -> T:
-        """Write, inside the transaction. A `StoreError` refuses this job alone and must come before the first change."""
+        """Write, inside the transaction. An error of ours refuses this job alone and must come before the first change."""
         raise NotImplementedError
 
     def committed(self) -> None:
@@ -228,7 +228,7 @@ class Writer:
             for job in jobs:
                 try:
                     job.result = job.apply(connection)
-                except StoreError as error:
+                except LockgateError as error:
                     job.error = error
             self._shared.flush(connection)
             connection.execute("COMMIT")

@@ -82,7 +82,8 @@ CALL_ATTRIBUTES: Final[Mapping[str, str]] = {
     ACCOUNT: "The account whose budget refused the call or the rest of its answer; absent where none did.",
     ATTEMPTS: "How many attempts were made.",
     TASK: "What a classifier, or a default of its, took the call for; absent where the route asks none.",
-    PART_OF: "The call that this one was made for by the gateway itself, as a mirror's copy or a classifier's question; else absent.",
+    PART_OF: "The call that this one was made for by the gateway itself, as a mirror's copy, a classifier's question or a read that "
+             "verifies what came of it; else absent.",
 }
 
 ATTEMPT_ATTRIBUTES: Final[Mapping[str, str]] = {

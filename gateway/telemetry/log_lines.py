@@ -38,8 +38,8 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
     "attempts": "How many attempts were made.",
     "tries": "Where it was more than one, each as `target why end cause`, such as `one/small fallback succeeded`; eight at most, the "
              "journal has all.",
-    "part_of": "The call that this one was made for by the gateway itself, as a mirror's copy or a classifier's question; empty for a "
-               "caller's own.",
+    "part_of": "The call that this one was made for by the gateway itself, as a mirror's copy, a classifier's question or a read that "
+               "verifies what came of it; empty for a caller's own.",
     "ms": "Milliseconds from the call's arrival to its end.",
     "first_byte_ms": "Milliseconds from the call's arrival to the provider's first byte; null where there was none.",
     "tokens": "`input`, `output` and, where there are any, `cache_read`, `cache_write`, `reasoning`, `input_audio`, "

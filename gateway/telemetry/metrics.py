@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -24,6 +24,7 @@ from gateway.core.explain_path import kind_of
 
 METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
+RuleCounts: TypeAlias = Mapping[tuple[str, str], Mapping[str, int]]  # by rule and mode: how often each verdict
 PREFIX: Final = "lockgate_"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _STATUS: Final = re.compile(r"status:([1-5])\d\d", re.ASCII)
@@ -57,8 +58,8 @@ FURTHER: Final = MetricSpec("lockgate_further_attempts_total", "counter", ("rout
 RETRIES_SPENT: Final = MetricSpec("lockgate_retry_budget_exhausted_total", "counter", ("route",),
     "Further attempts that were not made because the route's retry budget was used up.")
 PARTS: Final = MetricSpec("lockgate_part_calls_total", "counter", ("route", "kind", "outcome"),
-    "Calls that the gateway made itself for callers' calls, which `lockgate_calls_total` does not count: `kind` is `mirror` or "
-    "`classifier`. Their attempts, tokens and cost are counted with all others.")
+    "Calls that the gateway made itself for callers' calls, which `lockgate_calls_total` does not count: `kind` is `mirror`, "
+    "`classifier` or `verify`. Their attempts, tokens and cost are counted with all others.")
 PARTS_NOT_MADE: Final = MetricSpec("lockgate_part_calls_not_made_total", "counter", ("kind", "reason"),
     "Such calls that were not made. `rules`: a rule keeps the call from that target; `breaker`: the target is not well; `budget` and "
     "`price`: there is too little money for it, or nobody knows how much it needs; `full`: as many as may be are under way.")
@@ -100,6 +101,10 @@ SHED: Final = MetricSpec("lockgate_calls_shed_total", "counter", ("reason",),
 BREAKER: Final = MetricSpec("lockgate_breaker_state", "gauge", ("target",),
     "The breaker of a target: 0 closed, 1 half open, 2 open; by itself or by hand.")
 TRIPS: Final = MetricSpec("lockgate_breaker_trips_total", "counter", ("target",), "Times that a target's breaker has opened by itself.")
+NOTICES: Final = MetricSpec("lockgate_notices_total", "counter", ("channel", "outcome"),
+    "Notices to people, by `[notify.NAME]`. `delivered`; `failed`: one try, which is made again; `dead`: given up a day after it was due; "
+    "`dropped`: nobody had to be told any more.")
+PENDING: Final = MetricSpec("lockgate_approvals_pending", "gauge", (), "Approvals that wait for people.")
 DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("view",),
     "Views of a call that were not made; its journal row is not concerned. `queue`: too many calls waited, so this one "
     "has no view at all; `log`: the line could not be written; `metrics`: a value could not be counted; `spans`: too "
@@ -113,7 +118,7 @@ VIEWS: Final = ("queue", "log", "metrics", "spans")
 METRICS: Final = (
     CALLS, DURATION, FIRST_BYTE, ATTEMPTS, FURTHER, RETRIES_SPENT, PARTS, PARTS_NOT_MADE, TOKENS, COST, UNKNOWN_COST, ESTIMATED_COST,
     RESERVATIONS, SHORT, SOFT, OVERRUN, DENIED, RULES, WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT, WAITING, SHED, BREAKER, TRIPS,
-    DROPPED, INFO,
+    NOTICES, PENDING, DROPPED, INFO,
 )
 
 
@@ -161,6 +166,8 @@ class Metrics:
         self._breaker = _Series(Gauge(BREAKER.name, BREAKER.help, BREAKER.labels, registry=registry, multiprocess_mode="livemax"))
         self._trips = _counter(TRIPS, registry)
         self._stale = Gauge(STALE.name, STALE.help, registry=registry, multiprocess_mode="livemax")
+        self._notices = _counter(NOTICES, registry)
+        self._pending = Gauge(PENDING.name, PENDING.help, registry=registry, multiprocess_mode="livemostrecent")
         self._dropped = _counter(DROPPED, registry)
         self._in_flight = Gauge(IN_FLIGHT.name, IN_FLIGHT.help, registry=registry, multiprocess_mode="livesum")
         self._waiting = Gauge(WAITING.name, WAITING.help, registry=registry, multiprocess_mode="livesum")
@@ -198,6 +205,14 @@ class Metrics:
     def shed(self, reason: str) -> None:
         """A call was turned away, for one of `SHED_REASONS`."""
         self._shed[reason,].inc()
+
+    def notice(self, channel: str, outcome: str) -> None:
+        """A notice to people has had one of the outcomes of `NOTICES`."""
+        self._notices[channel, outcome].inc()
+
+    def pending(self, approvals: int) -> None:
+        """So many approvals wait for people."""
+        self._pending.set(approvals)
 
     def retries_spent(self, route: str) -> None:
         """A further attempt of this route was not made: its retry budget is used up."""
@@ -264,6 +279,16 @@ class Metrics:
     def render(self) -> bytes:
         """Everything in Prometheus' text format, of `METRICS_CONTENT_TYPE`."""
         return generate_latest(self._visible)
+
+    def rule_counts(self) -> RuleCounts:
+        """How often each rule has contributed, as counted so far, over all workers."""
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for metric in self._visible.collect():
+            for sample in metric.samples if metric.name == RULES.name.removesuffix("_total") else ():
+                verdicts = counts.setdefault((sample.labels["rule"], sample.labels["mode"]), {})
+                verdict = sample.labels["verdict"]
+                verdicts[verdict] = verdicts.get(verdict, 0) + int(sample.value)
+        return counts
 
     def _count_money(self, record: CallRecord, route: str) -> None:
         team, cost_nusd = record.principal.team, record.cost_nusd

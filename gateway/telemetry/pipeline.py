@@ -22,7 +22,7 @@ from gateway.clock import Clock
 from gateway.core.money import usd
 from gateway.telemetry.clean import Cleaner
 from gateway.telemetry.log_lines import LEVELS, LINES, call_fields, call_level, event_fields
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Metrics, RuleCounts
 from gateway.telemetry.settings import OtlpSettings
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Telemetry:
         self._metrics.retries_spent(route)
 
     def part_not_made(self, kind: str, reason: str) -> None:
-        """A call of the gateway's own was not made: a `mirror` or a `classifier`, for a reason that `METRICS` names."""
+        """A call of the gateway's own was not made: a `mirror`, a `classifier` or a `verify`, for a reason that `METRICS` names."""
         self._metrics.part_not_made(kind, reason)
 
     def breaker(self, target: str, state: str) -> None:
@@ -132,6 +132,14 @@ class Telemetry:
         """A call was turned away because the house was full."""
         self._metrics.shed(reason)
 
+    def notice(self, channel: str, outcome: str) -> None:
+        """A notice to people was `delivered`, `failed` (it is tried again), is `dead`, or was `dropped` because nobody had to know."""
+        self._metrics.notice(channel, outcome)
+
+    def pending(self, approvals: int) -> None:
+        """So many approvals wait for people, of all processes."""
+        self._metrics.pending(approvals)
+
     def metrics(self) -> bytes:
         """Every metric in Prometheus' text format, as counted so far: the last records may still wait."""
         return self._metrics.render()
@@ -139,6 +147,10 @@ class Telemetry:
     async def scrape(self) -> bytes:
         """Every metric, all records published before counted in; for `/metrics`. Rendered off the event loop."""
         return await asyncio.to_thread(self._scrape)
+
+    async def rule_counts(self) -> RuleCounts:
+        """How often each rule has contributed, all records published before counted in. Gathered off the event loop."""
+        return await asyncio.to_thread(self._count_rules)
 
     def flush(self, timeout_s: float = 1.0) -> bool:
         """Wait, not on an event loop's thread, until all that was handed over has become lines, counts and spans.
@@ -188,6 +200,10 @@ class Telemetry:
     def _scrape(self) -> bytes:
         self.flush()
         return self.metrics()
+
+    def _count_rules(self) -> RuleCounts:
+        self.flush()
+        return self._metrics.rule_counts()
 
     def _run(self) -> None:
         while not self._closing.is_set():

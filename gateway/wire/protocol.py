@@ -6,10 +6,10 @@ canonical form, the bodies of OpenAI's API: an adapter for another format transl
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.call import Call, JsonObject, Reply, Target, Usage
+from gateway.call import NO_TAGS, Call, JsonObject, Reply, Target, Usage
 from gateway.errors import AttemptFailed, CallError, UpstreamRejected
 from gateway.secret import Secret
 
@@ -27,12 +27,14 @@ class Endpoint:
 class Ask:
     """What the engine needs to know of a request's body: the public route name, whether to stream the answer, and who asks.
 
-    `user` is the client's own name for its user, empty where it gives none.
+    `user` is the client's own name for its user, empty where it gives none. `hints` are what it says of where the call belongs, as far as
+    it says so: `metadata`, `conversation`, `previous` (the id of the answer that it goes on from), `user`.
     """
 
     route: str
     stream: bool
     user: str = ""
+    hints: Mapping[str, str] = field(default_factory=lambda: NO_TAGS)
 
 
 @dataclass(frozen=True, slots=True)

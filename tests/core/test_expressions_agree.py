@@ -104,7 +104,7 @@ ANSWERS = {
     SessionQuery("last", "kyc.check"): {"args": {"id": 1}, "result": {"status": "passed"}, "at_ns": 1_699_999_990_123_456_789},
     SessionQuery("last", "bank.pay"): {"args": {}, "result": None, "at_ns": 1_600_000_000_000_000_000},
     SessionQuery("last", "none"): None, SessionQuery("sum", "bank.pay", 86400.0, "args.amount"): 5000.5}
-SESSION = SessionFacts(90.0, ("secret",), 7, 5_000_000_001)
+SESSION = SessionFacts(90.0, ("secret",), 7, 5_000_000_001, facts={"tier": "gold", "limit": 5, "of": {"a": [1, None]}})
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=4) | st.sampled_from(["user", "system", "x", "prod", "a secret", "a@example.com"])
 ANY = st.recursive(

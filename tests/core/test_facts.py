@@ -30,7 +30,7 @@ def asked(phase: Phase, call: Call, **given: Any) -> Question:
         "response": {"said": Said("hello", ("bank.pay",), "stop", Usage(3, 4))},
         "tool_result": {"tool": ToolCall("t1", "bank.pay", {"amount": 5}, "http", "http"), "result": ToolResult({"ok": True}, '{"ok":true}')},
     }
-    session = SessionFacts(90.5, ("secret",), 3, 4_000)
+    session = SessionFacts(90.5, ("secret",), 3, 4_000, facts={"tier": "gold"})
     budgets = BudgetFacts({"team": 4, "any": -1}, {"team": 7}, {"all": 3})
     return replace(Question(phase, call, NOW_NS, session=session, env={"region": "eu"}, budgets=budgets), **{**parts[phase], **given})
 
@@ -68,7 +68,7 @@ QUESTIONS = st.fixed_dictionaries({
     "result": st.none() | st.builds(ToolResult, JSON, st.text(max_size=3), st.booleans()),
     "said": st.none() | st.builds(Said, st.text(max_size=3), st.lists(st.text(max_size=3), max_size=3).map(tuple), st.text(max_size=3),
                                   st.none() | st.just(Usage(1, 2))),
-    "session": st.none() | st.just(SessionFacts(1.5, ("a",), 2, 3)),
+    "session": st.none() | st.just(SessionFacts(1.5, ("a",), 2, 3, facts={"a": None})),
     "budgets": st.none() | st.just(BudgetFacts({"any": -2}, {}, {"team": 2**62})),
 })
 
@@ -94,7 +94,7 @@ EVERYWHERE = {
     "protocol": "openai", "route": "fast", "model": "fast", "request.operation": "chat", "request.model": "fast", "request.stream": True,
     "request.size": 100, "request.max_tokens": 7, "request.params": {"model": "fast", "max_tokens": 7, "temperature": 1}, "request.body": BODY,
     "messages": [{"role": "user"}], "texts": ["x"], "tools_offered": ["f"], "session.id": "s1", "session.age": timedelta(seconds=90.5),
-    "session.labels": ["secret"], "session.calls": 3, "session.spend": 4_000,
+    "session.labels": ["secret"], "session.calls": 3, "session.spend": 4_000, "session.facts": {"tier": "gold"},
     "budget.remaining": {"team": 4, "any": -1}, "budget.limit": {"team": 7}, "budget.spent": {"all": 3}, "user": "ada", "run": "r1", "step": "p1", "tags": {"k": "v"},
     "env": {"region": "eu"}, "now": datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)}
 TOOL = {"tool.name": "bank.pay", "tool.args": {"amount": 5, "to": ["x"]}, "tool.via": "model", "tool.server": "", "tool.annotations": {"effect": "read"}}

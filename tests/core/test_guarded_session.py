@@ -21,6 +21,8 @@ from gateway.session import SessionFacts
     ('session.id != "" && session.age > duration("1h")', "not_matched"),
     ('session.id == "" ? false : session.spend > usd("1.00")', "not_matched"),
     ('session.id != "" && session.count("mail.send") > 3', "not_matched"),
+    ('session.id != "" && "tier" in session.facts', "not_matched"),
+    ('!("tier" in session.facts)', "error"),
     ('session.id == "" || session.calls > 3', "matched"),
     ('session.id == "" && session.calls > 3', "error"),
     ('session.id != "" || !("secret" in session.labels)', "error"),

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +14,24 @@ import openai
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
 from gateway.app import Parts
 from gateway.clock import SystemClock, SystemIds
 from gateway.core.budget import Balance
 from gateway.embed import Gateway
+from gateway.identity.accounts import new_token
 from gateway.keyring import new_key
 from gateway.secret import Secret
 from gateway.simulator import Simulator
+from gateway.store.approvals_protocol import Person, Stamped
 from gateway.store.database import open_readonly
 from gateway.store.doctor import examine
 from gateway.store.protocol import AccountFilter
 
 PEPPER = "pepper-of-the-tests-0123456789abcdef"
 ADMIN = "admin-token-of-the-tests"
+SOON_S = 20
 
 ROUTES = """
 [[route]]
@@ -73,9 +77,11 @@ class House:
     lines: list[bytes] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=lambda: {
         "PEPPER": PEPPER, "ADMIN": ADMIN, "ONE_KEY": "sk-provider-key-one-0123456789"})
+    tokens: dict[str, str] = field(default_factory=lambda: {"admin": ADMIN})  # of people, by their ids
     gateway: Gateway = field(init=False)
     key: str = ""
     session: aiohttp.ClientSession | None = None
+    _parts: Parts | None = None
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -112,9 +118,27 @@ token = "env:ADMIN"
         self.write("routes/routes.toml", routes)
         self.write("policies/policies.toml", policies)
         self.gateway = Gateway(self.folder / "config.toml", port=0, environ=self.environ, write=self.lines.append, parts=parts, watch=watch)
-        await self.stack.enter_async_context(self.gateway)
+        self._parts = parts
+        await self.gateway.__aenter__()
+        self.stack.push_async_callback(self.stop)
         self.key = await self.new_key(name="tests", team="blue", org="acme", roles=("dev",))
         return self
+
+    async def stop(self) -> None:
+        """End the gateway that runs."""
+        await self.gateway.__aexit__(None, None, None)
+
+    async def start(self, port: int) -> None:
+        """Start another gateway on the same folder, once the one before has ended."""
+        self.gateway = Gateway(self.folder / "config.toml", port=port, environ=self.environ, write=self.lines.append, parts=self._parts)
+        await self.gateway.__aenter__()
+
+    async def restart(self) -> None:
+        """End the gateway, and start another one on the same folder and address."""
+        port = URL(self.gateway.url).port
+        assert port is not None
+        await self.stop()
+        await self.start(port)
 
     async def new_key(self, **fields: Any) -> str:
         """Create a key in the store and wait until the gateway knows it."""
@@ -152,6 +176,50 @@ token = "env:ADMIN"
             assert answer.status == 200, await answer.text()
             row: dict[str, Any] = await answer.json()
             return row
+
+    async def people(self, **roles: Sequence[str]) -> None:
+        """Make people who may approve, each with these roles."""
+        app, clock = self.gateway.running, SystemClock()
+        for name, held in roles.items():
+            text, kept = new_token(SystemIds(clock), Secret(PEPPER))
+            person = Person(name, name.capitalize(), "approve", tuple(held), token=kept, created_ns=clock.now_ns())
+            await app.store.people.add(person, Stamped("created", "tests", clock.now_ns()))
+            self.tokens[name] = text
+
+    async def ask(self, method: str, path: str, body: Any = None, *, by: str = "admin", status: int = 200, **query: Any) -> Any:
+        """Ask a control endpoint as one of the people; the answer's JSON."""
+        session = await self.http()
+        headers = {"Authorization": f"Bearer {self.tokens[by]}"}
+        async with asyncio.timeout(SOON_S), session.request(method, path, json=body, params=query, headers=headers) as answer:
+            assert answer.status == status, await answer.text()
+            return await answer.json(content_type=None)
+
+    async def until(self, look: Callable[[], Awaitable[Any]]) -> Any:
+        """The first answer of `look` that is one: what happens beside the test is seen by looking."""
+        async with asyncio.timeout(SOON_S):
+            while not (found := await look()):
+                await asyncio.sleep(0.005)
+            return found
+
+    async def tickets(self, state: str = "pending", **wanted: Any) -> list[dict[str, Any]]:
+        """The approvals in a state, oldest first."""
+        rows: list[dict[str, Any]] = (await self.ask("GET", "/-/approvals", state=state, **wanted))["approvals"]
+        return rows
+
+    async def ticket(self, state: str = "pending", **wanted: Any) -> dict[str, Any]:
+        """The approval in that state, once there is one; with the exact action."""
+        rows = await self.until(lambda: self.tickets(state, **wanted))
+        assert len(rows) == 1, rows
+        shown: dict[str, Any] = (await self.ask("GET", f"/-/approvals/{rows[0]['id']}"))["approval"]
+        return shown
+
+    async def vote(self, ticket: dict[str, Any], by: str = "admin", verdict: str = "approve", **more: Any) -> dict[str, Any]:
+        """One of the people votes on what they were shown; `status` is what the endpoint is to say."""
+        status = more.pop("status", 200)
+        body = {"verdict": verdict, "digest": ticket["digest"], **more}
+        told = await self.ask("POST", f"/-/approvals/{ticket['id']}/vote", body, by=by, status=status)
+        row: dict[str, Any] = told["approval"] if status == 200 else told
+        return row
 
     async def accounts(self) -> dict[str, Balance]:
         """What stands on each account in the window that is now."""

@@ -169,7 +169,7 @@ async def test_a_budget_that_is_set_binds_from_the_next_call_and_is_as_it_was_gi
              "timezone": "UTC", "on_short": "deny", "least_output": 3}
     told = await desk.have("PUT", "/-/budgets/fresh", given | {"note": "till Friday"}, X_Lockgate_Author="Ann of ops")
     change = told["change"]
-    assert (change["kind"], change["author"], change["note"], change["subject"]) == ("set", "Ann of ops", "till Friday", "")
+    assert (change["kind"], change["author"], change["note"], change["subject"]) == ("set", "admin (Ann of ops)", "till Friday", "")
     assert given.items() <= change["settings"].items()
     with pytest.raises(openai.RateLimitError) as caught:
         await desk.spend()
@@ -180,7 +180,7 @@ async def test_a_budget_that_is_set_binds_from_the_next_call_and_is_as_it_was_gi
     assert (await desk.have("PUT", "/-/budgets/fresh", again | {"limit": "1", "soft": "0.5"}))["change"]["author"] == "admin"
     await desk.spend()
     changes = (await desk.have("GET", "/-/budgets/fresh"))["changes"]
-    assert [(each["author"], each["settings"]["limit"]) for each in changes] == [("admin", "1"), ("Ann of ops", "0.000001")]
+    assert [(each["author"], each["settings"]["limit"]) for each in changes] == [("admin", "1"), ("admin (Ann of ops)", "0.000001")]
 
 
 @STORES
@@ -204,7 +204,7 @@ async def test_limits_of_a_configured_budget_are_set_for_one_account_or_for_all_
     assert await limit() == ("1", None)
     changes = (await desk.have("GET", "/-/budgets/team-month"))["changes"]
     assert [(each["kind"], each["subject"], each["author"], each["note"]) for each in changes] == [
-        ("remove", "", "admin", ""), ("remove", "blue", "bo", "enough"), ("set", "blue", "admin", ""), ("set", "", "admin", "")]
+        ("remove", "", "admin", ""), ("remove", "blue", "admin (bo)", "enough"), ("set", "blue", "admin", ""), ("set", "", "admin", "")]
     assert len((await desk.have("GET", "/-/budgets/team-month?limit=1"))["changes"]) == 1
 
 
@@ -464,7 +464,7 @@ async def test_a_suspect_is_listed_until_somebody_says_what_it_really_cost(desk)
     assert await desk.house.spent("team-month/blue") == 1_000_000 + 7_000_000 + 1
     costs = await desk.have("GET", "/-/costs?by=team")
     assert (costs["total_usd"], costs["estimated_usd"]) == ("0.008000001", "0.000000001")
-    assert desk.house.sql("SELECT author FROM settlements WHERE how = 'resolved' ORDER BY seq") == [("bo",), ("admin",)]
+    assert desk.house.sql("SELECT author FROM settlements WHERE how = 'resolved' ORDER BY seq") == [("admin (bo)",), ("admin",)]
 
 
 # What telemetry says.

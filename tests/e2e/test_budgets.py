@@ -431,7 +431,7 @@ async def test_an_operator_sets_raises_reads_and_removes_limits_over_http_and_ea
     (account,) = shown["accounts"]
     assert (account["account"], account["limit_usd"], account["used_usd"], account["reserved_usd"]) == ("day/blue", "0.501", "0.000028", "0")
     assert [(change["kind"], change["author"], change["note"]) for change in shown["changes"]] == [
-        ("raise", "ada", "Friday"), ("set", "ada", ""), ("set", "ada", "new")]
+        ("raise", "admin (ada)", "Friday"), ("set", "admin (ada)", ""), ("set", "admin (ada)", "new")]
     await operate(house, "DELETE", "/-/budgets/day?subject=blue")
     assert (await refused(client, messages, max_tokens=20)).body["limit_usd"] == "0.00001"
     await operate(house, "DELETE", "/-/budgets/day")

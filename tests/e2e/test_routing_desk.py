@@ -146,7 +146,7 @@ async def test_a_target_that_is_opened_by_hand_gets_no_calls_until_it_acts_by_it
     status, told = await ask(house, "POST", "/-/breakers", {"target": LARGE, "state": "open", "note": "maintenance"}, X_Lockgate_Author="ada")
     assert status == 200
     row = told["breaker"]
-    assert (row["target"], row["state"], row["admits"], row["author"], row["note"]) == (LARGE, "forced_open", False, "ada", "maintenance")
+    assert (row["target"], row["state"], row["admits"], row["author"], row["note"]) == (LARGE, "forced_open", False, "admin (ada)", "maintenance")
     raw = await house.client().chat.completions.with_raw_response.create(model="backed-up", messages=messages("hi"))
     assert (len(house.one.requests), len(house.two.requests)) == (0, 1)
     call = await house.call(raw.headers["x-lockgate-call"])

@@ -116,7 +116,7 @@ async def test_a_tool_that_an_operator_has_opened_is_not_called(house):
     await set_breaker(house, LOOK, "open")
     status, code, _headers = await call(house, "look")
     assert (status, code, sent(house, "look")) == (502, "upstream_failed", 0)
-    assert (await breaker(house, LOOK))["author"] == "tests"
+    assert (await breaker(house, LOOK))["author"] == "admin (tests)"
     assert (await call(house, "other"))[0] == 200  # a tool is a target of its own, whoever serves it
     await set_breaker(house, LOOK, "auto")
     assert (await call(house, "look"))[0] == 200

@@ -1,0 +1,136 @@
+"""The end of a call's path: its books are closed, then its client has its answer, its error, or the end of its stream."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.answer import answer_headers, closing_figures, figures
+from gateway.call import AttemptEnd, Call, Outcome, Reply
+from gateway.clock import Clock
+from gateway.core.approval import Result
+from gateway.errors import (
+    LONGEST_MESSAGE,
+    ApprovalAccepted,
+    ApprovalDenied,
+    CallError,
+    Forbidden,
+    InternalError,
+    StoreUnavailable,
+    Unauthenticated,
+    UnknownRoute,
+    UpstreamFailed,
+)
+from gateway.gate import as_events
+from gateway.holding import Finished, Holding
+from gateway.progress import Progress
+from gateway.relay import Client, Source, let_rest
+from gateway.settle import Settler
+from gateway.store.scrub import Scrubber
+from gateway.tools import OPERATION, head_of
+from gateway.wire.protocol import Dialect
+from gateway.wire.strict_json import dumps, loads
+
+_STORE_FAILS: Final = (
+    "The store cannot be used at the moment, so it cannot be known whether this call is allowed, nor put on record. Try again.")
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Gives answers, each once its record is durable. One per gateway."""
+
+    settler: Settler
+    holding: Holding
+    scrubber: Scrubber
+    clock: Clock
+
+    async def answer(self, case: Progress, call: Call, dialect: Dialect, client: Client, reply: Reply) -> None:
+        """Settle a call that has its whole answer, and give it."""
+        body = self.scrubber.bytes(dialect.answer(call, reply))  # a provider that repeats its key gives it to nobody
+        status, content_type = head_of(call, reply)
+        if case.claim is not None:
+            kept = body if call.operation == OPERATION else self.scrubber.bytes(dumps(reply.body))
+            case.result = Result(status, content_type or "", kept, figures(case))
+        await self.settler.settle(case, Outcome.COMPLETED, status, response=reply.body)
+        if case.presence.begin is None:
+            await client.answer(status, answer_headers(case), body, content_type)
+        else:
+            await self._answer_streamed(case, client, reply)
+        await self._given(case)
+
+    async def _answer_streamed(self, case: Progress, client: Client, reply: Reply) -> None:
+        """A whole answer for a client that asked for a stream."""
+        if case.presence.begin is not None:
+            await case.presence.begin()
+        encoder = case.encoder
+        if encoder is None:
+            raise InternalError("A stream has no encoder.")
+        data = b"".join([encoder.event(event) for event in as_events(reply)])
+        await client.end(self.scrubber.bytes(data) + encoder.comment(closing_figures(case)) + encoder.end())
+
+    async def _given(self, case: Progress) -> None:
+        """Whoever waited for an approval has its answer: it is not kept any longer."""
+        if case.approval is not None and not case.presence.performing:
+            with contextlib.suppress(StoreUnavailable):  # then it is given once more where it is asked for once more
+                await self.holding.given(case)
+
+    async def give(self, case: Progress, done: Finished, dialect: Dialect, client: Client) -> None:
+        """Settle a call whose action was done before, under its approval, and give its client what came of it."""
+        result, call = done.result, case.call
+        well = result.status < 400
+        await self.settler.settle(case, Outcome.COMPLETED if well else case.outcome_of_failure, result.status)
+        headers = {**answer_headers(case), **result.headers}
+        if done.ticket.delivered_ns is not None:
+            headers["X-Lockgate-Replayed"] = "true"
+        if not well:
+            headers["X-Should-Retry"] = "false"
+        if call is None or call.operation == OPERATION or not well:
+            if case.encoder is not None:
+                failed = UpstreamFailed(f"The approved action failed: {result.body.decode(errors='replace')[:LONGEST_MESSAGE]}")
+                await client.end(case.encoder.error(failed, case.id))
+            else:
+                await client.answer(result.status, headers, result.body, result.content_type or None)
+        else:
+            reply = Reply(loads(result.body), None)
+            if case.presence.begin is not None:
+                await self._answer_streamed(case, client, reply)
+            else:
+                await client.answer(result.status, headers, dialect.answer(call, reply))
+        await self._given(case)
+
+    async def end_stream(self, case: Progress, client: Client, stream: Source, rest: bytes) -> None:
+        """Settle a call whose stream has come to its end, and give the end."""
+        case.end_attempts(AttemptEnd.SUCCEEDED, ended_ns=self.clock.now_ns(), status=stream.status)
+        if case.claim is not None and case.tally is not None and case.tally.assembler is not None:
+            case.result = Result(200, "", self.scrubber.bytes(dumps(case.tally.assembler.body())), figures(case))
+        try:
+            await self.settler.settle(case, Outcome.COMPLETED, 200)
+            if case.encoder is not None:
+                await client.end(rest + case.encoder.comment(closing_figures(case)) + case.encoder.end())
+            await self._given(case)
+        finally:
+            if not case.cut_short:
+                self.settler.own(let_rest(stream))
+
+    async def fail(self, case: Progress, error: CallError, dialect: Dialect, client: Client) -> None:
+        """Settle a call that ended with an error, then give the client that error in its own dialect."""
+        outcome = case.outcome_of_failure
+        for trying in tuple(case.open):  # one that could not even be written, or one whose provider works for nobody any more
+            end = AttemptEnd.CANCELLED if trying.sent else AttemptEnd.REJECTED
+            case.end_attempt(trying, end, ended_ns=self.clock.now_ns(), message=error.message)
+        try:
+            if isinstance(error, StoreUnavailable):
+                raise error
+            if case.presence.performing and isinstance(error, Forbidden | ApprovalDenied | UnknownRoute | Unauthenticated):
+                await self.holding.refuse(case.presence.performing, error.message)  # denied is denied, whoever had approved it
+            if case.claim is not None:
+                case.result = Result(error.status, "", dialect.error(error, case.id), figures(case))
+            await self.settler.settle(case, outcome, error.status, error=error)
+        except StoreUnavailable as worse:  # an answer is never sent before its record is durable, so this is the answer
+            self.settler.settle_later(case, outcome, worse.status, worse)
+            error = StoreUnavailable(_STORE_FAILS, retry_after_s=1)  # where the store is and what ails it is the log's to say
+        if case.encoder is not None:
+            await client.end(case.encoder.error(error, case.id))
+        elif isinstance(error, ApprovalAccepted):
+            await client.answer(error.status, answer_headers(case, error), error.told())
+        else:
+            await client.answer(error.status, answer_headers(case, error), dialect.error(error, case.id))

@@ -1,0 +1,396 @@
+"""What becomes of a call that a rule holds for people: the approval that it meets, and how its caller waits for it.
+
+Owns no order: whoever asks the rules asks here, leaves what they hold, waits, and asks the rules again.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from gateway.admission import Admission
+from gateway.call import Call, Json, JsonObject
+from gateway.clock import Clock, Ids
+from gateway.core.action import UncanonicalError
+from gateway.core.approval import OPEN, Demand, Event, NotPossibleError, Result, State, Ticket
+from gateway.core.conditions import Conditions
+from gateway.core.decision import Approval, Held
+from gateway.errors import (
+    ApprovalAccepted,
+    ApprovalDenied,
+    ApprovalPending,
+    ApprovalUnavailable,
+    InvalidRequest,
+    Overloaded,
+    StoreUnavailable,
+)
+from gateway.progress import Progress
+from gateway.snapshot import Snapshot
+from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError, TicketFilter
+from gateway.tickets import Matter, asked_key, met, nothing_kept, refuse, ticket_of
+from gateway.waiting import Waiting
+from gateway.wire.strict_json import dumps
+
+_SPARE_S: Final = 5.0  # before a client gives up: for the answer itself, once people have decided
+_MOST_AT_ONCE: Final = 50  # calls that the gateway makes by itself
+_LATEST: Final = 1000  # changes that are looked at in one step
+
+
+class OnHold(Exception):
+    """No error, but a step of the call's path. The call cannot go on before something happens to `ticket`."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__(ticket.id)
+        self.ticket = ticket
+
+
+class Finished(Exception):
+    """No error: the call has its answer. The action was done before, under `ticket`; `result` is what came of it."""
+
+    def __init__(self, ticket: Ticket, result: Result) -> None:
+        super().__init__(ticket.id)
+        self.ticket = ticket
+        self.result = result
+
+
+Done = TypeVar("Done")
+Perform = Callable[[Ticket], Awaitable[Result]]
+Notify = Callable[[Ticket, str, int], tuple[Notice, ...]]
+
+
+class Holding:
+    """Approvals as calls meet them. One per gateway; `perform` makes a stored call, `notify` the notices of what happens to a ticket."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names every part it puts in
+        self, store: Approvals, admission: Admission, clock: Clock, ids: Ids, *, scrub: Callable[[bytes], bytes], perform: Perform,
+        notify: Notify,
+    ) -> None:
+        self.waiting = Waiting(clock)
+        self.conditions = Conditions()
+        self._store = store
+        self._admission = admission
+        self._clock = clock
+        self._ids = ids
+        self._scrub = scrub
+        self._perform = perform
+        self._notify = notify
+        self._known = 0
+        self._performing: dict[str, asyncio.Task[Result | None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"Holding({len(self.waiting)} wait, {len(self._performing)} are performed)"
+
+    async def permit(self, case: Progress, snapshot: Snapshot, matter: Matter, answer: JsonObject | None = None) -> Ticket | None:
+        """The approval that the action may go on under; None where grants cover it, which are noted in `case.grants`.
+
+        `answer` is what of a provider's answer is to be kept meanwhile, for an action that stands in one.
+
+        Raises:
+            OnHold: people have not decided yet, or it is being done.
+            Finished: it is done.
+            ApprovalDenied, ApprovalUnknown, ApprovalUnavailable, Overloaded: it will not go on.
+            StoreUnavailable: nobody can say.
+        """
+        granted = await self._granted(case, snapshot, matter)
+        approvals = [each for each in matter.approvals if each.rule not in granted]
+        case.grants = tuple(dict.fromkeys((*case.grants, *granted.values())))
+        if not approvals:
+            return None
+        demands = tuple(each.demand for each in approvals)
+        try:
+            presented = matter.action.presented
+            ticket = await self._store.find(case.principal.id, presented)
+        except UncanonicalError as error:
+            raise InvalidRequest(f"The call cannot be shown to anybody as it is: {error}.") from error
+        if ticket is None or self._over(case, ticket):
+            ticket = await self._open(case, snapshot, matter, approvals, answer)
+        case.approval = ticket
+        whole = matter.kind in ("request", "tool")
+        if whole:
+            case.under = ticket
+        refuse(ticket)
+        if ticket.state in (State.SUCCEEDED, State.FAILED):
+            if case.kept is not None and not whole:
+                return ticket  # it was released, and its answer did not arrive
+            if whole and await self._kept(case, ticket.origin["asked_key"]):
+                return ticket  # it was done, and people look at a part of its answer
+            raise Finished(ticket, ticket.result or nothing_kept(ticket))
+        if ticket.state is not State.APPROVED:
+            raise OnHold(ticket)
+        if not met(demands, ticket):
+            raise OnHold(await self._strengthened(case, matter, ticket, demands))
+        if whole:
+            self._claim(case, matter, ticket)
+        return ticket
+
+    async def wait(self, case: Progress, snapshot: Snapshot, ticket: Ticket) -> None:
+        """Wait until something happens to a ticket: then the rules are to be asked again. What the call holds is given back meanwhile.
+
+        Raises:
+            ApprovalPending: its caller should come back: the wait was long enough, or this gateway stops.
+            ApprovalAccepted: its caller wants to come back.
+            Finished: it was approved, and could not be begun all the same.
+        """
+        presence, approvals = case.presence, snapshot.config.approvals
+        if presence.performing:  # whoever waits for it waits elsewhere
+            raise self._pending(ticket, snapshot)
+        if presence.later and ticket.state is State.PENDING and presence.begin is None:
+            raise ApprovalAccepted(ticket.message, ticket=ticket.id, rule=ticket.rule, retry_after_s=round(approvals.retry_after))
+        presence.waited.add(ticket.id)
+        if len(self.waiting) >= approvals.max_held:
+            raise self._pending(ticket, snapshot)
+        if case.inside:
+            case.inside = False
+            self._admission.leave()
+        left_s = _paused(presence.limit)
+        if presence.begin is not None:
+            await presence.begin()
+        performing = self.perform(ticket) if ticket.state is State.APPROVED else None
+        await self._wait(case, snapshot, ticket, performing)
+        if performing is not None and performing.done() and (result := performing.result()) is not None:
+            raise Finished(ticket, result)  # it could not be begun
+        if presence.limit is not None and left_s is not None:
+            presence.limit.reschedule(asyncio.get_running_loop().time() + left_s)
+
+    async def release(self, case: Progress, matter: Matter, ticket: Ticket | None, *, keep: bool) -> Json:
+        """Let something that nothing is sent for go on: what it goes on with where people have changed it, else None.
+
+        Raises:
+            OnHold: the ticket, or a grant, is another by now.
+        """
+        now_ns = self._clock.now_ns()
+        if case.grants and not await self._store.use(case.grants, call_id=case.id, now_ns=now_ns):
+            case.grants = ()
+            raise OnHold(ticket or await self._latest(case, matter))
+        case.grants = ()
+        if ticket is None:
+            return None
+        if ticket.state is State.APPROVED:
+            claim = Claim(ticket.id, ticket.digest, ticket.fence)
+            if not await self._store.release(claim, call_id=case.id, keep=keep, now_ns=now_ns):
+                raise OnHold(await self._latest(case, matter))
+            await self.refresh()
+        return None if ticket.digest == matter.action.digest else ticket.shown["arguments"]
+
+    def perform(self, ticket: Ticket) -> asyncio.Task[Result | None]:
+        """Make a stored call that is approved, once at a time, in a task of its own: nobody's leaving ends it.
+
+        Gives what its caller is to be told where it could not be begun; else it stands with the ticket.
+        """
+        running = self._performing.get(ticket.id)
+        if running is None:
+            running = self._performing[ticket.id] = self._own(self._performed(ticket))
+        return running
+
+    async def refresh(self) -> None:
+        """Look for what has happened to approvals, here or in another process, and tell who waits. Every quarter of a second or so."""
+        self.waiting.look()
+        while await self._store.generation() > self._known:
+            changes = await self._store.changed(self._known, _LATEST)
+            if not changes:
+                return
+            self.waiting.wake(ticket for ticket, _state, _number in changes)
+            self._known = max(self._known, changes[-1][2])
+            if any(state is State.APPROVED for _ticket, state, _number in changes):
+                await self.catch_up()
+
+    async def start(self) -> None:
+        """Begin with what is there: nobody waits for it yet."""
+        self._known = await self._store.generation()
+
+    async def catch_up(self) -> None:
+        """Make the calls that people have approved for the gateway to make, where nobody has yet. Now and then, and when one is."""
+        if self.waiting.stopping:
+            return
+        for ticket in await self._store.list(TicketFilter(states=(State.APPROVED,), mode="execute", limit=_MOST_AT_ONCE)):
+            if len(self._performing) < _MOST_AT_ONCE:
+                self.perform(ticket)
+
+    async def close(self, timeout_s: float) -> None:
+        """End what is under way beside the calls."""
+        if self._tasks:
+            _done, late = await asyncio.wait(set(self._tasks), timeout=timeout_s)
+            for task in late:
+                task.cancel()
+
+    async def look_up(self, case: Progress, snapshot: Snapshot, call: Call) -> None:
+        """Note the answer that is kept for a request, of which a part is held for people, where there is one (`case.kept`)."""
+        if snapshot.bundle.holds_answers and not case.presence.performing:
+            case.asked_again = asked_key(call)
+            await self._kept(case, case.asked_again)
+
+    async def given(self, case: Progress) -> None:
+        """The caller has its answer: nothing of it is kept any longer."""
+        if case.asked_again and (case.kept is not None or case.approval is not case.under):
+            await self._store.forget_kept(case.principal.id, case.asked_again)
+        if case.under is not None and (case.claim is not None or case.under.state in (State.SUCCEEDED, State.FAILED)):
+            await self._store.delivered(case.under.id, now_ns=self._clock.now_ns())
+
+    async def _kept(self, case: Progress, asked: str) -> bool:
+        """Whether an answer is kept under this."""
+        kept = await self._store.kept(case.principal.id, asked, now_ns=self._clock.now_ns()) if asked else None
+        if kept is not None:
+            case.kept, case.asked_again = kept.reply, asked
+        return kept is not None
+
+    async def refuse(self, ticket_id: str, reason: str) -> None:
+        """The rules deny by now what people have approved."""
+        ticket = await self._store.get(ticket_id)
+        if ticket is not None and ticket.state is State.APPROVED:
+            with contextlib.suppress(NotPossibleError):  # it has expired in this very moment
+                await self._happen(ticket, Event.DENY, reason=reason)
+
+    # What a ticket is to a call.
+
+    def _over(self, case: Progress, ticket: Ticket) -> bool:
+        """Whether the ticket is of another time: this presentation begins anew."""
+        if ticket.state in OPEN or ticket.id in case.presence.waited:
+            return False
+        if ticket.state is State.DENIED:  # it stands for as long as people would have had
+            return ticket.expires_ns <= self._clock.now_ns()
+        if ticket.state not in (State.SUCCEEDED, State.FAILED):
+            return True
+        if case.kept is not None and ticket.kind in ("tool_call", "response"):
+            return False
+        wanted = ticket.mode == "execute" or ticket.delivered_ns is None
+        return ticket.result is None or not wanted
+
+    def _claim(self, case: Progress, matter: Matter, ticket: Ticket) -> None:
+        """Have the call's intent take the ticket; or have the gateway make the stored call, which goes on where its caller leaves.
+
+        A stream is made by its caller's own call, so that it comes as it is made.
+        """
+        performing = case.presence.performing == ticket.id
+        alike = ticket.digest == matter.action.digest
+        if performing and not alike:
+            raise ApprovalDenied("The rules make another action of it by now than what was approved.", ticket=ticket.id, rule=ticket.rule)
+        if performing or (matter.kind == "request" and ticket.mode == "release" and alike and case.presence.begin is not None):
+            case.claim = Claim(ticket.id, ticket.digest, ticket.fence)
+            return
+        raise OnHold(ticket)
+
+    async def _strengthened(self, case: Progress, matter: Matter, ticket: Ticket, demands: tuple[Demand, ...]) -> Ticket:
+        try:
+            return await self._happen(ticket, Event.STRENGTHEN, demands=demands)
+        except NotPossibleError:  # it was claimed, or has expired, in this very moment
+            return await self._latest(case, matter)
+
+    async def _granted(self, case: Progress, snapshot: Snapshot, matter: Matter) -> dict[str, str]:
+        """The rules that live grants cover, with their ids."""
+        now_ns, found = self._clock.now_ns(), {}
+        for approval in matter.approvals:
+            if not approval.grants or matter.irreversible:
+                continue
+            for grant in await self._store.grants(rule=approval.rule, principal=case.principal.id, live_at_ns=now_ns):
+                fits = grant.tool == matter.action.tool and grant.session in ("", case.origin.session)
+                if fits and grant.live(now_ns) and self.conditions.holds(snapshot.bundle, grant.condition, matter.question):
+                    found[approval.rule] = grant.id
+                    break
+        return found
+
+    async def _open(
+        self, case: Progress, snapshot: Snapshot, matter: Matter, approvals: Sequence[Approval], answer: JsonObject | None,
+    ) -> Ticket:
+        config, now_ns = snapshot.config.approvals, self._clock.now_ns()
+        ticket_id = f"apr_{self._ids.call_id().removeprefix('call_')}"
+        ticket = ticket_of(case, matter, approvals, ticket_id=ticket_id, now_ns=now_ns, unexpired_s=config.unexpired)
+        stored = dumps({"shown": ticket.shown, "answer": answer}) + ticket.body
+        if self._scrub(stored) != stored:
+            why = "It holds a secret of this gateway, which nobody is to be shown, so nobody can be asked."
+            raise ApprovalUnavailable(why, rule=ticket.rule)
+        kept = None
+        if answer is not None and case.asked_again:
+            kept = KeptAnswer(case.asked_again, case.principal.id, case.id, answer, now_ns + int(config.keep_results * 1e9))
+        try:
+            opened = await self._store.open(ticket, self._notify(ticket, "opened", now_ns), most=config.max_pending, kept=kept)
+        except QueueFullError as full:
+            raise Overloaded(f"{full.message} Try again later.", retry_after_s=60) from full
+        await self.refresh()
+        return opened
+
+    # Waiting.
+
+    async def _wait(
+        self, case: Progress, snapshot: Snapshot, ticket: Ticket, performing: asyncio.Task[Result | None] | None,
+    ) -> None:
+        waiter = self.waiting.add(ticket.id, until_s=self._until_s(case, snapshot), streams=case.presence.begin is not None)
+        if performing is not None:
+            performing.add_done_callback(lambda _: self.waiting.wake([ticket.id]))
+        alone = False
+        try:
+            if self._known > ticket.changed:  # it may have changed since it was looked at
+                latest = await self._store.get(ticket.id)
+                if latest is None or latest.changed != ticket.changed:
+                    return
+            why = await waiter.told
+        except asyncio.CancelledError:
+            alone = self.waiting.drop(waiter)
+            if alone and ticket.on_disconnect == "withdraw" and not self.waiting.stopping:
+                self._own(self._withdraw(ticket))
+            raise
+        finally:
+            if not alone:
+                self.waiting.drop(waiter)
+        if why != "changed":
+            raise self._pending(ticket, snapshot)
+
+    def _until_s(self, case: Progress, snapshot: Snapshot) -> float:
+        """Until when its caller's connection is held, on the monotonic clock."""
+        decided = [*case.decisions, *case.verdicts]
+        holds = [each.hold_s for held in decided if isinstance(held, Held) for each in held.approvals if each.hold_s is not None]
+        hold_s = min(holds, default=snapshot.config.approvals.hold)
+        if case.presence.begin is not None or case.presence.waits_s is None:
+            return case.presence.arrived_s + hold_s
+        return case.presence.arrived_s + min(hold_s, max(case.presence.waits_s - _SPARE_S, case.presence.waits_s / 2))
+
+    def _pending(self, ticket: Ticket, snapshot: Snapshot) -> ApprovalPending:
+        after_s = round(snapshot.config.approvals.retry_after)
+        said = "Nobody has decided yet" if ticket.state is State.PENDING else "It is being done"
+        return ApprovalPending(f"{ticket.message} {said}: send the same request again, it finds this approval ({ticket.id}).",
+                               ticket=ticket.id, rule=ticket.rule, retry_after_s=max(1, after_s))
+
+    # Tasks beside the calls.
+
+    async def _performed(self, ticket: Ticket) -> Result | None:
+        try:
+            told = await self._perform(ticket)
+            latest = await self._store.get(ticket.id)
+        finally:
+            self._performing.pop(ticket.id, None)
+        await self.refresh()
+        return told if latest is not None and latest.state is State.APPROVED else None
+
+    async def _withdraw(self, ticket: Ticket) -> None:
+        try:
+            await self._happen(ticket, Event.WITHDRAW, reason="Its caller has hung up.")
+        except (NotPossibleError, StoreUnavailable):
+            return  # decided in this very moment; or it expires by itself
+
+    async def _happen(self, ticket: Ticket, event: Event, *, reason: str = "", demands: tuple[Demand, ...] | None = None) -> Ticket:
+        now_ns = self._clock.now_ns()
+        changed = await self._store.happen(
+            ticket.id, event, now_ns=now_ns, author="gateway", reason=reason, demands=demands, fence=ticket.fence)
+        await self.refresh()
+        return changed
+
+    async def _latest(self, case: Progress, matter: Matter) -> Ticket:
+        ticket = await self._store.find(case.principal.id, matter.action.presented)
+        if ticket is None:
+            raise Overloaded("What was granted is used up. Try again.", retry_after_s=1)
+        return ticket
+
+    def _own(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _paused(limit: asyncio.Timeout | None) -> float | None:
+    """Stop a deadline, and say how much of it was left; None where none runs."""
+    when = limit.when() if limit is not None else None
+    if limit is None or when is None:
+        return None
+    limit.reschedule(None)
+    return when - asyncio.get_running_loop().time()

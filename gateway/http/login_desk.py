@@ -1,0 +1,149 @@
+"""`/-/login`, `/-/logout`, `/-/me`: how people prove in a browser who they are, and learn what the gateway takes them for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from aiohttp import web
+from pydantic import Field
+
+from gateway.clock import time_text
+from gateway.errors import InvalidRequest, Unauthenticated, UnknownUrl
+from gateway.http.client import HttpClient
+from gateway.http.control import Control
+from gateway.http.data import Handler, query_pairs
+from gateway.http.desk import body_of, query_of, read_model
+from gateway.http.doors import COOKIE, cookie_of
+from gateway.identity.actor import Actor
+from gateway.identity.logins import Opened
+from gateway.identity.oidc import CALLBACK, LONGEST_S, Oidc
+from gateway.proxy import Proxy
+from gateway.store.approvals_protocol import Login
+from gateway.validation import Strict
+from gateway.wire.strict_json import dumps
+
+_STATE: Final = "lockgate_oidc"
+_PAGE: Final = "/-/admin"
+_PRIVATE: Final = {"Cache-Control": "no-store"}
+_Secret = Annotated[str, Field(max_length=1024)]
+
+
+class _Credentials(Strict):
+    """A name with its password, or a token."""
+
+    name: Annotated[str, Field(max_length=300)] = ""
+    password: _Secret = ""
+    token: _Secret = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginDesk:
+    """The endpoints. `control` knows who asks; `proxy` how large a body may be; `oidc` the identity provider, where there is one."""
+
+    proxy: Proxy
+    control: Control
+    oidc: Oidc | None
+
+    @property
+    def endpoints(self) -> Mapping[tuple[str, str], Handler]:
+        """The handlers by method and path."""
+        return {
+            ("POST", "/-/login"): self.log_in, ("POST", "/-/logout"): self.log_out, ("GET", "/-/me"): self.me,
+            ("GET", "/-/login/methods"): self.methods, ("GET", "/-/oidc/begin"): self.begin, ("GET", CALLBACK): self.callback,
+        }
+
+    async def methods(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`GET /-/login/methods`: how one may log in; for whoever asks."""
+        query_of(request)
+        oidc = None if self.oidc is None else {"label": self.oidc.config.label}
+        await client.answer(200, _PRIVATE, dumps({"password": True, "oidc": oidc}))
+
+    async def log_in(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`POST /-/login`: with a password or a token. The login that the browser had is over."""
+        self._names.check(request, must_say=False)
+        query_of(request)
+        given = read_model(_Credentials, await body_of(request, self.proxy))
+        if bool(given.token) == bool(given.name or given.password):
+            raise InvalidRequest("Give `name` and `password`, or `token`.")
+        logins, address = self.control.doorkeeper.logins, _address(request)
+        if given.token:
+            opened = await logins.with_token(given.token, address)
+        else:
+            opened = await logins.with_password(given.name, given.password, address)
+        await self._close_old(request)
+        await client.answer(200, {**_PRIVATE, "Set-Cookie": self._cookie(opened)}, dumps(self._me(opened.actor, opened.login)))
+
+    async def log_out(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`POST /-/logout`: end the login of this browser."""
+        query_of(request)
+        _actor, login = await self.control.doorkeeper.who(request)
+        if login is None:
+            raise InvalidRequest("There is nothing to log out of: this request has a token, and no cookie.")
+        await self._close_old(request)
+        await client.answer(200, {**_PRIVATE, "Set-Cookie": self._set(COOKIE, "", "/-/", "Strict", 0)}, dumps({"logged_out": True}))
+
+    async def me(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`GET /-/me`: who asks, and what they may do."""
+        query_of(request)
+        actor, login = await self.control.doorkeeper.who(request)
+        await client.answer(200, _PRIVATE, dumps(self._me(actor, login)))
+
+    async def begin(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`GET /-/oidc/begin`: off to the identity provider."""
+        oidc = self._oidc()
+        self._names.check_host(request)
+        query_of(request)
+        begun = await oidc.begin(self._own_url(request))
+        cookie = self._set(_STATE, begun.cookie, "/-/oidc/", "Lax", LONGEST_S)  # the provider sends the browser back: not from our page
+        await client.answer(302, {**_PRIVATE, "Location": begun.url, "Set-Cookie": cookie}, b"")
+
+    async def callback(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`GET /-/oidc/callback`: back from the identity provider."""
+        oidc = self._oidc()
+        self._names.check_host(request)
+        kept = cookie_of(request, _STATE)
+        if kept is None:
+            raise Unauthenticated("This browser has not begun to log in here, or took too long. Begin at the page again.")
+        told: dict[str, str] = {}
+        for name, value in query_pairs(request.rel_url.raw_query_string):
+            if told.setdefault(name, value) != value:
+                raise InvalidRequest(f"The query has `{name}` twice.")
+        opened = await oidc.complete(kept, told, self._own_url(request), _address(request))
+        await self._close_old(request)
+        await client.answer(302, {**_PRIVATE, "Location": _PAGE, "Set-Cookie": self._cookie(opened)}, b"")
+
+    @property
+    def _names(self) -> Any:
+        return self.control.doorkeeper.names
+
+    def _oidc(self) -> Oidc:
+        if self.oidc is None:
+            raise UnknownUrl("No identity provider is set (`[oidc]`).")
+        return self.oidc
+
+    def _own_url(self, request: web.BaseRequest) -> str:
+        """Where the browser reaches this gateway."""
+        return self.control.doorkeeper.names.origin or f"http://{request.headers['Host']}"
+
+    async def _close_old(self, request: web.BaseRequest) -> None:
+        old = cookie_of(request)
+        if old is not None:
+            await self.control.doorkeeper.logins.close(old)
+
+    def _me(self, actor: Actor, login: Login | None) -> dict[str, Any]:
+        told = {"id": actor.id, "name": actor.voter.name, "permission": actor.permission, "roles": list(actor.voter.roles),
+                "teams": list(actor.voter.teams), "via": actor.via, "method": actor.voter.method}
+        if login is None:
+            return told
+        return {**told, "csrf": login.csrf, "expires_at": time_text(self.control.doorkeeper.logins.ends_ns(login))}
+
+    def _cookie(self, opened: Opened) -> str:
+        return self._set(COOKIE, opened.cookie, "/-/", "Strict", int(self.control.doorkeeper.logins.settings.longest))
+
+    def _set(self, name: str, value: str, path: str, site: str, age_s: int) -> str:  # noqa: PLR0913 - a cookie has as many parts
+        secure = "; Secure" if self.control.doorkeeper.names.origin.startswith("https:") else ""
+        return f"{name}={value}; Path={path}; HttpOnly; SameSite={site}; Max-Age={age_s}{secure}"
+
+
+def _address(request: web.BaseRequest) -> str:
+    return request.remote or ""

@@ -1,0 +1,175 @@
+"""Tool calls that a model proposes: each is judged before its client can see it, and people are asked where a rule says so."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.asking import Asking, limits_of
+from gateway.call import Call, Json, JsonObject, ToolCall, ToolUse
+from gateway.core.decision import BAD_ARGUMENTS, Decision, Denied, Held, Reason
+from gateway.core.question import Question
+from gateway.enact import enact, rate_spent, takes_of
+from gateway.errors import ApprovalDenied, ApprovalUnknown, Forbidden, RateLimited, UpstreamFailed
+from gateway.gate import Ruling
+from gateway.holding import Holding, OnHold
+from gateway.matters import of_tool
+from gateway.progress import Progress
+from gateway.schemas import SchemaCache
+from gateway.snapshot import Snapshot
+from gateway.tool_offers import read, refused, say, unfit
+from gateway.wire.tool_calls import CALLS, LEGACY, Proposed, misplaced, proposed, rewritten
+
+STRAY_CALL: Final = "The answer holds what may be a tool call in a place where none belongs."
+_MOST_LATELY: Final = 10_000
+_LONGEST_ID: Final = 256
+_MOST_PROPOSED: Final = 1024  # tool calls in one answer, all its choices together
+
+Answer = Callable[[], JsonObject | None]  # the answer that a proposal stands in, as it is kept; None where it cannot be
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """Judges what models propose. One per gateway; `current` gives the snapshot that is in force.
+
+    `lately` are the ids of proposed tool calls, and whether they were let through.
+    """
+
+    asking: Asking
+    holding: Holding
+    current: Callable[[], Snapshot]
+    schemas: SchemaCache = field(default_factory=SchemaCache)
+    lately: OrderedDict[tuple[str, str], bool] = field(default_factory=OrderedDict)
+
+    async def choice(self, case: Progress, snapshot: Snapshot, call: Call, choice: Json, answer: Answer) -> Json:
+        """One choice of a plain answer with its tool calls judged."""
+        if not isinstance(choice, dict) or misplaced(choice, "message"):
+            raise UpstreamFailed(STRAY_CALL)
+        message = choice.get("message")
+        if not isinstance(message, dict) or not (message.get("tool_calls") or message.get(LEGACY)):
+            return choice
+        message = {name: value for name, value in message.items() if name not in CALLS}
+        entries = choice["message"].get("tool_calls") or []
+        older = choice["message"].get(LEGACY)
+        pairs = [(each, "") for each in (entries if isinstance(entries, list) else [entries])] + ([(older, LEGACY)] if older else [])
+        asked = [proposed(entry, kind) for entry, kind in pairs]
+        kept = []
+        for (entry, kind), each, ruling in zip(pairs, asked, await self.ruled(case, snapshot, call, asked, answer), strict=True):
+            if ruling.arguments is None:
+                say(message, ruling.text, snapshot.config.policy.withheld)
+            elif kind:
+                message[LEGACY] = rewritten(entry, each, ruling.arguments)
+            else:
+                kept.append(rewritten(entry, each, ruling.arguments))
+        if kept:
+            message["tool_calls"] = kept
+        left = {**choice, "message": message, **({"logprobs": None} if "logprobs" in choice else {})}  # they would spell out every call
+        nothing = not kept and LEGACY not in message
+        return {**left, "finish_reason": "stop"} if nothing and choice.get("finish_reason") in CALLS else left
+
+    async def ruled(
+        self, case: Progress, snapshot: Snapshot, call: Call, asked: Sequence[Proposed], answer: Answer,
+    ) -> list[Ruling]:
+        """What becomes of each of these, once people have decided on all that they are asked about: they see all of them at once.
+
+        Raises:
+            ApprovalPending: nobody has decided yet, and the caller should come back.
+        """
+        rulings: dict[int, Ruling] = {}
+        while True:
+            on_hold = []
+            for number, each in enumerate(asked):
+                if number not in rulings:
+                    try:
+                        rulings[number] = await self._proposed(case, snapshot, call, each, answer)
+                    except OnHold as hold:
+                        on_hold.append(hold.ticket)
+            if not on_hold:
+                return [rulings[number] for number in range(len(asked))]
+            case.withheld = True  # if it ends now, the provider has done its work all the same
+            await self.holding.wait(case, snapshot, on_hold[0])
+            case.withheld = False
+            snapshot = self.current()
+
+    def remember(self, principal: str, tool_call_id: str, *, released: bool) -> None:
+        """A client that reads a stream may bring the result before the answer's end is on record."""
+        if len(tool_call_id) > _LONGEST_ID:  # a provider's; the record has it
+            return
+        self.lately[principal, tool_call_id] = released
+        if len(self.lately) > _MOST_LATELY:
+            self.lately.popitem(last=False)
+
+    async def _proposed(self, case: Progress, snapshot: Snapshot, call: Call, asked: Proposed, answer: Answer) -> Ruling:
+        """One tool call that a model proposes. Raises `OnHold` where people have to decide first."""
+        if len(case.uses) >= _MOST_PROPOSED:
+            raise UpstreamFailed(f"The answer calls more than {_MOST_PROPOSED} tools.")
+        await asyncio.sleep(0)  # there may be many, and other calls wait
+        known = snapshot.tools.get(asked.name)
+        now_ns = self.asking.clock.now_ns()
+        tool, wrong = read(asked, call, known, self.schemas)
+        judged = None
+        try:
+            if wrong:
+                raise Forbidden(f"The model's arguments cannot be used: {wrong}.", rule=BAD_ARGUMENTS)
+            question = self.asking.question(snapshot, "tool_call", call, tool=tool, known_tool=known is not None)
+            judged = await self.asking.ask(case, snapshot, question)
+            made, tool = tool, judged.question.tool or tool
+            held = enact(judged.decision)
+            if tool.args is not made.args:
+                _check_made(tool, asked, unfit(tool, call, known, self.schemas))
+            args = await self._permitted(case, snapshot, judged.question, tool, held, answer) if held else tool.args
+            await self._take(case, call, judged.decision, now_ns)
+        except (Forbidden, RateLimited, ApprovalDenied, ApprovalUnknown) as error:
+            if judged is None or judged.decision.name == "allow":  # the gateway's own refusal: no decision of the rules says it
+                case.decided(_denied(snapshot, asked.name, error.rule, error.message))
+            remedy = error.remedy if isinstance(error, Forbidden) else None
+            ruling = Ruling(None, refused(asked.name, error.message, error.rule, remedy))
+        except OnHold:
+            if judged is not None:
+                case.undecided(judged.decision)  # it will be asked again
+            raise
+        else:
+            ruling = Ruling(args)
+        released = ruling.arguments is not None
+        given = tool.args if ruling.arguments is None else ruling.arguments
+        case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", given, released, now_ns))
+        self.remember(call.principal.id, asked.id, released=released)
+        return ruling
+
+    async def _permitted(
+        self, case: Progress, snapshot: Snapshot, question: Question, tool: ToolCall, held: tuple[Held, ...], answer: Answer,
+    ) -> JsonObject:
+        """The arguments that the tool call goes on with, once people have let it. Raises as `Holding.permit` does."""
+        matter = of_tool(snapshot, self.holding.conditions, question, tool, held, kind="tool_call")
+        ticket = await self.holding.permit(case, snapshot, matter, answer())
+        changed: JsonObject | None = await self.holding.release(case, matter, ticket, keep=tool.name in snapshot.tools)
+        return tool.args if changed is None else changed
+
+    async def _take(self, case: Progress, call: Call, decision: Decision, now_ns: int) -> None:
+        """Take the rates of a tool call that a model proposes: of requests, others are refused in its phase.
+
+        Raises:
+            RateLimited: one is used up; none is taken.
+        """
+        limits = [(limit, self.asking.scrub(decision.subject)) for limit in limits_of(decision)]
+        if not limits:
+            return
+        spent = await self.asking.budgets.take(takes_of(limits, self.asking.subjects(case, call), 0), now_ns=now_ns)
+        if spent is not None:
+            raise rate_spent(spent)
+
+
+def _check_made(tool: ToolCall, asked: Proposed, problem: str) -> None:
+    """Raise `Forbidden` where what a rule makes of the arguments is not what the tool takes."""
+    if asked.kind == "custom" and (tool.args.keys() != {"input"} or not isinstance(tool.args["input"], str)):
+        problem = "it takes one text"
+    if problem:
+        raise Forbidden(f"What a rule makes of the arguments does not fit the tool: {problem}.", rule=BAD_ARGUMENTS)
+
+
+def _denied(snapshot: Snapshot, tool: str, rule: str, why: str) -> Denied:
+    """A refusal by the gateway itself, as a decision."""
+    reason = Reason(rule, "limit" if rule != BAD_ARGUMENTS else "deny", "matched", "", why)
+    return Denied(rule, why, None, (reason,), (), snapshot.bundle.digest, "tool_call", tool)
+
