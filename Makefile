@@ -1,4 +1,5 @@
-# Needs python3 (3.11 or newer) with venv, and make. Everything else comes from the locked requirements into .venv.
+# Needs python3 (3.11 or newer) with venv, and make. Everything else comes from the locked requirements into .venv;
+# the tests also use a browser and a Redis server, where the machine has them or can be given them (.ci/machine).
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +18,7 @@ demo: $(VENV)/.demo ## See it work: a gateway, simulated providers, the official
 	$(BIN)/lockgate demo
 
 test: $(VENV)/.dev ## Run the tests; core, wire and adapters must be covered in every branch.
+	@.ci/machine
 	$(BIN)/coverage erase
 	$(BIN)/pytest -n 2 -rs -m "not real" --cov --cov-branch --cov-report=
 	$(BIN)/coverage report --include='$(PROVEN)' --fail-under=100

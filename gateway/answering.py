@@ -78,11 +78,9 @@ class Answering:
         result, call = done.result, case.call
         well = result.status < 400
         await self.settler.settle(case, Outcome.COMPLETED if well else case.outcome_of_failure, result.status)
-        headers = {**answer_headers(case), **result.headers}
+        headers = {**answer_headers(case), **({} if well else {"X-Should-Retry": "false"}), **result.headers}
         if done.ticket.delivered_ns is not None:
             headers["X-Lockgate-Replayed"] = "true"
-        if not well:
-            headers["X-Should-Retry"] = "false"
         if call is None or call.operation == OPERATION or not well:
             if case.encoder is not None:
                 failed = UpstreamFailed(f"The approved action failed: {result.body.decode(errors='replace')[:LONGEST_MESSAGE]}")

@@ -15,7 +15,9 @@ from gateway.breakers import Breakers
 from gateway.clock import Clock, Ids, SystemClock, SystemIds
 from gateway.health import HealthChecks
 from gateway.http.control import Control
+from gateway.http.doors import Doorkeeper, OwnNames
 from gateway.http.server import Listener, Surface
+from gateway.identity.identities import Given, Identities
 from gateway.keyring import KeyRing
 from gateway.notify.deliverer import Books, Deliverer
 from gateway.notify.mail import Mailer
@@ -76,7 +78,10 @@ class App:
             log_format=config.log.format, log_level=config.log.level, write=write, scrub=self._scrubber.text, clock=self.clock,
             otlp=_otlp(snapshot), resource={"service.instance.id": str(os.getpid())},
         )
-        self.keyring = KeyRing(snapshot.pepper, self.clock) if snapshot.pepper is not None and config.auth.required else None
+        self.identities = Identities.of(Given(
+            config, snapshot.folder, snapshot.pepper, snapshot.admin_token, snapshot.oidc_secret, self.store.people, self.transport,
+            self.clock, self.ids, self.telemetry))
+        self.keyring = KeyRing(snapshot.pepper, self.clock, self.identities.tokens) if snapshot.pepper is not None else None
         self.breakers = Breakers(self.store.breakers, self.clock, self.ids, self.telemetry)
         self.proxy = Proxy(
             snapshot, keyring=self.keyring, journal=self.store.journal, sessions=self.store.sessions, budgets=self.store.budgets,
@@ -93,7 +98,8 @@ class App:
             self.telemetry, self.clock)
         self.reloader = Reloader(loaded, self._swap, bundles=self.store.bundles, telemetry=self.telemetry, clock=self.clock)
         self.control = Control(
-            self.store, self.telemetry, self.keyring, snapshot.admin_token, self.clock, self._in_flight, self.reloader, self.breakers)
+            self.store, self.telemetry, self.keyring, Doorkeeper(self.identities.logins, OwnNames.of(config)), self.identities.oidc,
+            self.clock, self._in_flight, self.reloader, self.breakers)
         self.surface = Surface(self.proxy, self.control, self.telemetry, self.ids)
         self.background = Background(self.clock, self.telemetry)
         self.health = HealthChecks(self.transport, self.breakers, self.background, self.telemetry, self.ids)
@@ -121,7 +127,7 @@ class App:
         self.health.follow(self.snapshot)
         await self.proxy.holding.start()
         self.background.every(_APPROVALS_S, self.proxy.holding.refresh, name="approvals")
-        self.background.every(_CATCH_UP_S, self.proxy.holding.catch_up, name="approved")
+        self.background.every(_CATCH_UP_S, self.proxy.holding.performing.catch_up, name="approved")
         self.background.every(_SWEEP_S, self.sweeper.sweep, name="sweep")
         self.background.every(_NOTICES_S, self.deliverer.round, name="notices")
         self._runner = web.ServerRunner(self._listener, handle_signals=False, shutdown_timeout=_FLUSH_S)
@@ -151,13 +157,14 @@ class App:
             await self._runner.cleanup()
         await self.verifier.close()
         await self.proxy.errands.close(_CUT_S, _CUT_S)
-        await self.proxy.holding.close(_CUT_S)
+        await self.proxy.holding.performing.close(_CUT_S)
         await self.proxy.keep_alive.close()
         await self.proxy.settler.drained()
         await self.background.stop()
         await self.deliverer.close(_CUT_S)
         await self.breakers.close()
         await self.reloader.reload.close()
+        await self.identities.close()
         await self.transport.close()
         await self.store.close()
         self.telemetry.event("info", "stopped")

@@ -231,9 +231,9 @@ class CallRecord:
     set aside for the call, None where no budget bound it. `plan` says which targets were to be tried and why, JSON-ready; None where it
     says no more than the route. `part_of` is the call that this one was made for by the gateway itself: a mirror's, a classifier's, one
     that verifies what came of it.
-    `unlabels` and `answer_unlabels` are the labels that rules take off the session; `answer_id` is the answer's own id, where its session is
-    to be found by it again. `approval` is the id of the approval that the call waits for, or was made under; `approval_end` what happens to
-    that when the call ends (an event of `core/approval.py`), empty for nothing.
+    `unlabels` and `answer_unlabels` are the labels that rules take off the session; `answer_id` is the answer's own id, where its session
+    is to be found by it again. `approval` is the id of the approval that the call waits for, or was made under; `approval_end` what happens
+    to that when the call ends (an event of `core/approval.py`), empty for nothing.
     """
 
     id: str

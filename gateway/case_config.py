@@ -94,6 +94,7 @@ class SessionFactsConfig(Strict):
     labels: Many[str] = ()
     calls: Count = 0
     spend: Nusd = 0
+    facts: JsonTable = Field(default_factory=dict)
 
 
 class BudgetFactsConfig(Strict):

@@ -27,6 +27,12 @@ def waits_s(headers: Mapping[str, str]) -> float | None:
     return _before(min(said)) if said else None
 
 
+def whole_s(headers: Mapping[str, str]) -> float | None:
+    """How long a client waits for the end of its answer, as far as it says. What cannot be read is for `shortened` to refuse."""
+    whole = headers.get(HEADER, "")
+    return int(whole) / 1000 if _MILLISECONDS.fullmatch(whole) and int(whole) else None
+
+
 def shortened(deadlines: Deadlines, headers: Mapping[str, str], *, stream: bool, used_s: float = 0.0, sent_s: float = 0.0,
               spoken: bool = False) -> Deadlines:
     """The deadlines of one call that came `used_s` seconds ago: so much of what its client waits is over, and nothing of the route's. It

@@ -16,7 +16,6 @@ from gateway.core.budget import Short
 from gateway.core.plan import Deadlines, Route
 from gateway.core.question import LARGE
 from gateway.errors import (
-    ApprovalUnavailable,
     AttemptFailed,
     BudgetExceeded,
     CallError,
@@ -25,7 +24,7 @@ from gateway.errors import (
 )
 from gateway.meter import meter_of
 from gateway.progress import Progress, Trying
-from gateway.race import Answered, NotAccepted, answers, first_answer, let_go
+from gateway.race import Answered, NotAccepted, Unfit, answers, first_answer, let_go
 from gateway.relay import Limits, LiveStream, Source, hold
 from gateway.snapshot import Provider, Snapshot
 from gateway.spending import refusal
@@ -39,7 +38,6 @@ from gateway.wire.text_size import text_size
 _ERROR_BODY_LIMIT: Final = 64 * 1024
 _ERROR_BODY_WAIT_S: Final = 5.0
 _LONGEST_WHY: Final = 200
-_VALIDATORS: Final = "validators"  # who asks for a person where no rule does
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,6 @@ class Dispatcher:
         Raises:
             UpstreamRejected: a provider refused the request itself; another would too.
             UpstreamFailed, UpstreamTimeout, UpstreamBusy: no target answered; lists every attempt.
-            ApprovalUnavailable: no answer was what the route asks for, and a person was to look.
         """
         trying = self._start(errand, first)
         kept: NotAccepted | None = None  # of a cascade: not what was wished for, and better than nothing
@@ -98,6 +95,8 @@ class Dispatcher:
                     return self._after_all(errand.case, kept)
                 if isinstance(short, BudgetExceeded):
                     errand.case.account = short.account
+                if short is None and errand.route.approve and isinstance(failure, Unfit):
+                    return self._unfit(errand.case, failure)
                 raise short or _exhausted(errand, failure) from failure
             trying = further
 
@@ -106,6 +105,12 @@ class Dispatcher:
         case.given = kept.n
         case.finish_reasons = tuple(map(self.scrub, kept.reply.finish_reasons))
         return kept.answer
+
+    def _unfit(self, case: Progress, failure: Unfit) -> Answered:
+        """People look at the answer that is there: no target has given one that is what the route asks for."""
+        case.unfit = failure.message
+        case.finish_reasons = tuple(map(self.scrub, failure.reply.finish_reasons))
+        return failure.reply
 
     async def resume(self, errand: Errand, broken: Trying, failure: AttemptFailed) -> Source | None:
         """Have a target go on with a stream that broke off; `errand.call` asks for that. None where nobody does."""
@@ -333,7 +338,7 @@ async def _check(errand: Errand, trying: Trying, answer: Answered, reply: Reply)
     if fault == NOT_ACCEPTED:
         valid = checks.fault(reply, str(trying.to.target), accepting=False) is None
         raise NotAccepted(answer, reply, f"the answer is not what the cascade accepts: {why}", valid=valid)
-    raise AttemptFailed(fault, f"the answer is not what the route asks for: {why}", retryable=True)
+    raise Unfit(fault, f"the answer is not what the route asks for: {why}", reply)
 
 
 def _not_made(errand: Errand, tried: Try, *, doubtful: bool) -> None:
@@ -367,9 +372,6 @@ def _exhausted(errand: Errand, failure: AttemptFailed) -> CallError:
     attempts = errand.case.attempts
     if failure.retryable and all(attempt.cause == "status:429" for attempt in attempts):
         return errand.tries.resting(f" Attempts: {listed(attempts)}")
-    if errand.route.approve and failure.cause.startswith("check:"):
-        return ApprovalUnavailable("No target gave an answer that is what this route asks for, and nobody can be asked to look at it here.",
-                                   rule=_VALIDATORS)
     return sum_up(attempts)
 
 

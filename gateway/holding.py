@@ -5,8 +5,8 @@ Owns no order: whoever asks the rules asks here, leaves what they hold, waits, a
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from gateway.admission import Admission
 from gateway.call import Call, Json, JsonObject
@@ -24,15 +24,17 @@ from gateway.errors import (
     Overloaded,
     StoreUnavailable,
 )
+from gateway.performing import Perform, Performing
 from gateway.progress import Progress
 from gateway.snapshot import Snapshot
-from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError, TicketFilter
-from gateway.tickets import Matter, asked_key, met, nothing_kept, refuse, ticket_of
+from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError
+from gateway.telemetry import Telemetry
+from gateway.tickets import WHOLE, Matter, asked_key, met, nothing_kept, refuse, ticket_of
 from gateway.waiting import Waiting
 from gateway.wire.strict_json import dumps
 
 _SPARE_S: Final = 5.0  # before a client gives up: for the answer itself, once people have decided
-_MOST_AT_ONCE: Final = 50  # calls that the gateway makes by itself
+_DOING_S: Final = 600.0  # the longest wait for what is being done, of a caller who does not say how long it waits
 _LATEST: Final = 1000  # changes that are looked at in one step
 
 
@@ -53,8 +55,6 @@ class Finished(Exception):
         self.result = result
 
 
-Done = TypeVar("Done")
-Perform = Callable[[Ticket], Awaitable[Result]]
 Notify = Callable[[Ticket, str, int], tuple[Notice, ...]]
 
 
@@ -62,24 +62,22 @@ class Holding:
     """Approvals as calls meet them. One per gateway; `perform` makes a stored call, `notify` the notices of what happens to a ticket."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part it puts in
-        self, store: Approvals, admission: Admission, clock: Clock, ids: Ids, *, scrub: Callable[[bytes], bytes], perform: Perform,
-        notify: Notify,
+        self, store: Approvals, admission: Admission, telemetry: Telemetry, clock: Clock, ids: Ids, *, scrub: Callable[[bytes], bytes],
+        perform: Perform, notify: Notify,
     ) -> None:
         self.waiting = Waiting(clock)
         self.conditions = Conditions()
         self._store = store
         self._admission = admission
+        self.performing = Performing(store, perform, self.refresh, telemetry)
         self._clock = clock
         self._ids = ids
         self._scrub = scrub
-        self._perform = perform
         self._notify = notify
         self._known = 0
-        self._performing: dict[str, asyncio.Task[Result | None]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
-        return f"Holding({len(self.waiting)} wait, {len(self._performing)} are performed)"
+        return f"Holding({len(self.waiting)} wait, {self.performing!r})"
 
     async def permit(self, case: Progress, snapshot: Snapshot, matter: Matter, answer: JsonObject | None = None) -> Ticket | None:
         """The approval that the action may go on under; None where grants cover it, which are noted in `case.grants`.
@@ -92,36 +90,17 @@ class Holding:
             ApprovalDenied, ApprovalUnknown, ApprovalUnavailable, Overloaded: it will not go on.
             StoreUnavailable: nobody can say.
         """
-        granted = await self._granted(case, snapshot, matter)
+        whole = matter.kind in WHOLE
+        performing = case.presence.performing if whole else ""
+        granted = {} if performing else await self._granted(case, snapshot, matter)  # what was approved uses up no grant
         approvals = [each for each in matter.approvals if each.rule not in granted]
-        case.grants = tuple(dict.fromkeys((*case.grants, *granted.values())))
-        if not approvals:
-            return None
-        demands = tuple(each.demand for each in approvals)
-        try:
-            presented = matter.action.presented
-            ticket = await self._store.find(case.principal.id, presented)
-        except UncanonicalError as error:
-            raise InvalidRequest(f"The call cannot be shown to anybody as it is: {error}.") from error
-        if ticket is None or self._over(case, ticket):
-            ticket = await self._open(case, snapshot, matter, approvals, answer)
-        case.approval = ticket
-        whole = matter.kind in ("request", "tool")
-        if whole:
-            case.under = ticket
-        refuse(ticket)
-        if ticket.state in (State.SUCCEEDED, State.FAILED):
-            if case.kept is not None and not whole:
-                return ticket  # it was released, and its answer did not arrive
-            if whole and await self._kept(case, ticket.origin["asked_key"]):
-                return ticket  # it was done, and people look at a part of its answer
-            raise Finished(ticket, ticket.result or nothing_kept(ticket))
-        if ticket.state is not State.APPROVED:
-            raise OnHold(ticket)
-        if not met(demands, ticket):
-            raise OnHold(await self._strengthened(case, matter, ticket, demands))
-        if whole:
-            self._claim(case, matter, ticket)
+        ticket = None
+        if approvals or performing:  # what was approved is claimed, also where nobody asks for that any more
+            case.approval = ticket = await self._met_by(case, snapshot, matter, approvals, answer)
+            if whole:
+                case.under = ticket
+            await self._check(case, matter, ticket, tuple(each.demand for each in approvals))
+        case.grants = tuple(granted.values())
         return ticket
 
     async def wait(self, case: Progress, snapshot: Snapshot, ticket: Ticket) -> None:
@@ -135,7 +114,7 @@ class Holding:
         presence, approvals = case.presence, snapshot.config.approvals
         if presence.performing:  # whoever waits for it waits elsewhere
             raise self._pending(ticket, snapshot)
-        if presence.later and ticket.state is State.PENDING and presence.begin is None:
+        if presence.later and ticket.state is State.PENDING and case.encoder is None:
             raise ApprovalAccepted(ticket.message, ticket=ticket.id, rule=ticket.rule, retry_after_s=round(approvals.retry_after))
         presence.waited.add(ticket.id)
         if len(self.waiting) >= approvals.max_held:
@@ -146,7 +125,7 @@ class Holding:
         left_s = _paused(presence.limit)
         if presence.begin is not None:
             await presence.begin()
-        performing = self.perform(ticket) if ticket.state is State.APPROVED else None
+        performing = self.performing.of(ticket) if ticket.state is State.APPROVED else None
         await self._wait(case, snapshot, ticket, performing)
         if performing is not None and performing.done() and (result := performing.result()) is not None:
             raise Finished(ticket, result)  # it could not be begun
@@ -173,16 +152,6 @@ class Holding:
             await self.refresh()
         return None if ticket.digest == matter.action.digest else ticket.shown["arguments"]
 
-    def perform(self, ticket: Ticket) -> asyncio.Task[Result | None]:
-        """Make a stored call that is approved, once at a time, in a task of its own: nobody's leaving ends it.
-
-        Gives what its caller is to be told where it could not be begun; else it stands with the ticket.
-        """
-        running = self._performing.get(ticket.id)
-        if running is None:
-            running = self._performing[ticket.id] = self._own(self._performed(ticket))
-        return running
-
     async def refresh(self) -> None:
         """Look for what has happened to approvals, here or in another process, and tell who waits. Every quarter of a second or so."""
         self.waiting.look()
@@ -192,31 +161,18 @@ class Holding:
                 return
             self.waiting.wake(ticket for ticket, _state, _number in changes)
             self._known = max(self._known, changes[-1][2])
-            if any(state is State.APPROVED for _ticket, state, _number in changes):
-                await self.catch_up()
+            if any(state is State.APPROVED for _ticket, state, _number in changes) and not self.waiting.stopping:
+                await self.performing.catch_up()
 
     async def start(self) -> None:
         """Begin with what is there: nobody waits for it yet."""
         self._known = await self._store.generation()
 
-    async def catch_up(self) -> None:
-        """Make the calls that people have approved for the gateway to make, where nobody has yet. Now and then, and when one is."""
-        if self.waiting.stopping:
-            return
-        for ticket in await self._store.list(TicketFilter(states=(State.APPROVED,), mode="execute", limit=_MOST_AT_ONCE)):
-            if len(self._performing) < _MOST_AT_ONCE:
-                self.perform(ticket)
-
-    async def close(self, timeout_s: float) -> None:
-        """End what is under way beside the calls."""
-        if self._tasks:
-            _done, late = await asyncio.wait(set(self._tasks), timeout=timeout_s)
-            for task in late:
-                task.cancel()
-
     async def look_up(self, case: Progress, snapshot: Snapshot, call: Call) -> None:
         """Note the answer that is kept for a request, of which a part is held for people, where there is one (`case.kept`)."""
-        if snapshot.bundle.holds_answers and not case.presence.performing:
+        route = snapshot.routes.get(call.route)
+        held = snapshot.bundle.holds_answers or (route is not None and route.approve)
+        if held and not case.presence.performing:
             case.asked_again = asked_key(call)
             await self._kept(case, case.asked_again)
 
@@ -276,6 +232,38 @@ class Holding:
         except NotPossibleError:  # it was claimed, or has expired, in this very moment
             return await self._latest(case, matter)
 
+    async def _met_by(
+        self, case: Progress, snapshot: Snapshot, matter: Matter, approvals: Sequence[Approval], answer: JsonObject | None,
+    ) -> Ticket:
+        """The ticket that the action meets: the one that is there, else a new one."""
+        performing = case.presence.performing if matter.kind in WHOLE else ""
+        try:
+            presented = matter.action.presented
+        except UncanonicalError as error:
+            raise InvalidRequest(f"The call cannot be shown to anybody as it is: {error}.") from error
+        # What people have edited is found as it was asked for: its own identity leads nowhere.
+        ticket = await (self._store.get(performing) if performing else self._store.find(case.principal.id, presented))
+        if ticket is None or self._over(case, ticket):
+            return await self._open(case, snapshot, matter, approvals, answer)
+        return ticket
+
+    async def _check(self, case: Progress, matter: Matter, ticket: Ticket, demands: tuple[Demand, ...]) -> None:
+        """Raise what `permit` raises for a ticket that the action may not go on under, or not yet."""
+        whole = matter.kind in WHOLE
+        refuse(ticket)
+        if ticket.state in (State.SUCCEEDED, State.FAILED):
+            if case.kept is not None and not whole:
+                return  # it was released, and its answer did not arrive
+            if whole and await self._kept(case, ticket.origin["asked_key"]):
+                return  # it was done, and people look at a part of its answer
+            raise Finished(ticket, ticket.result or nothing_kept(ticket))
+        if ticket.state is not State.APPROVED:
+            raise OnHold(ticket)
+        if not met(demands, ticket):
+            raise OnHold(await self._strengthened(case, matter, ticket, demands))
+        if whole:
+            self._claim(case, matter, ticket)
+
     async def _granted(self, case: Progress, snapshot: Snapshot, matter: Matter) -> dict[str, str]:
         """The rules that live grants cover, with their ids."""
         now_ns, found = self._clock.now_ns(), {}
@@ -314,7 +302,7 @@ class Holding:
     async def _wait(
         self, case: Progress, snapshot: Snapshot, ticket: Ticket, performing: asyncio.Task[Result | None] | None,
     ) -> None:
-        waiter = self.waiting.add(ticket.id, until_s=self._until_s(case, snapshot), streams=case.presence.begin is not None)
+        waiter = self.waiting.add(ticket.id, until_s=self._until_s(case, snapshot, ticket), streams=case.presence.begin is not None)
         if performing is not None:
             performing.add_done_callback(lambda _: self.waiting.wake([ticket.id]))
         alone = False
@@ -327,7 +315,7 @@ class Holding:
         except asyncio.CancelledError:
             alone = self.waiting.drop(waiter)
             if alone and ticket.on_disconnect == "withdraw" and not self.waiting.stopping:
-                self._own(self._withdraw(ticket))
+                self.performing.own(self._withdraw(ticket))
             raise
         finally:
             if not alone:
@@ -335,31 +323,22 @@ class Holding:
         if why != "changed":
             raise self._pending(ticket, snapshot)
 
-    def _until_s(self, case: Progress, snapshot: Snapshot) -> float:
-        """Until when its caller's connection is held, on the monotonic clock."""
+    def _until_s(self, case: Progress, snapshot: Snapshot, ticket: Ticket) -> float:
+        """Until when its caller's connection is held, on the monotonic clock. `hold` is for people: what is done takes its own time."""
         decided = [*case.decisions, *case.verdicts]
         holds = [each.hold_s for held in decided if isinstance(held, Held) for each in held.approvals if each.hold_s is not None]
-        hold_s = min(holds, default=snapshot.config.approvals.hold)
-        if case.presence.begin is not None or case.presence.waits_s is None:
-            return case.presence.arrived_s + hold_s
-        return case.presence.arrived_s + min(hold_s, max(case.presence.waits_s - _SPARE_S, case.presence.waits_s / 2))
+        hold_s = min(holds, default=snapshot.config.approvals.hold) if ticket.state is State.PENDING else _DOING_S
+        presence = case.presence
+        waits_s = presence.waits_s if presence.begin is None else presence.whole_s  # each byte of a stream is patience anew
+        if waits_s is not None:
+            hold_s = min(hold_s, max(waits_s - _SPARE_S, waits_s / 2))
+        return presence.arrived_s + hold_s
 
     def _pending(self, ticket: Ticket, snapshot: Snapshot) -> ApprovalPending:
         after_s = round(snapshot.config.approvals.retry_after)
         said = "Nobody has decided yet" if ticket.state is State.PENDING else "It is being done"
         return ApprovalPending(f"{ticket.message} {said}: send the same request again, it finds this approval ({ticket.id}).",
                                ticket=ticket.id, rule=ticket.rule, retry_after_s=max(1, after_s))
-
-    # Tasks beside the calls.
-
-    async def _performed(self, ticket: Ticket) -> Result | None:
-        try:
-            told = await self._perform(ticket)
-            latest = await self._store.get(ticket.id)
-        finally:
-            self._performing.pop(ticket.id, None)
-        await self.refresh()
-        return told if latest is not None and latest.state is State.APPROVED else None
 
     async def _withdraw(self, ticket: Ticket) -> None:
         try:
@@ -379,13 +358,6 @@ class Holding:
         if ticket is None:
             raise Overloaded("What was granted is used up. Try again.", retry_after_s=1)
         return ticket
-
-    def _own(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
 
 def _paused(limit: asyncio.Timeout | None) -> float | None:
     """Stop a deadline, and say how much of it was left; None where none runs."""

@@ -14,8 +14,8 @@ SHOWN_ONCE: Final = "This is the only time the key is shown; a gateway that runs
 def key_row(key: StoredKey, now_ns: int) -> dict[str, Any]:
     """A key, JSON-ready, and whether it works."""
     return {
-        "id": key.id, "name": key.name, "team": key.team or None, "org": key.org or None, "roles": list(key.roles),
-        "routes": list(key.routes), "created": time_text(key.created_ns), "expires": time_text(key.expires_ns),
+        "id": key.id, "name": key.name, "team": key.team or None, "org": key.org or None, "owner": key.owner or None,
+        "roles": list(key.roles), "routes": list(key.routes), "created": time_text(key.created_ns), "expires": time_text(key.expires_ns),
         "revoked": time_text(key.revoked_ns), "state": key_state(key, now_ns),
     }
 
@@ -50,10 +50,10 @@ def why_not(found: Sequence[StoredKey], given: str, now_ns: int) -> str:
     """Why a key can be neither revoked nor given a new secret, from every key there is."""
     key = next((key for key in found if key.id == given), None)
     if key is not None and key.revoked_ns is not None:
-        return f"key {given} was revoked on {time_text(key.revoked_ns)}; a new one has to be made"
+        return f"key {given} was revoked on {time_text(key.revoked_ns)}; `lockgate keys create` makes a new one"
     if key is not None:
-        return f"key {given} expired on {time_text(key.expires_ns)}; a new one has to be made"
+        return f"key {given} expired on {time_text(key.expires_ns)}; `lockgate keys create` makes a new one"
     ids = [f"{key.id} ({key_state(key, now_ns)})" for key in found if key.name == given]
     if ids:
         return f"{given!r} is a name; its ids: {', '.join(ids)}"
-    return f"there is no key {given!r}; the list of keys shows what there is"
+    return f"there is no key {given!r}; `lockgate keys list` shows what there is"

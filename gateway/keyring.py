@@ -105,7 +105,12 @@ class KeyRing:
         return known[1]
 
     def still(self, principal: Principal, now_ns: int) -> Principal:
-        """The same principal as it is now. Raises `Unauthenticated` where its key was revoked, or has expired."""
+        """The same principal as it is now. Raises `Unauthenticated` where its key was revoked, or has expired.
+
+        Whose call came with a token is as it was: the token is not kept, so its issuer cannot be asked about it again.
+        """
+        if self._tokens is not None and self._tokens.knows(principal):
+            return principal
         known = self._known.get(principal.id)
         if known is None:
             raise Unauthenticated("the key that this was asked with is not known any more")

@@ -52,7 +52,7 @@ def _matter(  # noqa: PLR0913 - the parts of one value
     approvals = {each.rule: each for one in held for each in one.approvals}.values()
     named = [each for each in approvals if each.identity]
     identity: JsonObject | None = None
-    if len(named) == len(approvals):  # one that asks for all of it stands for all
+    if named and len(named) == len(approvals):  # one that asks for all of it stands for all
         try:
             identity = {each.rule: conditions.identity(snapshot.bundle, each, question) for each in named}
         except ConditionError as error:

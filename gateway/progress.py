@@ -137,6 +137,7 @@ class Progress:
     uses: list[ToolUse] = field(default_factory=list)
     results: dict[str, str] = field(default_factory=dict)  # what tools gave back, by the id of the call
     answered: bool = False  # a provider has answered: from here on rules judge what came back
+    unfit: str = ""  # why validators do not let the answer pass that people are to look at
     withheld: bool = False  # a rule keeps the answer from the client
     open: list[Trying] = field(default_factory=list)  # attempts under way: one, or two beside each other
     lost: int = 0  # numbers of attempts of which nobody knows whether they are on record; none of them was made

@@ -14,11 +14,10 @@ from gateway.asking import Asking
 from gateway.breakers import Breakers
 from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply
 from gateway.clock import Clock, Ids
-from gateway.core.action import without_delivery
 from gateway.core.approval import Result, Ticket
 from gateway.core.order import plan_json
 from gateway.core.plan import Route
-from gateway.deadline import shortened, told, waits_s
+from gateway.deadline import shortened, told, waits_s, whole_s
 from gateway.derive import check_named, in_session
 from gateway.dispatch import Dispatcher, Errand
 from gateway.errands import Errands
@@ -39,7 +38,7 @@ from gateway.keep_alive import KeepAlive
 from gateway.kept import kept_reply
 from gateway.keyring import ANONYMOUS, KeyRing
 from gateway.origin import read_origin
-from gateway.performing import Collected, origin_in, principal_in
+from gateway.performing import Collected, body_in, origin_in, principal_in
 from gateway.progress import Progress
 from gateway.proposals import Proposals
 from gateway.race import Answered
@@ -56,13 +55,12 @@ from gateway.store.protocol import Budgets, Journal, Sessions
 from gateway.store.scrub import Scrubber
 from gateway.streaming import Streaming, Way
 from gateway.telemetry import Telemetry
-from gateway.tools import ToolDialect
+from gateway.tools import OPERATION, ToolDialect
 from gateway.tries import Pursuit, Try
 from gateway.turns import Turns
 from gateway.upstream.protocol import Transport
 from gateway.waiting import Presence
 from gateway.wire.protocol import Dialect
-from gateway.wire.strict_json import dumps, loads
 
 _CLIENT_CLOSED = 499  # nginx's status for a client that went away; only ever written down, never sent
 _DEFECT_S = 5.0  # how long the answer to a defect waits for its record
@@ -101,7 +99,7 @@ class Proxy:
         self._clock = clock
         self._scrubber = scrubber = Scrubber(snapshot.secrets)
         self._turns = Turns(sessions, clock)
-        self.holding = Holding(approvals, self.admission, clock, ids, scrub=scrubber.bytes, perform=self._perform, notify=notify)
+        self.holding = Holding(approvals, self.admission, telemetry, clock, ids, scrub=scrubber.bytes, perform=self._perform, notify=notify)
         asking = Asking(self._turns, budgets, clock, scrubber.text)
         proposals = Proposals(asking, self.holding, lambda: self.snapshot)
         self._rulings = Rulings(sessions, asking, self.holding, proposals)
@@ -124,7 +122,7 @@ class Proxy:
         arrived_s = loop.time()
         case.presence = self._presence(arrival)
         case.asked_again = arrival.made.origin["asked_key"] if arrival.made is not None else ""
-        case.principal = await self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing, and waits for nobody
+        case.principal = await self._authenticate(arrival)  # before the body is read: a stranger costs next to nothing, and no place
         case.origin = self._origin(arrival, snapshot)
         case.tool = arrival.tool if arrival.tool and arrival.tool in snapshot.tools else ""
         body, sent_s = await self._let_in(case, snapshot, arrival)  # a full house does no work; who waits is let in in fair turns
@@ -137,9 +135,9 @@ class Proxy:
             snapshot, call, route = await stack.enter_async_context(self._permitted(case, snapshot, arrival, call))  # rules, and people
             if case.kept is not None:
                 case.answered = True
-                got: Answered = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept))
+                kept = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept))
                 self._hush(way)
-                await self._answering.answer(case, call, arrival.dialect, client, got)
+                await self._answering.answer(case, call, arrival.dialect, client, kept)
                 return
             spending = spending_of(call, route, case.received, self._scrubber.text)
             begun_s = loop.time()  # the route's time begins now, the client's own when it came; an SDK's once it has sent its body
@@ -156,11 +154,7 @@ class Proxy:
                     self.errands.mirror(case, call, route, snapshot)
                     errand = Errand(case, call, route, deadlines, tries, snapshot)
                     heard = partial(limit.reschedule, begun_s + deadlines.total_s)  # from then on the client hears something
-                    try:
-                        got = await self._sent(errand, first, way, heard)
-                    except (UpstreamRejected, UpstreamFailed) as refusal:
-                        await self._rulings.rejected(case, snapshot, call, refusal)
-                        raise
+                    got = await self._sent(errand, first, way, heard)
                     case.answered = True
                     if isinstance(got, Reply):
                         got = await self._rulings.reply(case, snapshot, call, got)
@@ -288,7 +282,8 @@ class Proxy:
     def _presence(self, arrival: Arrival) -> Presence:
         """How its caller waits, as its headers say. `begin` comes with its stream."""
         later = any(each.strip().lower() == "respond-async" for each in arrival.headers.get("Prefer", "").split(","))
-        return Presence(self._clock.monotonic(), waits_s(arrival.headers), later, performing=arrival.made.id if arrival.made else "")
+        return Presence(self._clock.monotonic(), waits_s(arrival.headers), whole_s(arrival.headers), later,
+                        performing=arrival.made.id if arrival.made else "")
 
     @contextlib.asynccontextmanager
     async def _permitted(
@@ -343,20 +338,20 @@ class Proxy:
 
     async def _perform(self, ticket: Ticket) -> Result:
         """Make the call that people have approved, as its caller stored it; what its caller is to be told."""
-        dialect: Dialect = ToolDialect(self.snapshot.tools, ticket.tool, safe=False)
-        body = ticket.body
-        if ticket.kind == "request":
-            dialect = next(each for each in self.snapshot.dialects if each.name == ticket.origin["dialect"])
-            body = dumps(without_delivery(loads(body)))
+        dialects = {each.name: each for each in self.snapshot.dialects}
+        model = ticket.kind == "request"
+        dialect = dialects.get(ticket.origin["dialect"]) if model else ToolDialect(self.snapshot.tools, ticket.tool, safe=False)
+        if dialect is None:
+            raise InternalError(f"The dialect {ticket.origin['dialect']} of the approved call is not there any more.")
 
         async def stored() -> bytes:
-            return body
+            return body_in(ticket)
 
         collected = Collected()
-        arrival = Arrival(self._pursuit.ids.call_id(), dialect, ticket.origin["operation"], {}, None, stored, made=ticket,
-                          tool=ticket.tool if ticket.kind == "tool" else None)
+        arrival = Arrival(self._pursuit.ids.call_id(), dialect, ticket.origin["operation"] if model else OPERATION, {}, None, stored,
+                          made=ticket, tool=None if model else ticket.tool)
         await self.serve(arrival, collected)
-        return Result(collected.status, collected.content_type, collected.body, {})
+        return Result(collected.status, collected.content_type, collected.body, collected.headers)
 
     @contextlib.contextmanager
     def _way(self, case: Progress, snapshot: Snapshot, arrival: Arrival, client: Client) -> Iterator[Way | None]:
@@ -380,7 +375,11 @@ class Proxy:
 
     async def _sent(self, errand: Errand, first: Try, way: Way | None, heard: Callable[[], None]) -> Answered:
         sending = self._dispatcher.send(errand, first)
-        return await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending, heard))
+        try:
+            return await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending, heard))
+        except (UpstreamRejected, UpstreamFailed) as refusal:  # a tool's words are what it gave back
+            await self._rulings.rejected(errand.case, errand.snapshot, errand.call, refusal)
+            raise
 
     def _gone(self, case: Progress) -> None:
         gone = ClientGone("The client closed its connection.")

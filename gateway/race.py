@@ -23,6 +23,14 @@ class NotAccepted(AttemptFailed):
         self.n = 0  # of the attempt that brought it
 
 
+class Unfit(AttemptFailed):
+    """An answer that validators do not let pass; `reply` is the whole of it, for people to look at where no other answer comes."""
+
+    def __init__(self, cause: str, message: str, reply: Reply) -> None:
+        super().__init__(cause, message, retryable=True)
+        self.reply = reply
+
+
 def let_go(work: asyncio.Future[Answered]) -> None:
     """End work whose answer nobody waits for any more; where it has one all the same, its provider stops at once."""
     work.cancel()

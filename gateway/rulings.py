@@ -8,9 +8,10 @@ from typing import Final
 
 from gateway.asking import Asking, apart, limits_of, redactions_of
 from gateway.call import Call, Reply, Said, ToolCall, ToolResult, ToolUse
+from gateway.core.approval import Demand, Stage
 from gateway.core.body import UnreadableFactError, messages, tools_offered
 from gateway.core.decide import LATER, at_best
-from gateway.core.decision import BAD_ARGUMENTS, BYPASS, Denied, Held
+from gateway.core.decision import BAD_ARGUMENTS, BYPASS, VALIDATORS, Approval, Denied, Held
 from gateway.core.detectors import DetectionError
 from gateway.core.facts import match_keys
 from gateway.core.plan import Route
@@ -66,7 +67,7 @@ class Rulings:
                 call = case.call = await self._results(case, snapshot, call, held)
             if _judges_tools(snapshot):
                 call = case.call = await self._offers(case, snapshot, call)
-            if held and case.kept is None:
+            if (held or case.presence.performing) and case.kept is None:  # what was approved is claimed, also where nobody asks any more
                 question = replace(judged.question, call=call)
                 await self.holding.permit(case, snapshot, of_call(snapshot, self.holding.conditions, question, held))
         case.limits += [(limit, decision.subject) for decision in counted for limit in limits_of(decision)]  # taken with the intent
@@ -85,7 +86,7 @@ class Rulings:
             kept = partial(kept_json, raw)
             choices = [await self.proposals.choice(case, snapshot, call, choice, kept) for choice in choices]
             reply = replace(reply, body={**reply.body, "choices": choices}, finish_reasons=finish_reasons(choices))
-        if snapshot.bundle.phases["response"].empty:
+        if snapshot.bundle.phases["response"].empty and not case.unfit:
             return reply
         judged = await self._late(case, snapshot, raw, lambda now: self.asking.question(now, "response", call, said=said(reply)))
         redactions = redactions_of(judged.decision)
@@ -135,7 +136,7 @@ class Rulings:
         while True:
             judged = await self.asking.ask(case, snapshot, asked(snapshot))
             try:
-                if held := enact(judged.decision):
+                if held := (*enact(judged.decision), *_unfit(case, judged)):
                     matter = of_answer(snapshot, self.holding.conditions, judged.question, raw, held)
                     ticket = await self.holding.permit(case, snapshot, matter, kept_json(raw))
                     await self.holding.release(case, matter, ticket, keep=False)
@@ -166,7 +167,7 @@ class Rulings:
         problems = tool.schema.problems(given.args)  # again: a rule of this phase or of `request` may have changed them
         if problems:
             raise Forbidden(f"What a rule makes of the arguments does not fit the tool: {problems[0]}.", rule=BAD_ARGUMENTS)
-        if held and case.kept is None:
+        if (held or case.presence.performing) and case.kept is None:
             matter = of_tool(snapshot, self.holding.conditions, judged.question, given, held, kind="tool")
             await self.holding.permit(case, snapshot, matter)
             case.uses[-1] = replace(case.uses[-1], released=True)
@@ -254,6 +255,15 @@ class Rulings:
             await asyncio.sleep(0)
         case.offers += removed.values()
         return replace(call, body=without_tools(call.body, removed)) if removed else call
+
+
+def _unfit(case: Progress, judged: Judged) -> tuple[Held, ...]:
+    """What people have to decide because no target's answer is what the route asks for."""
+    if not case.unfit or judged.question.phase != "response":
+        return ()
+    look = Approval(VALIDATORS, Demand(VALIDATORS, (Stage(),)))
+    message = f"No target gave an answer that is what this route asks for: {case.unfit}."
+    return (Held(VALIDATORS, message, None, (), (), judged.decision.bundle, "response", approvals=(look,)),)
 
 
 def _judges_tools(snapshot: Snapshot) -> bool:

@@ -23,6 +23,8 @@ from gateway.core.expressions import Library
 from gateway.core.plan import Route, RouteTarget
 from gateway.core.rules import Bundle, compile_bundle
 from gateway.errors import ConfigError, Problem, SetupError
+from gateway.identity.fetch import FetchError
+from gateway.identity.identities import read_keys
 from gateway.notify.channels import Channel, compile_channels
 from gateway.plugins import load_adapter, load_detectors, load_dialect, shipped
 from gateway.prices import knows_provider, price_providers
@@ -38,7 +40,7 @@ from gateway.wire.protocol import Adapter, Dialect
 # Header names whose value is a credential, however it got there.
 SENSITIVE_HEADER: Final = re.compile(r"authorization|cookie|(^|[-_])(key|token|secret|password|signature)([-_]|$)")
 # The sections that are read once: what they made is in use for as long as the process runs.
-_AT_START: Final = ("server", "paths", "upstream", "store", "auth", "admin", "log", "otlp")
+_AT_START: Final = ("server", "paths", "upstream", "store", "auth", "admin", "login", "log", "otlp")
 # What frames a message or names its receiver is the transport's to say (request smuggling).
 _FRAMING: Final = frozenset({
     "host", "connection", "content-length", "content-type", "transfer-encoding", "upgrade", "te", "trailer", "expect"})
@@ -76,6 +78,7 @@ class Snapshot:
     dialects: tuple[Dialect, ...]
     pepper: Secret | None
     admin_token: Secret | None
+    oidc_secret: Secret | None
     otlp_headers: Mapping[str, str] = field(repr=False)
     secrets: tuple[Secret, ...]
     tools: Mapping[str, Tool]
@@ -114,6 +117,8 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     dialects = work.dialects()
     pepper = work.secret(("auth", "pepper"), config.auth.pepper) if config.auth.required else None
     admin_token = work.secret(("admin", "token"), config.admin.token)
+    oidc_secret = work.secret(("oidc", "client_secret"), config.oidc.client_secret) if config.oidc is not None else None
+    work.check_issuers()
     otlp_headers = work.headers(("otlp", "headers"), config.otlp.headers)
     work.check_targets()
     budgets = work.budgets()
@@ -121,7 +126,7 @@ def compile_snapshot(deployment: Deployment, environ: Mapping[str, str], clock: 
     if work.problems or bundle is None:
         raise ConfigError(list(dict.fromkeys(work.problems)))
     return Snapshot(config, deployment.folder, MappingProxyType(providers), MappingProxyType(routes), bundle, dialects,
-                    pepper, admin_token, otlp_headers, tuple(work.secrets), MappingProxyType(tools),
+                    pepper, admin_token, oidc_secret, otlp_headers, tuple(work.secrets), MappingProxyType(tools),
                     max((route.deadlines.total_s for route in routes.values()), default=0.0), budgets, channels)
 
 
@@ -129,16 +134,21 @@ def needing_restart(old: Config, new: Config) -> tuple[str, ...]:
     """The settings that differ and are read at the start alone."""
     changed = [f"{section}.{key}" for section in _AT_START for key in type(getattr(old, section)).model_fields
                if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)]
-    return (*changed, *(("policy.watch",) if old.policy.watch != new.policy.watch else ()))
+    whole = [name for name, before, after in (("policy.watch", old.policy.watch, new.policy.watch), ("oidc", old.oidc, new.oidc))
+             if before != after]
+    return (*changed, *whole)
 
 
 def keep_fixed(old: Snapshot, new: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
     """The new snapshot with everything that only a restart changes as it is in the old one, and which secrets among it differ."""
     fixed: dict[str, Any] = {section: getattr(old.config, section) for section in _AT_START}
+    fixed["oidc"] = old.config.oidc
     fixed["policy"] = new.config.policy.model_copy(update={"watch": old.config.policy.watch})
     config = new.config.model_copy(update=fixed)
-    kept = replace(new, config=config, dialects=old.dialects, pepper=old.pepper, admin_token=old.admin_token, otlp_headers=old.otlp_headers)
+    kept = replace(new, config=config, dialects=old.dialects, pepper=old.pepper, admin_token=old.admin_token,
+                   oidc_secret=old.oidc_secret, otlp_headers=old.otlp_headers)
     held = {"auth.pepper": (old.pepper, new.pepper), "admin.token": (old.admin_token, new.admin_token),
+            "oidc.client_secret": (old.oidc_secret, new.oidc_secret),
             "otlp.headers": (old.otlp_headers, new.otlp_headers)}
     return kept, tuple(name for name, (before, after) in held.items() if before != after)
 
@@ -325,6 +335,19 @@ class _Compilation:
         pricing = self._config.pricing
         if pricing.unknown == "assume" and (pricing.assumed_input is None or pricing.assumed_output is None):
             self._wrong(("pricing", "unknown"), "what is to be assumed is not said", "give `assumed_input` and `assumed_output`")
+
+    def check_issuers(self) -> None:
+        """Every `[auth.jwt.NAME]` is of use: callers are asked who they are, and the keys in a file can be read."""
+        for name, given in self._config.auth.jwt.items():
+            at = ("auth", "jwt", name)
+            if not self._config.auth.required:
+                self._wrong(at, "nobody is asked for a token where `auth.required` is false", "take one of them out")
+            if given.jwks_file is None:
+                continue
+            try:
+                read_keys(self._deployment.folder / given.jwks_file)
+            except FetchError as error:
+                self._wrong((*at, "jwks_file"), error.message)
 
     def budgets(self) -> BudgetBook:
         """The configured budgets."""

@@ -163,7 +163,7 @@ def _in_session(case: CaseConfig) -> bool:
 def _session(case: CaseConfig, queries: Iterable[SessionQuery], now_ns: int) -> SessionFacts:
     given = case.facts.session
     answers = {query: _answer(query, case.session.called, now_ns) for query in queries}
-    return SessionFacts(given.age, given.labels, given.calls, given.spend, answers)
+    return SessionFacts(given.age, given.labels, given.calls, given.spend, answers, given.facts)
 
 
 def _budgets(given: BudgetFactsConfig) -> BudgetFacts:

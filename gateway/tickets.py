@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from gateway.call import Call
 from gateway.core.action import Action, without_delivery
@@ -11,8 +11,10 @@ from gateway.core.decision import Approval, Held
 from gateway.core.question import Question
 from gateway.errors import ApprovalDenied, ApprovalUnknown
 from gateway.progress import Progress
+from gateway.tool_offers import definitions
 from gateway.wire.strict_json import dumps
 
+WHOLE: Final[frozenset[Kind]] = frozenset({"request", "tool"})  # kinds that are about a call as a whole
 _OVER: Final = {
     State.DENIED: "It was denied.", State.EXPIRED: "Nobody decided in time, so it is refused.", State.WITHDRAWN: "It was withdrawn."}
 
@@ -42,9 +44,12 @@ def ticket_of(
     expires_s = min(each.expires_s for each in approvals)
     first = next((held for held in matter.held if held.rule == approvals[0].rule), matter.held[0])
     told = None if any(each.notify is None for each in approvals) else {name for each in approvals for name in each.notify or ()}
-    origin = {"principal": asdict(principal), "origin": {**asdict(replace(case.origin, tags={})), "tags": dict(case.origin.tags)},
-              "dialect": call.dialect, "operation": call.operation, "asked": call.asked, "user": call.user, "kind": matter.kind,
-              "phase": matter.question.phase, "asked_key": case.asked_again}
+    origin: dict[str, Any] = {
+        "principal": asdict(principal), "origin": {**asdict(replace(case.origin, tags={})), "tags": dict(case.origin.tags)},
+        "dialect": call.dialect, "operation": call.operation, "asked": call.asked, "user": call.user, "kind": matter.kind,
+        "phase": matter.question.phase, "asked_key": case.asked_again}
+    if matter.kind == "tool_call":
+        origin["definitions"] = definitions(call).get(action.tool, [])  # what arguments have to fit that people write instead
     return Ticket(
         id=ticket_id, kind=matter.kind,
         mode="execute" if matter.kind in ("request", "tool") and any(each.mode == "execute" for each in approvals) else "release",

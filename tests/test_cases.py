@@ -261,7 +261,7 @@ FACT_VALUES = {
     "principal.id": "key_1", "principal.name": "n", "principal.team": "t", "principal.org": "o", "principal.roles": ["a"], "protocol": "p",
     "route": "r", "model": "m", "request.operation": "embeddings", "request.model": "m", "request.stream": True, "request.size": 7,
     "request.max_tokens": 9, "request.params": {"a": 1}, "request.body": {"b": 2}, "messages": [{"role": "user"}], "texts": ["x", "y"],
-    "tools_offered": ["f", "g"], "session.id": "s", "session.age": "2h", "session.labels": ["l"], "session.calls": 3, "session.spend": "0.40",
+    "tools_offered": ["f", "g"], "session.id": "s", "session.age": "2h", "session.labels": ["l"], "session.calls": 3, "session.spend": "0.40", "session.facts": {"tier": "gold"},
     "budget.remaining": {"team": "5.00", "all": "6"}, "budget.limit": {"team": "10", "all": "20"}, "budget.spent": {"user": "0.5"}, "user": "ada",
     "run": "u", "step": "p", "tags": {"k": "v"}, "env": {"k": "v"}, "now": "2026-11-22T03:00:00Z", "tool.name": "f", "tool.args": {"a": 1},
     "tool.via": "http", "tool.server": "http", "tool.annotations": {"effect": "read"}, "result": {"a": 1}, "result_text": "x", "tool.released": False,

@@ -62,6 +62,7 @@ def test_the_wheel_holds_the_package_the_shipped_folders_and_nothing_else(wheel)
     """A file that starts with Python (`.pth`) or that nobody expects is how packages have been poisoned."""
     sources = {f"gateway/{path.relative_to(REPOSITORY / 'gateway').as_posix()}"
                for pattern in ("*.py", "py.typed") for path in (REPOSITORY / "gateway").rglob(pattern)}
+    sources |= {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "gateway/page").rglob("*") if path.is_file()}
     shipped = {"gateway/_shipped/config.example.toml"}
     for folder, patterns in {"policies": ["*.toml", "*.md"], "routes": ["*.toml"], "adapters": ["*.py", "*.md"]}.items():
         shipped |= {f"gateway/_shipped/{path.relative_to(REPOSITORY).as_posix()}"

@@ -11,6 +11,7 @@ from gateway.wire import (
     CallError,
     Forbidden,
     JsonObject,
+    OfApproval,
     RateLimited,
     Reply,
     UpstreamRejected,
@@ -105,6 +106,8 @@ def error_object(error: CallError, call_id: str) -> dict[str, JsonObject]:
             extra["remedy"] = error.remedy
     elif isinstance(error, RateLimited):
         extra["rule"] = error.rule
+    elif isinstance(error, OfApproval):
+        extra |= {"ticket": error.ticket, "rule": error.rule}
     elif isinstance(error, BudgetExceeded):
         if not error.should_retry:
             kind = "insufficient_quota"  # the word of this API for money that is used up

@@ -12,7 +12,8 @@ from gateway.cli.output import config_option, emit_json, emit_rows, json_option,
 from gateway.clock import SystemClock
 from gateway.errors import LockgateError
 from gateway.store.database import Connection
-from gateway.store.doctor import INVARIANTS, Finding, Invariant, examine
+from gateway.store.doctor import INVARIANTS, examine
+from gateway.store.invariants import Finding, Invariant
 
 STUCK: Final = Invariant(
     "stuck-calls",

@@ -176,7 +176,7 @@ def eligible(ticket: Ticket, voter: Voter, now_ns: int, approvers: Approvers) ->
 def _barred(ticket: Ticket, voter: Voter, now_ns: int) -> str:
     """Why this person may not vote, whoever is asked; empty where they may."""
     if ticket.state is not State.PENDING:
-        return f"It is {ticket.state}."
+        return f"It is decided on: {ticket.state}."
     if now_ns >= ticket.expires_ns:
         return "Its time is over."
     if voter.id == ticket.principal:

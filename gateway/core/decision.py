@@ -18,6 +18,7 @@ POLICY_ERROR: Final = "policy_error"
 # The names under which the gateway itself refuses, where a rule's id would stand.
 BY_DEFAULT: Final = "default"  # no rule allows it, and `[defaults]` says deny
 BYPASS: Final = "bypass"  # the label of a call that brings the result of a tool call which was never let through
+VALIDATORS: Final = "validators"  # people look at an answer that no validator lets pass (`on_exhausted`)
 BAD_ARGUMENTS: Final = "arguments"  # a tool call's arguments cannot be read, or do not fit the tool's schema
 _STRICTNESS: Final = {"allow": 0, "held": 1, "deny": 2}
 _LONGEST_SHOWN: Final = 64  # characters of a text, and items of a list, that are kept of what a rule read

@@ -13,13 +13,13 @@ from gateway.breakers import Breakers
 from gateway.call import Outcome
 from gateway.clock import Clock
 from gateway.core.explain import explain
-from gateway.errors import CallError, InternalError, InvalidRequest, StoreUnavailable, Unauthenticated, UnknownUrl
+from gateway.errors import CallError, InternalError, InvalidRequest, StoreUnavailable, UnknownUrl
 from gateway.http.client import HttpClient
-from gateway.http.data import presented_key
-from gateway.identity.actor import ADMIN, Actor, Permission, permitted
+from gateway.http.doors import Doorkeeper
+from gateway.identity.actor import Actor, Permission, permitted
+from gateway.identity.oidc import Oidc
 from gateway.keyring import KeyRing
 from gateway.reload import Reloader, Report
-from gateway.secret import Secret
 from gateway.store.protocol import CallFilter, Store
 from gateway.store.rows import OPEN
 from gateway.telemetry import METRICS_CONTENT_TYPE, Telemetry
@@ -42,7 +42,8 @@ class Control:
     store: Store
     telemetry: Telemetry
     keyring: KeyRing | None
-    admin_token: Secret | None
+    doorkeeper: Doorkeeper
+    oidc: Oidc | None
     clock: Clock
     in_flight: Callable[[], int]
     reloader: Reloader
@@ -140,12 +141,11 @@ class Control:
 
         Raises:
             Unauthenticated: nobody knows who it is.
+            BrowserRefused: its cookie says nothing: it may not be from the gateway's own page.
             NotPermitted: they may not do what needs this permission.
         """
-        presented = presented_key(request)
-        if self.admin_token is None or presented is None or Secret(presented) != self.admin_token:
-            raise Unauthenticated("The control endpoints take the admin token: `Authorization: Bearer TOKEN` (`[admin] token`).")
-        return permitted(ADMIN, need)
+        actor, _login = await self.doorkeeper.who(request)
+        return permitted(actor, need)
 
 
 def _filter(query: dict[str, str]) -> CallFilter:

@@ -53,7 +53,8 @@ class OwnNames:
         said = request.headers.getall("Host", ())
         host = said[0].lower() if len(said) == 1 else ""
         name = (host if host.endswith("]") else host.rpartition(":")[0] or host).strip("[]")
-        if not name or not (is_loopback(name) or name in self.hosts):
+        own = "" if request.transport is None else request.transport.get_extra_info("sockname")[0]  # an address is no name that could lie
+        if not name or not (is_loopback(name) or name in self.hosts or name == own):
             raise BrowserRefused("The header `Host` has a name that is not this gateway's. Its own are this machine's, `server.host`, that "
                                  "of `login.public_url`, and `login.hosts`.")
         return host

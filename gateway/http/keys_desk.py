@@ -47,6 +47,7 @@ class _NewKey(Strict):
     name: Annotated[_Text, AfterValidator(_named)]
     team: _Text = ""
     org: _Text = ""
+    owner: _Text = Field(default="", description="The account of the person whose it is: they may not approve what it asks for.")
     roles: _Texts = ()
     routes: _Texts = ("*",)
     expires: _Text | None = None
@@ -87,7 +88,7 @@ class KeysDesk:
         except ValueError as error:
             raise InvalidRequest(f"expires: {error}", pointer="/expires") from error
         text, made = new_key(self.ids, self._pepper(), now_ns=now_ns, name=given.name, team=given.team, org=given.org, roles=given.roles,
-                             routes=given.routes or ("*",), expires_ns=expires_ns)
+                             routes=given.routes or ("*",), expires_ns=expires_ns, owner=given.owner)
         _generation, others = await self._store.all()
         await self._store.create(made)
         told = {"key": text, **key_row(made, now_ns), "warnings": list(warnings(made, others, sorted(self.proxy.snapshot.routes)))}

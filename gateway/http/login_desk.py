@@ -13,7 +13,7 @@ from gateway.http.client import HttpClient
 from gateway.http.control import Control
 from gateway.http.data import Handler, query_pairs
 from gateway.http.desk import body_of, query_of, read_model
-from gateway.http.doors import COOKIE, cookie_of
+from gateway.http.doors import COOKIE, OwnNames, cookie_of
 from gateway.identity.actor import Actor
 from gateway.identity.logins import Opened
 from gateway.identity.oidc import CALLBACK, LONGEST_S, Oidc
@@ -38,11 +38,10 @@ class _Credentials(Strict):
 
 @dataclass(frozen=True, slots=True)
 class LoginDesk:
-    """The endpoints. `control` knows who asks; `proxy` how large a body may be; `oidc` the identity provider, where there is one."""
+    """The endpoints. `control` knows who asks, and the identity provider where there is one; `proxy` how large a body may be."""
 
     proxy: Proxy
     control: Control
-    oidc: Oidc | None
 
     @property
     def endpoints(self) -> Mapping[tuple[str, str], Handler]:
@@ -55,8 +54,9 @@ class LoginDesk:
     async def methods(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/login/methods`: how one may log in; for whoever asks."""
         query_of(request)
-        oidc = None if self.oidc is None else {"label": self.oidc.config.label}
-        await client.answer(200, _PRIVATE, dumps({"password": True, "oidc": oidc}))
+        oidc = self.control.oidc
+        told = None if oidc is None else {"label": oidc.config.label}
+        await client.answer(200, _PRIVATE, dumps({"password": True, "oidc": told}))
 
     async def log_in(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/login`: with a password or a token. The login that the browser had is over."""
@@ -106,24 +106,25 @@ class LoginDesk:
             raise Unauthenticated("This browser has not begun to log in here, or took too long. Begin at the page again.")
         told: dict[str, str] = {}
         for name, value in query_pairs(request.rel_url.raw_query_string):
-            if told.setdefault(name, value) != value:
-                raise InvalidRequest(f"The query has `{name}` twice.")
+            if name in told:
+                raise InvalidRequest("The query says something twice.")
+            told[name] = value
         opened = await oidc.complete(kept, told, self._own_url(request), _address(request))
         await self._close_old(request)
         await client.answer(302, {**_PRIVATE, "Location": _PAGE, "Set-Cookie": self._cookie(opened)}, b"")
 
     @property
-    def _names(self) -> Any:
+    def _names(self) -> OwnNames:
         return self.control.doorkeeper.names
 
     def _oidc(self) -> Oidc:
-        if self.oidc is None:
+        if self.control.oidc is None:
             raise UnknownUrl("No identity provider is set (`[oidc]`).")
-        return self.oidc
+        return self.control.oidc
 
     def _own_url(self, request: web.BaseRequest) -> str:
         """Where the browser reaches this gateway."""
-        return self.control.doorkeeper.names.origin or f"http://{request.headers['Host']}"
+        return self._names.origin or f"http://{request.headers['Host']}"
 
     async def _close_old(self, request: web.BaseRequest) -> None:
         old = cookie_of(request)
@@ -140,8 +141,8 @@ class LoginDesk:
     def _cookie(self, opened: Opened) -> str:
         return self._set(COOKIE, opened.cookie, "/-/", "Strict", int(self.control.doorkeeper.logins.settings.longest))
 
-    def _set(self, name: str, value: str, path: str, site: str, age_s: int) -> str:  # noqa: PLR0913 - a cookie has as many parts
-        secure = "; Secure" if self.control.doorkeeper.names.origin.startswith("https:") else ""
+    def _set(self, name: str, value: str, path: str, site: str, age_s: int) -> str:
+        secure = "; Secure" if self._names.origin.startswith("https:") else ""
         return f"{name}={value}; Path={path}; HttpOnly; SameSite={site}; Max-Age={age_s}{secure}"
 
 

@@ -75,6 +75,8 @@ class Page:
         await self._show(request.rel_url.raw_path.removeprefix(f"{_AT}/"), request, client)
 
     async def _show(self, name: str, request: web.BaseRequest, client: HttpClient) -> None:
+        self._control.doorkeeper.names.check_host(request)
+        self._control.doorkeeper.names.check_host(request)
         query_of(request)
         found = self._files.get(name)
         if found is None:

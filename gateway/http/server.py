@@ -21,8 +21,14 @@ from gateway.http.connection import SERVER, Connection, Doors, Limits
 from gateway.http.control import Control
 from gateway.http.data import BODY_METHODS, QUERY_METHODS, Handler, call_handler, models_handler, tool_handler, tools_handler
 from gateway.http.events import Events
+from gateway.http.keys_desk import KeysDesk
+from gateway.http.login_desk import LoginDesk
 from gateway.http.money import MoneyDesk
+from gateway.http.openapi import OpenApi
+from gateway.http.page import Page
+from gateway.http.people_desk import PeopleDesk
 from gateway.http.routing_desk import RoutingDesk
+from gateway.http.rules_desk import RulesDesk
 from gateway.http.sessions_desk import SessionsDesk
 from gateway.proxy import Proxy
 from gateway.telemetry import Telemetry
@@ -54,7 +60,9 @@ class Surface:
         self._table["GET", "/tools"] = (tools_handler(proxy), None)
         named: dict[tuple[str, str], Handler] = {("GET", "/-/calls/{id}"): control.call, ("GET", "/-/calls/{id}/explain"): control.explain}
         named |= {**MoneyDesk(proxy, control).endpoints, **RoutingDesk(proxy, control).endpoints, **SessionsDesk(proxy, control).endpoints}
-        named |= {**approval_endpoints(proxy, control, ids), **Events(control).endpoints}
+        named |= {**approval_endpoints(proxy, control, ids), **Events(control).endpoints, **OpenApi(control).endpoints}
+        named |= {**KeysDesk(proxy, control, ids).endpoints, **RulesDesk(proxy, control).endpoints, **Page(control).endpoints}
+        named |= {**LoginDesk(proxy, control).endpoints, **PeopleDesk(proxy, control, ids).endpoints}
         self._table.update({at: (handler, None) for at, handler in named.items() if "{" not in at[1]})
         self._named = {at: handler for at, handler in named.items() if "{" in at[1]}
         self._proxy = proxy

@@ -18,7 +18,7 @@ from gateway.store.approvals_protocol import Person
 
 TOKEN_PREFIX: Final = "lgp_"  # noqa: S105 - what every one begins with
 TOKEN_LENGTH: Final = 49  # lgp_ + 12 + _ + 32
-RESERVED: Final = frozenset({"admin", "anonymous", "gateway", "lockgate"})  # what stands for no person where authors are named
+RESERVED: Final = frozenset({"admin", "anonymous", "gateway", "lockgate", "oidc"})  # what stands for no person where authors are named
 MOST_NAMES: Final = 50  # roles of a person, and teams
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}", re.ASCII)

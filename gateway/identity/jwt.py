@@ -127,6 +127,10 @@ class CallerTokens:
         except TokenError as error:
             raise _refused(error) from error
 
+    def knows(self, principal: Principal) -> bool:
+        """Whether a principal was made of a token of an issuer that is still configured."""
+        return any(principal.id.startswith(f"jwt:{issuer.name}:") for issuer in self._issuers)
+
     async def close(self) -> None:
         """Fetch no more."""
         for issuer in self._issuers:

@@ -76,8 +76,6 @@ class Mailer:
             raise UndeliveredError(f"smtp:{code}", f"the mail server takes none of the receivers: {code} {_words(said)}") from error
         except ssl.SSLError as error:
             raise UndeliveredError("tls", f"no TLS with the mail server: {_words(error.reason or str(error))}") from error
-        except TimeoutError as error:
-            raise UndeliveredError("timeout", f"the mail server was silent for {_STEP_S:g} s") from error
         except (OSError, smtplib.SMTPException) as error:  # the first is what the second is made of
             cause = "smtp" if isinstance(error, smtplib.SMTPException) else "connect"
             raise UndeliveredError(cause, f"the mail server cannot be used: {_words(str(error) or type(error).__name__)}") from error

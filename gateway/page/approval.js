@@ -1,6 +1,6 @@
 /** One approval: who asks, what exactly, why it waits, who decides, how much time there is, and the decision. */
 
-import { stateChip, stateWord } from "./approvals.js";
+import { eventWord, stateChip, stateWord } from "./approvals.js";
 import { Decision } from "./decide.js";
 import { Editor } from "./edit.js";
 import { fill, h } from "./dom.js";
@@ -165,8 +165,8 @@ class Approval {
   showPast() {
     const history = this.ticket.history ?? [];
     fill(this.past, h("h2", { id: "past" }, "What happened"), h("ol", { class: "history" }, history.map((each) => h("li", {},
-      clock(each.at), " ", h("strong", {}, each.event), each.state && each.state !== each.event ? ` → ${stateWord(each.state)}` : "",
-      each.author ? [" by ", said(each.author)] : null, each.reason ? h("div", { class: "quiet-text" }, said(each.reason)) : null))));
+      clock(each.at), " ", h("strong", {}, eventWord(each.event)), each.author ? [" by ", said(each.author)] : null,
+      each.reason ? h("div", { class: "quiet-text" }, said(each.reason)) : null))));
   }
 
   /** Edit the arguments in place of the action. */

@@ -15,6 +15,17 @@ const FILTERS = ["rule", "tool", "route", "principal", "team", "session", "kind"
 const KINDS = ["request", "tool", "tool_call", "response"];
 const PAGE = 50;
 
+const EVENTS = {
+  open: "asked", vote: "voted", approve: "approved", deny: "denied", expire: "expired", withdraw: "withdrawn", strengthen: "needs more votes",
+  escalate: "escalated", claim: "begun", release: "released", return: "back in the queue", succeed: "succeeded", fail: "failed",
+  lose: "outcome lost", deliver: "answer delivered",
+};
+
+/** What happened to an approval, as a word. */
+export function eventWord(event) {
+  return EVENTS[event] ?? event;
+}
+
 /** The word for a state. */
 export function stateWord(state) {
   return WORDS[state] ?? state;

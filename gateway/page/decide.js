@@ -168,7 +168,7 @@ class GrantForm {
     this.uses = h("input", { type: "number", min: "1", max: "10000", value: "5", inputmode: "numeric" });
     this.lasting = h("select", {}, LASTING.map((each) => h("option", { value: each, selected: each === "1h" }, LASTING_WORDS[each])));
     this.session = h("input", { type: "checkbox", checked: Boolean(ticket.session) });
-    this.condition = h("input", { spellcheck: "false", autocapitalize: "none", placeholder: "args.amount <= 500", class: "code" });
+    this.condition = h("input", { spellcheck: "false", autocapitalize: "none", placeholder: "double(tool.args.amount) <= 500.0", class: "code" });
     this.note = h("input", { maxlength: "500" });
     this.node = ticket.grantable === false ? this.refused() : h("details", { class: "grant" },
       h("summary", {}, "Allow more like it"), h("p", { class: "quiet-text" }, "Made with the approval. It can be revoked at any time."),

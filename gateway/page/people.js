@@ -25,13 +25,13 @@ function list(app, rows, load) {
     { head: "Permission", cell: (row) => row.permission },
     { head: "Roles", cell: (row) => said((row.roles ?? []).join(", ") || "–") },
     { head: "Teams", cell: (row) => said((row.teams ?? []).join(", ") || "–") },
-    { head: "State", cell: (row) => h("span", { class: `chip ${row.disabled_at || row.disabled ? "expired" : "approved"}` }, row.disabled_at || row.disabled ? "disabled" : "active") },
+    { head: "State", cell: (row) => h("span", { class: `chip ${off(row) ? "expired" : "active"}` }, row.state) },
     { head: "", cell: (row) => h("span", { class: "hands" }, button("Change", () => change(app, row, load)), button("New token", () => token(app, row)), button(off(row) ? "Enable" : "Disable", () => turn(app, row, load))) },
   ], rows, { caption: "People" });
 }
 
 function off(row) {
-  return Boolean(row.disabled_at || row.disabled);
+  return row.state === "disabled";
 }
 
 async function change(app, row, load) {

@@ -1,6 +1,6 @@
 /** One session as a timeline: every call, approval, vote and change in the order of time, with what it cost. */
 
-import { stateWord } from "./approvals.js";
+import { eventWord } from "./approvals.js";
 import { fill, h } from "./dom.js";
 import { layout } from "./layout.js";
 import { go, href } from "./router.js";
@@ -8,6 +8,7 @@ import { heading } from "./table.js";
 import { said } from "./text.js";
 import { ago, clock, count, usd } from "./when.js";
 
+const PAGE = 200;
 const ACTIONS = {
   freeze: { label: "Freeze", about: "Its calls are refused until it is thawed. Calls under way go on." },
   thaw: { label: "Thaw", about: "Its calls are let through again." },
@@ -29,24 +30,42 @@ class Session {
     this.path = `/-/sessions/${encodeURIComponent(id)}`;
     this.principal = query.principal;
     this.id = id;
+    this.pages = 1;
     this.node = h("div", { class: "view" });
   }
 
   async load() {
     const query = { principal: this.principal };
-    const [told, line] = await Promise.all([this.app.api.get(this.path, query), this.app.api.get(`${this.path}/timeline`, query)]);
-    const session_ = told.session ?? told;
+    const { session: session_ } = await this.app.api.get(this.path, query);
+    const entries = await this.entries({ principal: session_.principal });
     this.principal = session_.principal;
     const figure = (value, label) => h("div", {}, h("dd", {}, value), h("dt", {}, label));
     const facts = Object.entries(session_.facts ?? {});
     fill(this.node, h("p", { class: "back" }, h("a", { href: href("sessions") }, "← All sessions")),
-      heading(said(this.id), ["Of ", said(session_.principal_name || session_.name || session_.principal), session_.began_at ? [", began ", ago(session_.began_at)] : null], this.actions(session_)),
+      heading(said(this.id), ["Of ", said(session_.principal_name || session_.principal), session_.began_at ? [", began ", ago(session_.began_at)] : null], this.actions(session_)),
       h("dl", { class: "figures" }, figure(h("span", { class: `chip ${session_.state}` }, session_.state ?? "active"), "state"), figure(count(session_.calls), "calls"),
         figure(usd(session_.spend_usd), "spent"), figure(session_.labels?.length ? said(session_.labels.join(", ")) : "none", "labels")),
       session_.note ? h("p", {}, "Note: ", said(session_.note), session_.author ? [" (", said(session_.author), ")"] : null) : null,
-      facts.length ? h("section", { class: "panel" }, h("h2", {}, "Facts"), layout(Object.fromEntries(facts.map(([name, fact]) => [name, fact?.value === undefined ? fact : fact.value])))) : null,
-      h("section", { class: "panel", "aria-labelledby": "line" }, h("h2", { id: "line" }, "Timeline"), timeline(line.timeline ?? line.events ?? [])));
+      facts.length ? h("section", { class: "panel" }, h("h2", {}, "Facts"), layout(Object.fromEntries(facts.map(([name, fact]) => [name, fact.value])))) : null,
+      h("section", { class: "panel", "aria-labelledby": "line" }, h("h2", { id: "line" }, "Timeline"), timeline(entries), this.next ? this.further() : null));
     this.app.tick();
+  }
+
+  /** What is on record of it, page after page as far as somebody has asked. */
+  async entries(query) {
+    const found = [];
+    this.next = null;
+    for (let page = 0; page < this.pages; page += 1) {
+      const told = await this.app.api.get(`${this.path}/timeline`, { ...query, limit: PAGE, after: this.next });
+      found.push(...told.timeline);
+      this.next = told.next;
+      if (!this.next) break;
+    }
+    return found;
+  }
+
+  further() {
+    return h("p", { class: "more" }, h("button", { type: "button", on: { click: () => this.app.attempt(() => (this.pages += 1, this.load())) } }, "Show more"));
   }
 
   actions(session_) {
@@ -75,17 +94,24 @@ function timeline(events) {
 function entry(event) {
   switch (event.kind) {
     case "call": return call(event);
-    case "tool": case "tool_use": return [h("strong", {}, event.via === "model" ? "proposed " : "called "), said(event.tool ?? event.name), event.released === false ? h("span", { class: "chip denied" }, "kept back") : null];
-    case "approval": return [h("strong", {}, "approval "), link("approvals", event.approval ?? event.id, event.summary || event.rule), state(event.state)];
-    case "vote": return [said(event.name || event.person, { class: "strong" }), event.verdict === "approve" ? " approved " : " denied ", event.approval ? link("approvals", event.approval, "the approval") : null, event.comment ? [": ", said(event.comment)] : null];
-    case "state": return [h("span", { class: `chip ${event.state}` }, event.state), event.author ? [" by ", said(event.author)] : null, event.note ? [": ", said(event.note)] : null];
+    case "tool": return [h("strong", {}, event.via === "model" ? "proposed " : "called "), said(event.tool), event.released ? null : [" ", h("span", { class: "chip denied" }, "kept back")]];
+    case "approval": return approval(event);
+    case "vote": return [said(event.name || event.person, { class: "strong" }), event.verdict === "approve" ? " approved " : " denied ", link("approvals", event.approval, "the approval"), event.comment ? [": ", said(event.comment)] : null];
+    case "frozen": case "thawed": case "killed": return [h("span", { class: `chip ${event.kind}` }, event.kind), event.author ? [" by ", said(event.author)] : null, event.note ? [": ", said(event.note)] : null];
     default: return rest(event);
   }
 }
 
 function call(event) {
-  return [link("calls", event.call ?? event.id, event.route || event.operation || "call"), " ", decision(event.decision), event.outcome ? h("span", { class: "quiet-text" }, ` ${event.outcome}`) : null,
-    event.rule ? [" · ", said(event.rule)] : null, event.cost_usd ? h("span", { class: "cost" }, usd(event.cost_usd)) : null];
+  const took = event.seconds === null ? "" : ` in ${event.seconds < 10 ? event.seconds.toFixed(1) : Math.round(event.seconds)} s`;
+  return [event.cost_usd ? h("span", { class: "cost" }, usd(event.cost_usd)) : null, link("calls", event.call, event.route || event.operation), " ", decision(event.decision),
+    h("span", { class: "quiet-text" }, ` ${event.code ?? event.outcome}${took}`), event.rule ? [" · ", said(event.rule)] : null,
+    event.labels?.map((label) => [" ", h("span", { class: "chip" }, said(label))])];
+}
+
+function approval(event) {
+  return [link("approvals", event.approval, event.tool || event.route || event.rule), " ", h("span", { class: `chip ${event.state}` }, eventWord(event.event)),
+    h("span", { class: "quiet-text" }, " ", said(event.rule)), event.author ? [" by ", said(event.author)] : null, event.reason ? [": ", said(event.reason)] : null];
 }
 
 function rest({ kind, at: _at, at_ns: _ns, author, ...told }) {
@@ -95,10 +121,6 @@ function rest({ kind, at: _at, at_ns: _ns, author, ...told }) {
 
 function link(view, id, text) {
   return h("a", { href: href(view, id) }, said(text));
-}
-
-function state(word) {
-  return word ? [" ", h("span", { class: `chip ${word}` }, stateWord(word))] : null;
 }
 
 /** A decision as a coloured word. */

@@ -28,11 +28,11 @@ function body(told, place) {
   const rows = table([
     { head: "Session", kind: "main", cell: (row) => h("a", { href: href("sessions", row.id, { principal: row.principal }) }, said(row.id)) },
     { head: "State", cell: (row) => h("span", { class: `chip ${row.state}` }, row.state) },
-    { head: "Principal", cell: (row) => said(row.principal_name || row.name || row.principal) },
+    { head: "Principal", cell: (row) => [said(row.principal_name || row.principal), row.team ? [" · ", said(row.team)] : null] },
     { head: "Calls", kind: "number", cell: (row) => count(row.calls) },
     { head: "Spent", kind: "number", cell: (row) => usd(row.spend_usd) },
     { head: "Labels", cell: (row) => (row.labels?.length ? said(row.labels.join(", ")) : "–") },
-    { head: "Last call", cell: (row) => ago(row.last_at ?? row.ended_at ?? row.began_at) },
+    { head: "Last call", cell: (row) => ago(row.last_at) },
   ], told.sessions, { caption: "Sessions, the latest first" });
   const more = told.next ? h("p", { class: "more" }, h("a", { class: "button", href: href("sessions", "", { ...place.query, after: told.next }) }, "Older ones")) : null;
   return more ? [rows, more] : [rows];

@@ -160,9 +160,12 @@ def notice_row(values: Sequence[Any]) -> Mapping[str, Any]:
     return {**row, "dead": bool(row["dead"]), "error": row["error"] or None}
 
 
-def storable(ticket: Ticket) -> Ticket:
-    """A ticket as it comes back from its row."""
-    return replace(ticket_of(ticket_values(ticket)), votes=tuple(vote_of(vote_values(vote, 0)) for vote in ticket.votes))
+def stored(ticket: Ticket) -> Ticket:
+    """A ticket as it is to be kept: its words, and those of its votes, as they come back from their rows."""
+    words: dict[str, Any] = {name: text(getattr(ticket, name)) for name in (*_FACTS, "executed_by", "reason", "replaced_by")}
+    votes = tuple(vote_of(vote_values(vote, n)) for n, vote in enumerate(ticket.votes, 1))
+    now: Ticket = replace(ticket, **words, votes=votes)
+    return now
 
 
 def _dumps(value: Json) -> str:

@@ -20,6 +20,7 @@ from gateway.store.approval_rows import (
     result_of,
     result_values,
     step_values,
+    stored,
     ticket_of,
     ticket_values,
     vote_of,
@@ -57,8 +58,8 @@ _BY_ID: Final = f"SELECT {_COLUMNS} FROM approvals WHERE id = ?"  # noqa: S608
 _PRESENTED: Final = f"SELECT {_COLUMNS} FROM approvals WHERE principal = ? AND presented = ? AND {_OPEN}"  # noqa: S608
 _EDITED: Final = (
     f"SELECT {_COLUMNS} FROM approvals WHERE principal = ? AND digest = ? AND digest != presented AND {_OPEN} "  # noqa: S608
-    "ORDER BY created_ns DESC, id DESC LIMIT 1")
-_LATEST: Final = f"SELECT {_COLUMNS} FROM approvals WHERE principal = ? AND presented = ? ORDER BY created_ns DESC, id DESC LIMIT 1"  # noqa: S608
+    "ORDER BY rowid DESC LIMIT 1")
+_LATEST: Final = f"SELECT {_COLUMNS} FROM approvals WHERE principal = ? AND presented = ? ORDER BY rowid DESC LIMIT 1"  # noqa: S608
 _DUE: Final = (
     f"SELECT {_COLUMNS} FROM approvals WHERE state IN ('pending', 'approved') AND expires_ns <= ? ORDER BY expires_ns LIMIT ?")  # noqa: S608
 _VOTES: Final = f"SELECT {', '.join(VOTE_COLUMNS)} FROM approval_votes WHERE ticket = ? ORDER BY n"  # noqa: S608
@@ -138,7 +139,7 @@ def due(connection: Connection, now_ns: int, limit: int) -> list[Ticket]:
 
 def insert(connection: Connection, change: Moved, notices: Iterable[Notice], *, notify: Notify) -> Ticket:
     """Write a new ticket."""
-    ticket = replace(change.ticket, changed=next_generation(connection))
+    ticket = replace(stored(change.ticket), changed=next_generation(connection))
     connection.execute(_INSERT, ticket_values(ticket))
     _write_down(connection, ticket, change.entries, notices, notify)
     return ticket
@@ -148,11 +149,11 @@ def write_step(
     connection: Connection, change: Moved, *, notify: Notify, notices: Iterable[Notice] = (), result: Result | None = None,
 ) -> Ticket:
     """Write a step: the ticket as it is after it."""
-    ticket = replace(change.ticket, changed=next_generation(connection))
-    connection.execute(_STEP, (*step_values(ticket), text(ticket.id)))
+    ticket = replace(stored(change.ticket), changed=next_generation(connection))
+    connection.execute(_STEP, (*step_values(ticket), ticket.id))
     if result is not None:
         ticket = replace(ticket, result=result)
-        connection.execute(_RESULT, (text(ticket.id), change.entries[-1].at_ns, *result_values(result)))
+        connection.execute(_RESULT, (ticket.id, change.entries[-1].at_ns, *result_values(result)))
     _write_down(connection, ticket, change.entries, notices, notify)
     return ticket
 

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.core.budget import MOST_NUSD
 from gateway.store.bodies import unpack
 from gateway.store.database import Connection
+from gateway.store.doctor_approvals import APPROVAL_INVARIANTS, votes_approve
+from gateway.store.invariants import Finding, Invariant
 from gateway.store.library import sqlite3
 from gateway.store.scrub import KEY_PATTERN
 
@@ -17,27 +18,6 @@ CLOCK_TOLERANCE_NS: Final = 60_000_000_000
 
 # How many rows of one broken invariant are shown; the rest is counted by running again once these are understood.
 _MOST_ROWS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Invariant:
-    """One thing that must hold. `sql` returns the rows that break it; `explanation` says what such a row means.
-
-    A `note` is worth knowing and breaks nothing. The query may use `:now_ns`, `:tolerance_ns` and `:most_nusd`.
-    """
-
-    name: str
-    sql: str
-    explanation: str
-    note: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The rows that break one invariant, or that one note is about."""
-
-    invariant: Invariant
-    rows: tuple[dict[str, Any], ...]
 
 
 INVARIANTS: Final = (
@@ -94,19 +74,22 @@ INVARIANTS: Final = (
     Invariant(
         "completed-means-succeeded",
         "SELECT calls.id FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' "
-        "AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.seq = calls.seq AND attempts.\"end\" = 'succeeded')",
-        "the client was given an answer as complete, and no attempt delivered one",
+        "AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.seq = calls.seq AND attempts.\"end\" = 'succeeded') "
+        "AND (provider != '' OR seq NOT IN (SELECT seq FROM call_approvals))",
+        "the client was given an answer as complete, and no attempt delivered one, nor was it kept under an approval",
     ),
     Invariant(
         "completed-means-allowed",
-        "SELECT calls.id, decision FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND decision IN ('deny', 'held')",
-        "the client was given the answer to a call that the rules did not let through",
+        "SELECT calls.id, decision FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND (decision = 'deny' OR (decision = 'held' "
+        "AND seq NOT IN (SELECT seq FROM call_approvals) AND calls.id NOT IN (SELECT call_id FROM grant_uses)))",
+        "the client was given the answer to a call that neither the rules nor people let through",
     ),
     Invariant(
         "withheld-was-sent",
         "SELECT calls.id, provider FROM outcomes JOIN calls USING (seq) "
-        "WHERE outcome = 'withheld' AND (provider = '' OR seq NOT IN (SELECT seq FROM attempts))",
-        "an answer was kept from the client, and nothing was sent that could have been answered",
+        "WHERE outcome = 'withheld' AND (provider = '' OR seq NOT IN (SELECT seq FROM attempts)) "
+        "AND (provider != '' OR seq NOT IN (SELECT seq FROM call_approvals))",
+        "an answer was kept from the client, and nothing was sent that could have been answered, nor was one kept for people",
     ),
     Invariant(
         "completed-has-no-error",
@@ -123,14 +106,14 @@ INVARIANTS: Final = (
     Invariant(
         "refused-was-not-sent",
         "SELECT calls.id, outcome, decision FROM calls LEFT JOIN outcomes USING (seq) "
-        "WHERE (outcome = 'refused' OR decision IN ('deny', 'held')) AND (provider != '' OR seq IN (SELECT seq FROM attempts) "
+        "WHERE (outcome = 'refused' OR decision = 'deny') AND (provider != '' OR seq IN (SELECT seq FROM attempts) "
         "OR seq IN (SELECT seq FROM dispatches))",
-        "a call that was denied, held or refused was sent to a provider",
+        "a call that was denied or refused was sent to a provider",
     ),
     Invariant(
         "sent-means-allowed",
-        "SELECT calls.id, decision FROM calls WHERE decision != 'allow' AND (provider != '' OR seq IN (SELECT seq FROM attempts))",
-        "a call left the gateway without a decision that allows it",
+        "SELECT calls.id, decision FROM calls WHERE decision NOT IN ('allow', 'held') AND (provider != '' OR seq IN (SELECT seq FROM attempts))",
+        "a call left the gateway without a decision that allows it or has people allow it",
     ),
     Invariant(
         "sent-means-intended",
@@ -311,6 +294,7 @@ INVARIANTS: Final = (
         "the process of these calls died, so they are booked at what was set aside; say what they cost with `lockgate budgets resolve`",
         note=True,
     ),
+    *APPROVAL_INVARIANTS,
 )
 
 
@@ -321,6 +305,7 @@ def examine(connection: Connection, *, now_ns: int, invariants: Iterable[Invaria
     """
     for name, arguments, function in (
         ("holds_key", -1, _holds_key), ("body_holds_key", 2, _body_holds_key), ("body_is_damaged", 2, _body_is_damaged),
+        ("votes_approve", 2, votes_approve),
     ):
         connection.create_function(name, arguments, function, deterministic=True)
     connection.execute("BEGIN")

@@ -31,10 +31,9 @@ from gateway.store.approval_rows import (
     reply_of,
     result_of,
     result_values,
+    stored,
     ticket_of,
     ticket_values,
-    vote_of,
-    vote_values,
 )
 from gateway.store.approvals_protocol import Claim, KeptAnswer, Notice, Notify, QueueFullError, TicketFilter, tell_nobody
 from gateway.store.memory_outbox import MemoryOutbox
@@ -52,10 +51,10 @@ class MemoryGrants:
 
     def add(self, grant: Grant) -> None:
         """Add one. Raises `StoreError` if the id exists."""
-        stored = grant_of(grant_values(grant))
-        if stored.id in self._grants:
+        kept = grant_of(grant_values(grant))
+        if kept.id in self._grants:
             raise StoreError(f"there is a grant {grant.id} already")
-        self._grants[stored.id] = stored
+        self._grants[kept.id] = kept
 
     def live(self, grants: Iterable[str], now_ns: int, *, principal: str | None = None) -> bool:
         """Whether each of them can be used; with `principal` only where they are this one's."""
@@ -141,13 +140,11 @@ class MemoryApprovals:
         return [(each.id, each.state, number) for number, each in changes[:max(limit, 0)]]
 
     async def vote(self, ticket_id: str, vote: Vote, notices: Sequence[Notice] = (), *, grant: Grant | None = None) -> Ticket:
-        before = self._expected(ticket_id)
-        change = voted(before, vote, grants=grant is not None)
+        change = voted(self._expected(ticket_id), vote, grants=grant is not None)
         now = change.ticket
         if grant is not None and now.state is State.APPROVED:
             self._grants.add(grant)
-        stored = replace(now, votes=(*before.votes, vote_of(vote_values(vote, len(now.votes)))))
-        return self._keep(replace(change, ticket=stored), notices if now.state is not State.PENDING else ())
+        return self._keep(change, notices if now.state is not State.PENDING else ())
 
     async def replace(self, ticket_id: str, edited: Ticket, notices: Sequence[Notice] = (), *, author: str, now_ns: int) -> Ticket:
         new = opened(ticket_of(ticket_values(edited)))
@@ -259,7 +256,7 @@ class MemoryApprovals:
 
     def _found(self, principal: str, presented: str) -> Ticket | None:
         at = text(principal), text(presented)
-        there = sorted((self._tickets[each] for each in self._ids.get(at, ())), key=lambda each: (each.created_ns, each.id), reverse=True)
+        there = [self._tickets[each] for each in reversed(self._ids.get(at, ()))]
         met = [each for each in there if each.presented == at[1]]
         live = [each for each in (*met, *there) if each.state in OPEN]
         return next(iter(live or met), None)
@@ -281,8 +278,7 @@ class MemoryApprovals:
     def _keep(self, change: Moved, notices: Iterable[Notice] = (), result: Result | None = None) -> Ticket:
         self._generation += 1
         before, now = self._tickets.get(change.ticket.id), change.ticket
-        now = replace(now, reason=text(now.reason), executed_by=text(now.executed_by), replaced_by=text(now.replaced_by),
-                      changed=self._generation)
+        now = replace(stored(now), changed=self._generation)
         if result is not None:
             now = replace(now, result=result_of(result_values(result)))
             self._results_ns[now.id] = change.entries[-1].at_ns

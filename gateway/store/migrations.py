@@ -206,10 +206,10 @@ _SCHEMA_5: Final = (
     shown TEXT NOT NULL, origin TEXT NOT NULL, -- JSON: the action as people see it, and what a call needs beside its body
     encoding TEXT NOT NULL, body BLOB NOT NULL
 ) STRICT""",
-    "CREATE INDEX approvals_presented ON approvals (principal, presented, created_ns)",
+    "CREATE INDEX approvals_presented ON approvals (principal, presented)",
     # Whatever the code does, a caller's action has one approval of which something may still come.
     "CREATE UNIQUE INDEX approvals_open ON approvals (principal, presented) WHERE state IN ('pending', 'approved', 'executing', 'unknown')",
-    "CREATE INDEX approvals_edited ON approvals (principal, digest, created_ns) WHERE digest != presented",
+    "CREATE INDEX approvals_edited ON approvals (principal, digest) WHERE digest != presented",
     "CREATE INDEX approvals_due ON approvals (expires_ns) WHERE state IN ('pending', 'approved')",
     "CREATE INDEX approvals_by_state ON approvals (state, created_ns, id)",
     "CREATE INDEX approvals_by_time ON approvals (created_ns, id)",

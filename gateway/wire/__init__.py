@@ -1,7 +1,7 @@
 """What an adapter may use of the engine: the protocols, the nouns, the decoders and the errors. Adapters import nothing else."""
 
 from gateway.call import Call, JsonObject, Principal, Reply, Target, Usage
-from gateway.errors import AttemptFailed, BudgetExceeded, CallError, Forbidden, InvalidRequest, RateLimited, UpstreamRejected
+from gateway.errors import AttemptFailed, BudgetExceeded, CallError, Forbidden, InvalidRequest, OfApproval, RateLimited, UpstreamRejected
 from gateway.secret import Secret
 from gateway.wire.protocol import (
     Adapter,
@@ -29,6 +29,7 @@ __all__ = [
     "Forbidden",
     "InvalidRequest",
     "JsonObject",
+    "OfApproval",
     "Principal",
     "RateLimited",
     "Reply",

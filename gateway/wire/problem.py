@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from gateway.errors import BudgetExceeded, CallError, Forbidden, RateLimited
+from gateway.errors import BudgetExceeded, CallError, Forbidden, OfApproval, RateLimited
 from gateway.wire.strict_json import dumps
 
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -20,8 +20,10 @@ def problem_fields(error: CallError, call_id: str | None) -> dict[str, Any]:
         "type": "about:blank", "title": error.code, "status": error.status, "detail": error.message, "code": error.code}
     if error.pointer is not None:
         told["pointer"] = error.pointer
-    if isinstance(error, Forbidden | RateLimited):
+    if isinstance(error, Forbidden | OfApproval | RateLimited):
         told["rule"] = error.rule
+    if isinstance(error, OfApproval):
+        told["ticket"] = error.ticket
     if isinstance(error, BudgetExceeded):
         told |= {"account": error.account, **error.figures}
     if isinstance(error, Forbidden) and error.remedy:

@@ -133,11 +133,11 @@ def test_a_second_live_key_of_a_name_is_warned_of(config: Path) -> None:
 
 
 def test_a_glob_that_matches_no_route_is_warned_of_and_the_key_is_made(config: Path) -> None:
-    assert "warning: --route 'fast' matches no route, for there is none" in _run(config, "create", "--name", "a", "--route", "fast").stderr
+    assert "warning: the glob 'fast' matches no route, for there is none" in _run(config, "create", "--name", "a", "--route", "fast").stderr
     (config.parent / "routes" / "r.toml").write_text('[[route]]\nname = "fast"\ntargets = [{provider = "p", model = "m"}]\n')
     result = _run(config, "create", "--name", "b", "--route", "f*", "--route", "slow", "--route", "*")
     assert [line for line in result.stderr.splitlines() if "warning" in line] == [
-        "warning: --route 'slow' matches no route; there are: fast"]
+        "warning: the glob 'slow' matches no route; there are: fast"]
     assert result.stdout.startswith("lgk_")
 
 

@@ -60,7 +60,7 @@ def test_without_approvers_everybody_who_may_vote_at_all_is_asked(approvers: App
 
 
 @pytest.mark.parametrize(("given", "why"), [
-    ({"principal": "grace"}, "asked for it yourself"), ({"owner": "grace"}, "a key of yours"), ({"state": State.DENIED}, "It is denied."),
+    ({"principal": "grace"}, "asked for it yourself"), ({"owner": "grace"}, "a key of yours"), ({"state": State.DENIED}, "It is decided on: denied."),
     ({"expires_ns": NOW}, "Its time is over."), ({"votes": (Vote(GRACE, "approve", "sha256:1", NOW),)}, "You have voted."),
 ])
 def test_nobody_votes_on_their_own_twice_or_too_late(approvers: Approvers, given: dict[str, Any], why: str) -> None:

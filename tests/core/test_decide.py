@@ -236,6 +236,15 @@ def test_labels_are_on_a_denied_call_too(call: Make) -> None:
     assert judged(compile_bundle(rules, "auto"), call()).labels == ("big",)
 
 
+def test_what_log_rules_take_off_the_session_stands_once_each_in_declared_order(call: Make) -> None:
+    """A shadow rule takes nothing off, nor one that does not match."""
+    rules = [rule(id="a", effect="log", label="cleared", unlabel=["secret", "tainted"]), rule(id="b", effect="log", unlabel=["tainted", "x"]),
+             rule(id="c", effect="log", unlabel=["kept"], mode="shadow"), rule(id="d", effect="log", unlabel=["kept"], when="request.stream")]
+    decision = judged(compile_bundle(rules, "auto"), call())
+    assert (decision.labels, decision.unlabels) == (("cleared", "b"), ("secret", "tainted", "x"))
+    assert judged(compile_bundle([rule(id="a", effect="log")], "auto"), call()).unlabels == ()
+
+
 def test_only_rules_whose_match_fits_are_asked(call: Make) -> None:
     """The others could not have contributed, so they are not in the reasons."""
     rules = [rule(id="mine", effect="log", teams=("a*",)), rule(id="other", teams=("b",)),

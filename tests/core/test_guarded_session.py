@@ -21,7 +21,6 @@ from gateway.session import SessionFacts
     ('session.id != "" && session.age > duration("1h")', "not_matched"),
     ('session.id == "" ? false : session.spend > usd("1.00")', "not_matched"),
     ('session.id != "" && session.count("mail.send") > 3', "not_matched"),
-    ('session.id != "" && "tier" in session.facts', "not_matched"),
     ('!("tier" in session.facts)', "error"),
     ('session.id == "" || session.calls > 3', "matched"),
     ('session.id == "" && session.calls > 3', "error"),
@@ -38,6 +37,13 @@ def test_what_a_call_without_a_session_lacks_is_missed_only_where_the_verdict_ha
     assert decision.reasons[0].verdict == verdict
     assert decision.name == ("allow" if verdict == "not_matched" else "deny")
     assert ("X-Lockgate-Session" in decision.reasons[0].message) is (verdict == "error")
+
+
+def test_facts_of_a_session_are_missed_no_sooner_than_what_else_is_known_of_it(engine_name: str, call: Callable[..., Any]) -> None:
+    """The second engine cannot tell a map that is missing from a field of it that is: there a guard does not help, and the rule fails closed."""
+    bundle = compile_bundle([RuleConfig(id="r", effect="deny", when='session.id != "" && "tier" in session.facts')], engine_name)
+    decision = decide(bundle, "request", gather(bundle, Question("request", call({"x": 1}), 0)))
+    assert decision.reasons[0].verdict == ("error" if engine_name == "cel-python" else "not_matched")
 
 
 def test_a_guard_saves_no_rule_from_a_body_that_cannot_be_read(engine_name: str, call: Callable[..., Any]) -> None:

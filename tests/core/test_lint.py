@@ -79,6 +79,7 @@ def test_nothing_is_said_of_a_rule_that_is_right(phase: Phase, source: str, engi
     ('budget.remaining["team"] < usd("5")', "budget.remaining.team", 'write "team" in budget.remaining && … before it'),
     ("budget.spent.any < 5", "budget.spent.any", 'write "any" in budget.spent && … before it'),
     ('"team" in budget.limit && budget.remaining["team"] < usd("5")', "budget.remaining.team", None),
+    ('session.facts.tier == "gold"', "session.facts.tier", 'write "tier" in session.facts && … before it'),
     ('env.region == "eu"', "env.region", 'write "region" in env && … before it'),
     ("has(request.params.a.b)", "request.params.a", None),
     ("has(request.params.a) && request.params.a.b == 1", "request.params.a.b", None),

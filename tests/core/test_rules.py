@@ -161,6 +161,9 @@ def test_a_selection_says_what_its_rules_read_of_the_call_and_of_the_session() -
         ["route", "tools_offered"], frozenset(), False, False)
     assert (call.queries, call.reads_session, call.serial) == ({SessionQuery("count", "mail.send", 3600.0)}, True, True)
     assert ([fact.name for fact in result.facts], result.reads_session, result.serial) == (["session.labels"], True, False)
+    assert not result.reads_facts
+    asking = compile_bundle([rule(id="r", when='"tier" in session.facts')], "auto")
+    assert (everything(asking, "request").reads_facts, everything(asking, "request").reads_session) == (True, True)
     assert [(phase, bundle.phases[phase].reads_session, bundle.phases[phase].serial) for phase in PHASES] == [
         ("request", False, False), ("tool_call", True, True), ("response", False, False), ("tool_result", True, False)]
 
@@ -190,6 +193,12 @@ def test_a_teams_labels_carry_its_name() -> None:
     made = compile_bundle([rule(id="a", effect="log", label="checked"), rule(id="b", effect="log", label="checked", team="search"),
                            rule(id="c", effect="log", team="search")], "auto")
     assert [each.label for each in made.rules] == ["checked", "search:checked", "search:c"]
+
+
+def test_a_team_takes_off_no_label_but_its_own() -> None:
+    """Else a team could clear its session of what a rule of the organisation's has found in it."""
+    made = compile_bundle([rule(id="a", effect="log", unlabel=["secret"]), rule(id="b", effect="log", unlabel=["secret", "x"], team="search")], "auto")
+    assert [each.unlabel for each in made.rules] == [("secret",), ("search:secret", "search:x")]
 
 
 @pytest.mark.parametrize("team", ["search", "*", "a?b", "[x]", "a]b", "[!a]", ""])

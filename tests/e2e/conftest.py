@@ -81,6 +81,7 @@ class House:
     gateway: Gateway = field(init=False)
     key: str = ""
     session: aiohttp.ClientSession | None = None
+    is_running: bool = False
     _parts: Parts | None = None
 
     def write(self, name: str, text: str) -> None:
@@ -120,18 +121,22 @@ token = "env:ADMIN"
         self.gateway = Gateway(self.folder / "config.toml", port=0, environ=self.environ, write=self.lines.append, parts=parts, watch=watch)
         self._parts = parts
         await self.gateway.__aenter__()
+        self.is_running = True
         self.stack.push_async_callback(self.stop)
         self.key = await self.new_key(name="tests", team="blue", org="acme", roles=("dev",))
         return self
 
     async def stop(self) -> None:
-        """End the gateway that runs."""
-        await self.gateway.__aexit__(None, None, None)
+        """End the gateway that runs, if one does."""
+        if self.is_running:
+            self.is_running = False
+            await self.gateway.__aexit__(None, None, None)
 
     async def start(self, port: int) -> None:
         """Start another gateway on the same folder, once the one before has ended."""
         self.gateway = Gateway(self.folder / "config.toml", port=port, environ=self.environ, write=self.lines.append, parts=self._parts)
         await self.gateway.__aenter__()
+        self.is_running = True
 
     async def restart(self) -> None:
         """End the gateway, and start another one on the same folder and address."""

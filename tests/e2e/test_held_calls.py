@@ -60,7 +60,9 @@ async def test_a_call_is_held_until_it_is_approved_and_then_answered(house):
     assert float(raw.headers["x-lockgate-cost-usd"]) > 0
     assert len(house.one.requests) == 1
     done = await house.ticket("succeeded")
-    assert [each["event"] for each in done["history"]] == ["open", "vote", "claim", "succeed"] or done["history"]
+    assert [(each["event"], each["state"], each["author"]) for each in done["history"]] == [
+        ("open", "pending", ticket["principal"]), ("vote", "pending", "admin"), ("approve", "approved", "admin"),
+        ("claim", "executing", ""), ("succeed", "succeeded", "")]
     assert [(vote["person"], vote["verdict"], vote["comment"]) for vote in done["votes"]] == [("admin", "approve", "go on")]
 
 
@@ -73,13 +75,22 @@ async def test_the_record_says_what_it_waited_for_and_under_what_it_was_sent(hou
     done = await house.ticket("succeeded")
     row = await house.call(done["executed_by"])
     assert (row["outcome"], row["decision"], row["rule"]) == ("completed", "held", "secret-plans")
-    assert row["approval"]["id"] == ticket["id"] if isinstance(row["approval"], dict) else row["approval"] == ticket["id"]
-    told = await house.ask("GET", f"/-/calls/{done['executed_by']}/explain")
-    assert "secret-plans" in str(told)
-    assert ticket["id"] in str(told)
-    presented = await house.call(raw.headers["x-lockgate-call"])
-    assert presented["outcome"] == "completed"
+    assert (row["approval"], row["part_of"]) == (ticket["id"], raw.headers["x-lockgate-call"])
+    presented = await house.call(row["part_of"])
+    assert (presented["outcome"], presented["decision"], presented["approval"], presented["parts"]) == (
+        "completed", "held", ticket["id"], [row["id"]])
+    assert (presented["attempt_count"], presented["cost_usd"]) == (0, "0")  # what it cost is on record once
     assert await house.spent("nothing") == 0  # the doctor is content
+
+
+async def test_the_story_of_a_call_names_its_approval(house):
+    await house.open(policies=RULE)
+    task = begin(house)
+    ticket = await house.ticket()
+    await house.vote(ticket)
+    raw = await ended(task)
+    told = await house.ask("GET", f"/-/calls/{raw.headers['x-lockgate-call']}/explain")
+    assert (told["decision"], told["rule"], told["approval"]) == ("held", "secret-plans", ticket["id"])
 
 
 @pytest.mark.parametrize("max_retries", [0, 2])

@@ -1,12 +1,15 @@
 """Where calls go, seen from the official client: strategies, rules, canaries, aliases, and answers that a route does not take."""
 
+import asyncio
 import json
 from typing import Any
 
 import openai
 import pytest
 
+from gateway.core.approval import State, Vote, Voter
 from gateway.simulator import Fault, FaultRule, Scenario
+from gateway.store.approvals_protocol import TicketFilter
 
 LARGE = '[[route.targets]]\nprovider = "one"\nmodel = "sim-large"\n'
 SMALL = '[[route.targets]]\nprovider = "two"\nmodel = "sim-small"\n'
@@ -258,10 +261,26 @@ async def test_where_no_answer_passes_the_client_gets_one_clear_error(house, mes
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-async def test_a_person_is_asked_for_where_no_answer_passes_and_the_route_says_so(house, messages):
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_person_is_asked_for_where_no_answer_passes_and_the_route_says_so(house, messages, stream):
     for each in (house.one, house.two):
         each.play(answering(content="no json"))
     await house.open(routes=routes('on_exhausted = "approve"', '[[route.validators]]\nexpression = "answer.json"\n'))
-    with pytest.raises(openai.PermissionDeniedError) as caught:
-        await ask(house, messages)
-    assert caught.value.code == "approval_unavailable"
+
+    async def said() -> str:
+        asked: dict[str, Any] = {"model": "r", "messages": messages("x")}
+        if not stream:
+            return (await house.client().chat.completions.create(**asked)).choices[0].message.content or ""
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in await house.client().chat.completions.create(**asked, stream=True)])
+
+    answer = asyncio.create_task(said())
+    approvals = house.gateway.running.store.approvals
+    async with asyncio.timeout(20):
+        while not (waiting := await approvals.list(TicketFilter(states=(State.PENDING,)))):
+            await asyncio.sleep(0)
+    assert (waiting[0].kind, waiting[0].rule) == ("response", "validators")
+    assert "check:expression" not in waiting[0].message
+    assert waiting[0].shown["arguments"]["choices"][0]["message"]["content"] == "no json"
+    vote = Vote(Voter("ada"), "approve", waiting[0].digest, waiting[0].created_ns, places=((waiting[0].demands[0].key, 0),))
+    await approvals.vote(waiting[0].id, vote)
+    assert await asyncio.wait_for(answer, 20) == "no json"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gateway.store.database import Connection, open_readonly, open_writable
-from gateway.store.doctor import Finding, examine
+from gateway.store.doctor import examine
+from gateway.store.invariants import Finding
 from gateway.store.sqlite import SqliteStore
 
 

@@ -19,7 +19,7 @@ from gateway.errors import SetupError, StoreError
 from gateway.session import SessionKey
 from gateway.store import sqlite as sqlite_module
 from gateway.store.database import open_readonly, open_writable
-from gateway.store.doctor import Finding
+from gateway.store.invariants import Finding
 from gateway.store.library import sqlite3
 from gateway.store.migrations import SCHEMA_VERSION, migrations
 from gateway.store.protocol import CallFilter

@@ -17,7 +17,8 @@ from gateway.core.windows import Window
 from gateway.session import SessionKey
 from gateway.store.bodies import pack
 from gateway.store.database import open_readonly, open_writable
-from gateway.store.doctor import INVARIANTS, Finding, examine
+from gateway.store.doctor import INVARIANTS, examine
+from gateway.store.invariants import Finding
 from gateway.store.protocol import Intent
 from gateway.store.sqlite import SqliteStore
 

@@ -15,7 +15,7 @@ import pytest
 
 import gateway
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.store.doctor import Finding
+from gateway.store.invariants import Finding
 from gateway.store.protocol import Admitted, CallFilter
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writer import Do

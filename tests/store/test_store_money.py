@@ -17,7 +17,7 @@ from gateway.core.rate import Spent, Take
 from gateway.core.windows import Window
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.database import open_writable
-from gateway.store.doctor import Finding
+from gateway.store.invariants import Finding
 from gateway.store.library import sqlite3
 from gateway.store.protocol import Admitted
 from gateway.store.sqlite import SqliteStore

@@ -20,7 +20,7 @@ from gateway.core.rate import Spent, Take
 from gateway.core.windows import Window
 from gateway.errors import StoreError
 from gateway.session import SessionKey
-from gateway.store.doctor import Finding
+from gateway.store.invariants import Finding
 from gateway.store.leases import SIGHTINGS
 from gateway.store.ledger_rows import SUSPECT_FIELDS
 from gateway.store.protocol import Admitted, CallFilter

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import StoreError
-from gateway.store.doctor import Finding
+from gateway.store.invariants import Finding
 from gateway.store.memory import MemoryStore
 from gateway.store.protocol import Store
 from gateway.store.sqlite import SqliteStore

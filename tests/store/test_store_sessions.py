@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.call import Origin, Outcome, ToolUse
 from gateway.errors import StoreError
 from gateway.session import SessionKey, SessionQuery
-from gateway.store.doctor import Finding
+from gateway.store.invariants import Finding
 from gateway.store.memory import MemoryStore
 from gateway.store.protocol import Store
 from gateway.store.sqlite import SqliteStore

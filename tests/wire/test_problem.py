@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from gateway.errors import ApprovalUnavailable, BudgetExceeded, Forbidden, InvalidRequest, Overloaded, RateLimited
+from gateway.errors import ApprovalPending, ApprovalUnavailable, BudgetExceeded, Forbidden, InvalidRequest, Overloaded, RateLimited
 from gateway.wire.problem import problem
 
 PLAIN = {"type": "about:blank", "title": "overloaded", "status": 503, "detail": "Later.", "code": "overloaded"}
@@ -13,6 +13,7 @@ PLAIN = {"type": "about:blank", "title": "overloaded", "status": 503, "detail": 
     (Forbidden("Later.", rule="r"), {"rule": "r"}),
     (ApprovalUnavailable("Later.", rule="r", remedy="Ask."), {"rule": "r", "remedy": "Ask."}),
     (RateLimited("Later.", rule="r", retry_after_s=3), {"rule": "r"}),
+    (ApprovalPending("Later.", ticket="apr_1", rule="r"), {"rule": "r", "ticket": "apr_1"}),
     (BudgetExceeded("Later.", account="b/team", figures={"limit_usd": "2", "resets_at": None}),
      {"account": "b/team", "limit_usd": "2", "resets_at": None}),
     (InvalidRequest("Later.", pointer="/a"), {"pointer": "/a"}),

@@ -57,6 +57,37 @@ def test_a_name_that_no_account_can_have_is_refused(dialect, name, value):
     assert refused.value.pointer == f"/{name}"
 
 
+@pytest.mark.parametrize(("body", "hints"), [
+    ({}, {}),
+    ({"metadata": {"session_id": "s"}}, {"metadata": "s"}),
+    ({"metadata": {"user_id": "u", "conversation_id": "c", "session_id": "s"}}, {"metadata": "s"}),
+    ({"metadata": {"user_id": "u", "conversation_id": "c"}}, {"metadata": "c"}),
+    ({"metadata": {"user_id": "u", "session_id": ""}}, {"metadata": "u"}),
+    ({"metadata": {"user_id": "u", "session_id": ["s"], "conversation_id": 5}}, {"metadata": "u"}),
+    ({"metadata": {"session_id": "s" * 1000}}, {"metadata": "s" * 1000}),
+    ({"metadata": {"session_id": "s" * 1001}}, {}),
+    ({"metadata": {"other": "x"}}, {}), ({"metadata": "s"}, {}), ({"metadata": None}, {}), ({"metadata": ["session_id"]}, {}),
+    ({"conversation": "c"}, {"conversation": "c"}), ({"conversation": {"id": "c"}}, {"conversation": "c"}),
+    ({"conversation": {}}, {}), ({"conversation": {"id": 5}}, {}), ({"conversation": ["c"]}, {}), ({"conversation": ""}, {}),
+    ({"previous_response_id": "r"}, {"previous": "r"}), ({"previous_response_id": None}, {}), ({"previous_response_id": {"id": "r"}}, {}),
+    ({"user": "ada"}, {"user": "ada"}), ({"safety_identifier": "s"}, {"user": "s"}),
+    ({"user": "ada", "conversation": {"id": "c", "x": 1}, "previous_response_id": "r", "metadata": {"session_id": "s"}},
+     {"user": "ada", "conversation": "c", "previous": "r", "metadata": "s"}),
+])
+@pytest.mark.parametrize(("operation", "plain"), [("chat", CHAT), ("completions", {"model": "m", "prompt": ""}), ("embeddings", {"model": "m", "input": ""})])
+def test_what_a_body_says_of_where_it_belongs_is_a_hint_and_never_an_error(dialect, operation, plain, body, hints):
+    """These are the provider's fields: it says what may stand in them."""
+    assert dialect.read(operation, {**plain, **body}).hints == hints
+
+
+@pytest.mark.parametrize("name", ["Conversation", "PREVIOUS_RESPONSE_ID", "Metadata"])
+def test_a_hint_in_another_case_is_refused(dialect, name):
+    """Some servers would go on from it, in a session that nobody here knows of."""
+    with pytest.raises(InvalidRequest) as refused:
+        dialect.read("chat", {**CHAT, name: "x"})
+    assert refused.value.pointer == f"/{name}"
+
+
 def test_who_asks_is_told_to_the_provider_too(adapter, make_call):
     call = make_call(user="ada")
     assert loads(adapter.encode(call, TARGET, None).body)["user"] == "ada"

@@ -361,6 +361,12 @@ def test_a_rate_names_its_rule_in_a_field(raised):
     assert (found.body["message"], found.body["rule"]) == ("Later.", "slowly")
 
 
+def test_what_waits_for_people_names_its_approval_and_its_rule(raised):
+    found = raised(errors.ApprovalPending("Later.", ticket="apr_1", rule="payments", retry_after_s=5))
+    assert (type(found), found.code, found.body["message"]) == (openai.ConflictError, "approval_pending", "Later.")
+    assert (found.body["ticket"], found.body["rule"]) == ("apr_1", "payments")
+
+
 def test_a_denial_without_a_remedy_has_none(dialect):
     body = loads(dialect.error(errors.Forbidden("No.", rule="r"), "call_1"))["error"]
     assert body["message"] == "Denied by rule r: No."
