@@ -14,7 +14,7 @@ from gateway.clock import Clock, Ids
 from gateway.core.action import UncanonicalError
 from gateway.core.approval import OPEN, Demand, Event, NotPossibleError, Result, State, Ticket
 from gateway.core.conditions import Conditions
-from gateway.core.decision import Approval, Held
+from gateway.core.decision import Approval, Decision, Held
 from gateway.errors import (
     ApprovalAccepted,
     ApprovalDenied,
@@ -44,6 +44,7 @@ class OnHold(Exception):
     def __init__(self, ticket: Ticket) -> None:
         super().__init__(ticket.id)
         self.ticket = ticket
+        self.decision: Decision | None = None  # what asks for it, where that is on record already
 
 
 class Finished(Exception):

@@ -133,5 +133,5 @@ class SessionsConfig(Strict):
     derive: Annotated[tuple[Literal["metadata", "conversation", "previous", "user", "trace"], ...], Field(strict=False)] = Field(
         default=("metadata", "conversation", "previous"), description=(
             "What a session is read from where `X-Lockgate-Session` is not sent, the first that is there: `metadata` (its `session_id`, "
-            "`conversation_id` or `user_id`), `conversation`, `previous` (the session of the answer that the call goes on from), `user` (the "
-            "body's own), `trace` (the trace id of `traceparent`)."))
+            "`conversation_id` or `user_id`), `conversation`, `previous` (the session of the answer that the call goes on from), `user` "
+            "(the body's own), `trace` (the trace id of `traceparent`)."))

@@ -78,18 +78,21 @@ class Proposals:
         """
         rulings: dict[int, Ruling] = {}
         while True:
-            on_hold = []
+            on_hold: list[OnHold] = []
             for number, each in enumerate(asked):
                 if number not in rulings:
                     try:
                         rulings[number] = await self._proposed(case, snapshot, call, each, answer)
                     except OnHold as hold:
-                        on_hold.append(hold.ticket)
+                        on_hold.append(hold)
             if not on_hold:
                 return [rulings[number] for number in range(len(asked))]
             case.withheld = True  # if it ends now, the provider has done its work all the same
-            await self.holding.wait(case, snapshot, on_hold[0])
+            await self.holding.wait(case, snapshot, on_hold[0].ticket)
             case.withheld = False
+            for hold in on_hold:  # they are asked again: it is one decision
+                if hold.decision is not None:
+                    case.undecided(hold.decision)
             snapshot = self.current()
 
     def remember(self, principal: str, tool_call_id: str, *, released: bool) -> None:
@@ -125,9 +128,8 @@ class Proposals:
                 case.decided(_denied(snapshot, asked.name, error.rule, error.message))
             remedy = error.remedy if isinstance(error, Forbidden) else None
             ruling = Ruling(None, refused(asked.name, error.message, error.rule, remedy))
-        except OnHold:
-            if judged is not None:
-                case.undecided(judged.decision)  # it will be asked again
+        except OnHold as hold:
+            hold.decision = judged.decision if judged is not None else None
             raise
         else:
             ruling = Ruling(args)

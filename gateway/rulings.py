@@ -147,10 +147,10 @@ class Rulings:
                 ticket = hold.ticket
             else:
                 return judged
-            case.undecided(judged.decision)  # it will be asked again
             case.withheld = True
             await self.holding.wait(case, snapshot, ticket)
             case.withheld, snapshot = False, self.proposals.current()
+            case.undecided(judged.decision)  # it is asked again: it is one decision
 
     # Tool calls.
 

@@ -30,6 +30,11 @@ class Written:
     kind: str
     show: Callable[[Any], str]
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """In a JSON Schema: a text, whatever it becomes."""
+        _ = (schema, handler)
+        return {"type": "string", "description": self.kind}
+
 
 def parse_duration(value: object) -> float:
     """`"250ms"`, `"30s"`, `"24h"` as seconds. Raises `ValueError` for anything else, and above 366 days."""

@@ -28,8 +28,8 @@ class Presence:
     """How the caller of one call waits, and what it has waited for.
 
     `arrived_s` is monotonic; `waits_s` how long it waits for an answer, and `whole_s` for the end of it, as far as it says; `later`: it
-    would rather come back (`Prefer: respond-async`). `begin` begins a streamed answer, None for a plain one. `performing` is the approval that the gateway itself
-    makes the call for, empty for a caller's own. `limit` is the deadline that the time of a wait is no part of.
+    would rather come back (`Prefer: respond-async`). `begin` begins a streamed answer, None for a plain one. `performing` is the approval
+    that the gateway itself makes the call for, empty for a caller's own. `limit` is the deadline that the time of a wait is no part of.
     """
 
     arrived_s: float = 0.0

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -108,33 +108,33 @@ class IdentityProvider:
 
     def hostile(self, kind: str, claims: Mapping[str, Any]) -> str:
         """A token that nobody should take, as attackers make them."""
-        public = self.keys["rsa"]
-        if kind == "no signature":
-            return f"{part({'alg': 'none'})}.{part(claims)}."
-        if kind == "no signature, in other letters":
-            return f"{part({'alg': 'nOnE', 'kid': 'rsa'})}.{part(claims)}."
-        if kind == "the public key as a shared secret":
-            return signed({"alg": "HS256", "kid": "rsa"}, claims, OctKey.import_key(public.as_pem(private=False)))
-        if kind == "a key that the token brings along":
-            own = RSAKey.generate_key(2048, auto_kid=False)
-            return signed({"alg": "RS256", "kid": "rsa", "jwk": own.as_dict(private=False)}, claims, own)
-        if kind == "a key of somebody else":
-            return signed({"alg": "RS256", "kid": "rsa"}, claims, RSAKey.generate_key(2048, auto_kid=False))
-        if kind == "a signature that was cut":
-            return self.sign(claims)[:-4]
-        if kind == "claims that were changed":
-            head, _, tail = self.sign({**claims, "sub": "somebody"}).split(".")
-            return f"{head}.{part(claims)}.{tail}"
-        if kind == "a header that asks for more":
-            return signed({"alg": "RS256", "kid": "rsa", "crit": ["exp"], "exp": 1}, claims, public)
-        if kind == "the key of another algorithm":
-            return signed({"alg": "ES256", "kid": "rsa"}, claims, self.keys["ec"])
-        raise AssertionError(kind)
+        return FORGERIES[kind](self, claims)
 
 
-HOSTILE = ("no signature", "no signature, in other letters", "the public key as a shared secret", "a key that the token brings along",
-           "a key of somebody else", "a signature that was cut", "claims that were changed", "a header that asks for more",
-           "the key of another algorithm")
+def _with_own_key(_provider: IdentityProvider, claims: Mapping[str, Any]) -> str:
+    own = RSAKey.generate_key(2048, auto_kid=False)
+    return signed({"alg": "RS256", "kid": "rsa", "jwk": own.as_dict(private=False)}, claims, own)
+
+
+def _changed(provider: IdentityProvider, claims: Mapping[str, Any]) -> str:
+    head, _, tail = provider.sign({**claims, "sub": "somebody"}).split(".")
+    return f"{head}.{part(claims)}.{tail}"
+
+
+FORGERIES: Mapping[str, Callable[[IdentityProvider, Mapping[str, Any]], str]] = {
+    "no signature": lambda _, claims: f"{part({'alg': 'none'})}.{part(claims)}.",
+    "no signature, in other letters": lambda _, claims: f"{part({'alg': 'nOnE', 'kid': 'rsa'})}.{part(claims)}.",
+    "the public key as a shared secret": lambda provider, claims: signed(
+        {"alg": "HS256", "kid": "rsa"}, claims, OctKey.import_key(provider.keys["rsa"].as_pem(private=False))),
+    "a key that the token brings along": _with_own_key,
+    "a key of somebody else": lambda _, claims: signed({"alg": "RS256", "kid": "rsa"}, claims, RSAKey.generate_key(2048, auto_kid=False)),
+    "a signature that was cut": lambda provider, claims: provider.sign(claims)[:-4],
+    "no signature at all": lambda provider, claims: provider.sign(claims).rpartition(".")[0] + ".",
+    "claims that were changed": _changed,
+    "a header that asks for more": lambda provider, claims: signed(
+        {"alg": "RS256", "kid": "rsa", "crit": ["exp"], "exp": 1}, claims, provider.keys["rsa"]),
+    "the key of another algorithm": lambda provider, claims: signed({"alg": "ES256", "kid": "rsa"}, claims, provider.keys["ec"]),
+}
 
 
 @pytest.fixture(scope="session")
@@ -145,15 +145,15 @@ def signing_keys() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def provider(signing_keys: dict[str, Any], aiohttp_server: Callable[..., Awaitable[TestServer]]) -> AsyncIterator[IdentityProvider]:
+async def provider(signing_keys: dict[str, Any], aiohttp_server: Callable[..., Awaitable[TestServer]]) -> IdentityProvider:
     """An identity provider on loopback."""
     made = IdentityProvider(dict(signing_keys))
     server = await aiohttp_server(made.app())
     made.url = str(server.make_url("")).rstrip("/")
-    yield made
+    return made
 
 
-@pytest.fixture(params=HOSTILE)
+@pytest.fixture(params=FORGERIES)
 def hostile(request: pytest.FixtureRequest) -> str:
     """One way to forge a token."""
     kind: str = request.param

@@ -32,6 +32,7 @@ from gateway.wire.strict_json import dumps
 
 AT: Final = "/-/openapi.json"
 _JSON: Final = "application/json"
+_OF_NUMBERS: Final = frozenset({"gt", "ge", "lt", "le", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _OPEN: Final = ""  # whoever asks
 _CALLER: Final = "caller"  # with a virtual key, or a token of an issuer that is configured
@@ -57,16 +58,19 @@ class Doc:
 _CALLS: Final = ("limit", "before", "after", "key", "route", "outcome", "session", "rule", "code", "team", "part_of")
 
 DOCS: Final[tuple[Doc, ...]] = (
-    Doc("GET", "/-/approvals", "What waits for people, oldest first, or any others that are asked for.", query=("state", "order", "limit", *FILTERS),
-        schema="Approvals"),
+    Doc("GET", "/-/approvals", "What waits for people, oldest first, or any others that are asked for.",
+        query=("state", "order", "limit", *FILTERS), schema="Approvals"),
     Doc("GET", "/-/approvals/{id}", "One approval: the exact action, its votes, and everything that happened.", schema="Approval"),
     Doc("POST", "/-/approvals/{id}/vote", "Approve or deny what was shown.", "approve", body=VoteBody, schema="Approval"),
     Doc("POST", "/-/approvals/{id}/edit", "Put another action in its place, judged like one that has just come.", "approve", body=EditBody,
         schema="Approval"),
-    Doc("POST", "/-/approvals/{id}/resolve", "Say what came of an action that nobody knows it of.", "operate", body=ResolveBody, schema="Approval"),
-    Doc("POST", "/-/approvals/{id}/withdraw", "Take an action back that has not been done.", "operate", body=WithdrawBody, schema="Approval"),
+    Doc("POST", "/-/approvals/{id}/resolve", "Say what came of an action that nobody knows it of.", "operate", body=ResolveBody,
+        schema="Approval"),
+    Doc("POST", "/-/approvals/{id}/withdraw", "Take an action back that has not been done.", "operate", body=WithdrawBody,
+        schema="Approval"),
     Doc("POST", "/-/approvals/votes", "One verdict on several actions of the same shape and rule.", "approve", body=BatchBody),
-    Doc("GET", "/-/grants", "What people have let go on for a while, newest first.", query=("rule", "principal", "live", "limit"), schema="Grants"),
+    Doc("GET", "/-/grants", "What people have let go on for a while, newest first.", query=("rule", "principal", "live", "limit"),
+        schema="Grants"),
     Doc("POST", "/-/grants/{id}/revoke", "Take a grant back.", "approve"),
     Doc("GET", "/-/notices", "What people were told, and whether it arrived.", query=("limit",)),
     Doc("GET", "/-/tickets/{id}", "What became of an approval that the caller waits for, and its answer.", _CALLER, schema="Ticket"),
@@ -89,7 +93,8 @@ DOCS: Final[tuple[Doc, ...]] = (
     Doc("POST", "/-/breakers", "Open or close a breaker by hand, or let it act by itself again.", "operate", body=_Setting),
     Doc("GET", "/-/budgets", "Every budget, and the accounts that have something to tell.", query=("scope", "subject", "limit")),
     Doc("GET", "/-/budgets/{name}", "A budget with its accounts, raises, windows and changes.", query=("subject", "limit")),
-    Doc("PUT", "/-/budgets/{name}", "Make or change a budget; with a `subject`, the limits of one of its accounts.", "operate", body=_NewBudget),
+    Doc("PUT", "/-/budgets/{name}", "Make or change a budget; with a `subject`, the limits of one of its accounts.", "operate",
+        body=_NewBudget),
     Doc("DELETE", "/-/budgets/{name}", "Take back what was set.", "operate", query=("subject", "note")),
     Doc("POST", "/-/budgets/{name}/raise", "A higher limit for a while.", "operate", body=_Raise),
     Doc("GET", "/-/budgets/suspects", "What was booked at the estimate because a process died.", query=("limit",)),
@@ -243,7 +248,7 @@ def _name(doc: Doc) -> str:
 
 
 def _plain(schema: Any) -> Any:
-    """A schema as a document has it: without titles that repeat names, and with what is written as a text said to be one."""
+    """A schema as the document has it: without titles that repeat names, and without a number's bounds where it is written as a text."""
     if isinstance(schema, list):
         return [_plain(each) for each in schema]
     if not isinstance(schema, dict):
@@ -253,6 +258,6 @@ def _plain(schema: Any) -> Any:
 
 def _kept(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in schema.items():
-        if name == "title" and isinstance(value, str):
+        if (name == "title" and isinstance(value, str)) or (name in _OF_NUMBERS and schema.get("type") == "string"):
             continue
         yield name, ({key: _plain(each) for key, each in value.items()} if name == "properties" else _plain(value))

@@ -80,8 +80,8 @@ INVARIANTS: Final = (
     ),
     Invariant(
         "completed-means-allowed",
-        "SELECT calls.id, decision FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' AND (decision = 'deny' OR (decision = 'held' "
-        "AND seq NOT IN (SELECT seq FROM call_approvals) AND calls.id NOT IN (SELECT call_id FROM grant_uses)))",
+        "SELECT calls.id, decision FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' "
+        "AND (decision = 'deny' OR (decision = 'held' AND seq NOT IN (SELECT seq FROM call_approvals) AND calls.id NOT IN (SELECT call_id FROM grant_uses)))",
         "the client was given the answer to a call that neither the rules nor people let through",
     ),
     Invariant(
@@ -112,7 +112,8 @@ INVARIANTS: Final = (
     ),
     Invariant(
         "sent-means-allowed",
-        "SELECT calls.id, decision FROM calls WHERE decision NOT IN ('allow', 'held') AND (provider != '' OR seq IN (SELECT seq FROM attempts))",
+        "SELECT calls.id, decision FROM calls WHERE decision NOT IN ('allow', 'held') "
+        "AND (provider != '' OR seq IN (SELECT seq FROM attempts))",
         "a call left the gateway without a decision that allows it or has people allow it",
     ),
     Invariant(

@@ -16,8 +16,8 @@ _MET: Final = "('approved', 'executing', 'succeeded', 'failed', 'unknown')"
 APPROVAL_INVARIANTS: Final = (
     Invariant(
         "approval-is-what-happened",
-        "WITH steps AS (SELECT id AS n, ticket, event, state, fence, lag(state, 1, '') OVER (PARTITION BY ticket ORDER BY id) AS before "
-        f"FROM approval_events), moves(before, event, state) AS (VALUES {_MOVES}), "  # noqa: S608 - constants of this package
+        "WITH steps AS (SELECT ticket, event, state, lag(state, 1, '') OVER (PARTITION BY ticket ORDER BY id) AS before "  # noqa: S608
+        f"FROM approval_events), moves(before, event, state) AS (VALUES {_MOVES}), "
         "latest AS (SELECT ticket, state FROM approval_events WHERE id IN (SELECT max(id) FROM approval_events GROUP BY ticket)) "
         "SELECT ticket, event, before, state AS after FROM steps WHERE (before, event, state) NOT IN (SELECT * FROM moves) "
         f"AND NOT (before = state AND event IN ({_STILL})) "
@@ -27,8 +27,8 @@ APPROVAL_INVARIANTS: Final = (
     ),
     Invariant(
         "approval-is-claimed-once",
-        "SELECT ticket, fence, call_id FROM (SELECT ticket, fence, call_id, event, lag(event, 1, '') OVER (PARTITION BY ticket ORDER BY id) "
-        "AS before FROM approval_events WHERE event IN ('claim', 'return')) WHERE event = 'claim' AND before = 'claim' "
+        "SELECT ticket, fence, call_id FROM (SELECT ticket, fence, call_id, event, "
+        "lag(event, 1, '') OVER (PARTITION BY ticket ORDER BY id) AS before FROM approval_events WHERE event IN ('claim', 'return')) WHERE event = 'claim' AND before = 'claim' "
         "UNION ALL SELECT id, fence, executed_by FROM approvals "
         "WHERE fence != (SELECT count(*) FROM approval_events WHERE ticket = approvals.id AND event = 'claim') "
         "UNION ALL SELECT ticket, fence, '' FROM call_approvals WHERE fence > 0 GROUP BY ticket, fence HAVING count(*) > 1",
@@ -93,8 +93,8 @@ APPROVAL_INVARIANTS: Final = (
     ),
     Invariant(
         "no-key-in-any-approval",
-        "SELECT 'approvals' AS place, id FROM approvals WHERE holds_key(principal_name, team, on_behalf_of, owner, route, tool, session, rule, "
-        "message, demands, notify, reason, executed_by) "
+        "SELECT 'approvals' AS place, id FROM approvals WHERE holds_key(principal_name, team, on_behalf_of, owner, route, tool, session, "
+        "rule, message, demands, notify, reason, executed_by) "
         "UNION ALL SELECT 'approval_votes', ticket FROM approval_votes WHERE holds_key(person, comment, voter, places) "
         "UNION ALL SELECT 'approval_events', ticket FROM approval_events WHERE holds_key(author, reason, call_id) "
         "UNION ALL SELECT 'approval_results', ticket FROM approval_results WHERE holds_key(content_type, headers) "
@@ -113,8 +113,8 @@ APPROVAL_INVARIANTS: Final = (
         "SELECT id, 'body' AS place FROM approvals WHERE body_is_damaged(encoding, body) "
         "UNION ALL SELECT ticket, 'result' FROM approval_results WHERE body_is_damaged(encoding, body) "
         "UNION ALL SELECT call_id, 'kept answer' FROM kept_answers WHERE body_is_damaged(encoding, reply) "
-        "UNION ALL SELECT id, 'columns' FROM approvals WHERE NOT (json_valid(shown) AND json_valid(origin) AND json_valid(nullif(demands, '')) "
-        "AND json_valid(coalesce(nullif(patch, ''), '[]')))",
+        "UNION ALL SELECT id, 'columns' FROM approvals WHERE NOT (json_valid(shown) AND json_valid(origin) "
+        "AND json_valid(coalesce(nullif(demands, ''), '[]')) AND json_valid(coalesce(nullif(patch, ''), '[]')))",
         "what is to be sent once it is approved, or what came of it, cannot be read any more",
     ),
     Invariant(

@@ -145,6 +145,7 @@ class Nursery:
         self.process.stdin.write(json.dumps(told).encode() + b"\n")
         async with asyncio.timeout(STARTS_S):
             await made.ready.wait()
+        assert not made.gone.is_set() or made.place, "a gateway did not start, and said on standard error why"
         return made
 
     async def welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

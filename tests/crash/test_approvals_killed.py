@@ -41,7 +41,7 @@ ENVIRON = {"PEPPER": "pepper-of-the-tests-0123456789abcdef", "ADMIN": "admin-tok
 CONFIG = """
 [providers.one]
 adapter = "openai"
-base_url = "{url}v1"
+base_url = "{url}/v1"
 api_key = "env:ONE_KEY"
 [auth]
 pepper = "env:PEPPER"
@@ -70,7 +70,7 @@ TOOL = """
 [[tool]]
 name = "{name}"
 method = "POST"
-url = "{url}tools/{name}"
+url = "{url}/tools/{name}"
 effect = "{effect}"
 private = true
 [tool.arguments]

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ STALLS = Scenario(rules=(FaultRule(Fault(stall_after_chunks=3)),))
 HANGS = Scenario(rules=(FaultRule(Fault(hang=True)),))
 STORES = pytest.mark.parametrize("store", [":memory:", "lockgate.db"], ids=["memory", "sqlite"])
 SOON_S = 20
+GONE_S = 0.1  # the promise
 
 
 @dataclass
@@ -420,13 +423,10 @@ async def test_killing_a_session_ends_its_calls_under_way_and_their_providers_wo
     waiting = asyncio.create_task(call("s-1"))
     other = asyncio.create_task(call("s-2"))
     await spin_until(lambda: len(house.one.requests) == 2 and (not stream or all(each.chunks >= 3 for each in house.one.requests)))
-    loop = asyncio.get_running_loop()
-    killed_s = loop.time()
     await desk.have("POST", "/-/sessions/s-1/kill", {})
     await asyncio.wait_for(waiting, SOON_S)
     assert told == ["s-1 session_frozen"]
     await spin_until(lambda: len([each for each in house.one.requests if each.end == "client_gone"]) == 1)
-    assert loop.time() - killed_s < 0.5, "its provider worked on for nobody"
     assert not other.done()
     rows = {row["session"]: row for row in await house.calls()}
     assert (rows["s-1"]["outcome"], rows["s-1"]["code"]) == ("cut" if stream else "failed", "session_frozen")
@@ -436,6 +436,25 @@ async def test_killing_a_session_ends_its_calls_under_way_and_their_providers_wo
     other.cancel()
     await asyncio.wait({other})
     assert await house.spent("all/all") > 0
+
+
+async def test_a_provider_hears_within_a_tenth_of_a_second_that_its_session_was_killed(house, desk):
+    """By its own log, as where a client hangs up. Half of them may be held up by a busy machine."""
+    await house.open()
+    house.one.play(STALLS)
+    took_s = []
+    for number in range(10):
+        answer = await desk.said(f"s-{number}", text="words 30", stream=True)
+        await spin_until(lambda n=number: len(house.one.requests) == n + 1 and house.one.requests[n].chunks >= 3)
+        killed_ns = time.time_ns()
+        await desk.have("POST", f"/-/sessions/s-{number}/kill", {})
+        entry = (await house.one.finished(number + 1))[number]
+        assert entry.end == "client_gone"
+        took_s.append((entry.client_gone_ns - killed_ns) / 1e9)
+        with pytest.raises(openai.APIError):
+            async for _chunk in answer:
+                pass
+    assert statistics.median(took_s) < GONE_S, took_s
 
 
 async def test_a_call_that_waits_for_its_place_or_its_turn_is_ended_too(house, desk, slow):
@@ -511,5 +530,5 @@ async def test_sessions_are_stopped_at_every_worker(town):
 def scenario(folder: Any) -> Any:
     """Streams that say something and then nothing more."""
     file = folder / "stalls.toml"
-    file.write_text("[[rules]]\nfault = { stall_after_chunks = 3 }\n")
+    file.write_text("[[fault]]\nstall_after_chunks = 3\n")
     return file

@@ -1,0 +1,225 @@
+"""Each invariant on approvals finds the violation that is planted for it, and nothing where all is as it should be."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gateway.core.approval import Event, Result
+from gateway.core.approval_steps import DIED
+from gateway.store.approvals_protocol import Person, Stamped
+from gateway.store.doctor_approvals import APPROVAL_INVARIANTS, votes_approve
+from gateway.store.invariants import Finding
+from gateway.store.protocol import Intent
+from gateway.store.sqlite import SqliteStore
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"store_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+some = _load("approval_samples")
+at_ns = some.at_ns
+KEY = "lgk_" + "a" * 12 + "_" + "b" * 32
+
+
+def _id(n: int) -> str:
+    return str(some.ticket(n).id)
+
+
+# Statements, each of which breaks an invariant of a database with the approvals of `history`, and the row that is then named.
+PLANTED: dict[str, list[tuple[str, str]]] = {
+    "approval-is-what-happened": [
+        (f"UPDATE approvals SET state = 'approved' WHERE id = '{_id(1)}'", _id(1)),
+        (f"UPDATE approvals SET state = 'pending' WHERE id = '{_id(3)}'", _id(3)),
+        (f"UPDATE approval_events SET state = 'approved', event = 'approve' WHERE ticket = '{_id(2)}' AND event = 'deny'", _id(2)),
+        (f"DELETE FROM approval_events WHERE ticket = '{_id(3)}' AND event = 'approve'", _id(3)),
+        (f"DELETE FROM approval_events WHERE ticket = '{_id(1)}'", _id(1)),
+        (f"UPDATE approval_events SET event = 'open', state = 'pending' WHERE ticket = '{_id(3)}' AND event = 'vote'", _id(3)),
+        (f"UPDATE approval_events SET state = 'approved' WHERE ticket = '{_id(3)}' AND event = 'vote'", _id(3)),
+    ],
+    "approval-is-claimed-once": [
+        ("INSERT INTO approval_events (ticket, at_ns, event, state, fence, author, reason, call_id) "
+         f"SELECT ticket, at_ns, event, state, 2, '', '', 'call_x' FROM approval_events WHERE ticket = '{_id(5)}' AND event = 'claim'", _id(5)),
+        (f"DELETE FROM approval_events WHERE ticket = '{_id(6)}' AND event = 'return'", _id(6)),
+        (f"UPDATE approvals SET fence = fence + 1 WHERE id = '{_id(3)}'", _id(3)),
+        (f"DROP INDEX call_approvals_claims; INSERT INTO call_approvals SELECT 1, ticket, fence FROM call_approvals WHERE ticket = '{_id(3)}' "
+         "AND fence > 0 LIMIT 1", _id(3)),
+    ],
+    "claim-is-its-calls": [
+        (f"UPDATE approval_events SET call_id = 'call_x' WHERE ticket = '{_id(3)}' AND event = 'claim'", _id(3)),
+        (f"UPDATE approvals SET principal = 'key2' WHERE id = '{_id(3)}'", _id(3)),
+        (f"UPDATE call_approvals SET fence = 9 WHERE ticket = '{_id(3)}' AND fence > 0", _id(3)),
+    ],
+    "approval-had-its-votes": [
+        (f"DELETE FROM approval_votes WHERE ticket = '{_id(3)}' AND person = 'bob'", _id(3)),
+        (f"UPDATE approval_votes SET verdict = 'deny' WHERE ticket = '{_id(3)}' AND person = 'bob'", _id(3)),
+        (f"UPDATE approval_votes SET places = '[[\"other\",0]]' WHERE ticket = '{_id(5)}'", _id(5)),
+        (f"UPDATE approvals SET demands = replace(demands, '\"quorum\":2', '\"quorum\":3') WHERE id = '{_id(3)}'", _id(3)),
+        (f"UPDATE approvals SET demands = '[{{}}]' WHERE id = '{_id(4)}'", _id(4)),
+    ],
+    "nobody-approves-their-own": [
+        (f"UPDATE approval_votes SET person = 'olga' WHERE ticket = '{_id(3)}' AND person = 'bob'", _id(3)),
+        (f"UPDATE approvals SET owner = 'ada' WHERE id = '{_id(2)}'", _id(2)),
+        (f"UPDATE approvals SET principal = 'ada' WHERE id = '{_id(2)}'", _id(2)),
+    ],
+    "votes-are-on-this-action": [
+        (f"UPDATE approvals SET digest = 'sha256:tampered' WHERE id = '{_id(3)}'", _id(3)),
+        (f"UPDATE approval_votes SET digest = 'sha256:tampered' WHERE ticket = '{_id(5)}'", _id(5)),
+    ],
+    "executing-has-its-call": [
+        (f"UPDATE approvals SET executed_by = 'call_x' WHERE id = '{_id(5)}'", _id(5)),
+        (f"UPDATE approvals SET state = 'executing' WHERE id = '{_id(3)}'", _id(3)),
+    ],
+    "held-was-let-through": [
+        (f"DELETE FROM call_approvals WHERE ticket = '{_id(3)}'", "call_"),
+        (f"UPDATE call_approvals SET fence = 0 WHERE ticket = '{_id(5)}'", "call_"),
+        ("DELETE FROM grant_uses", "call_"),
+        ("UPDATE calls SET decision = 'held' WHERE seq = 1", "call_"),
+    ],
+    "grant-is-used-as-often-as-it-says": [
+        ("UPDATE grants SET uses = uses + 1 WHERE uses IS NOT NULL", "grt_0001"),
+        ("DELETE FROM grant_uses WHERE grant_id = 'grt_0001'", "grt_0001"),
+        ("UPDATE grants SET uses = -1, given = 0 WHERE id = 'grt_0001'", "grt_0001"),
+    ],
+    "edited-has-its-other-half": [
+        (f"UPDATE approvals SET edited_from = '' WHERE id = '{_id(8)}'", _id(7)),
+        (f"UPDATE approvals SET replaced_by = 'apr_x' WHERE id = '{_id(7)}'", _id(7)),
+        (f"UPDATE approvals SET replaced_by = '{_id(8)}' WHERE id = '{_id(2)}'", _id(2)),
+    ],
+    "notice-has-its-approval": [("UPDATE outbox SET ticket = 'apr_x'", "ntc_")],
+    "no-key-in-any-approval": [
+        (f"UPDATE {table} SET {column} = 'my key is {KEY}.'", table) for table, column in (
+            ("approvals", "message"), ("approvals", "reason"), ("approval_votes", "comment"), ("approval_events", "author"),
+            ("approval_results", "headers"), ("grants", "condition"), ("outbox", "error"), ("people", "name"), ("people_events", "detail"),
+        )
+    ],
+    "approvals-can-be-read": [
+        (f"UPDATE approvals SET encoding = 'zlib' WHERE id = '{_id(1)}'", _id(1)),
+        (f"UPDATE approvals SET demands = '[' WHERE id = '{_id(1)}'", _id(1)),
+        (f"UPDATE approvals SET shown = 'x' WHERE id = '{_id(1)}'", _id(1)),
+        ("UPDATE approval_results SET encoding = 'zlib'", _id(3)),
+        ("UPDATE kept_answers SET encoding = 'other'", "call_"),
+    ],
+    "approvals-nobody-knows-the-end-of": [(f"UPDATE approvals SET state = 'unknown' WHERE id = '{_id(1)}'", _id(1))],
+    "notices-not-delivered": [("UPDATE outbox SET dead = 1", "ntc_"), ("UPDATE outbox SET due_ns = 1", "ntc_")],
+}
+
+
+@pytest.fixture
+async def history(store: SqliteStore) -> None:
+    """An approval of each kind, as they come about. 1 waits; 2 was denied; 3 was done by two people's word; 4 waits for its call; 5 is being
+    done; 6 was returned once and then done; 7 was edited into 8; 9 expired; 10 was released; 11 was lost and found.
+    """
+    desk = some.Desk(store)
+    approvals, journal = store.approvals, store.journal
+    approvals.tell(some.told)
+    await journal.begin(some.samples.intent(90))
+    await journal.finish(some.samples.completed(90), response=None)
+    await approvals.open(some.ticket(1, patch=[]), [some.notice(1)], most=50, kept=some.kept(some.ticket(1)))
+    denied = await desk.open(2)
+    await approvals.vote(denied.id, some.vote(denied, verdict="deny"))
+    done = await desk.open(3, demands=(some.TWO,))
+    await journal.refuse(some.samples.refused(3, code="approval_pending", decision="held", approval=done.id), request=None)
+    for person in ("ada", "bob"):
+        done = await approvals.vote(done.id, some.vote(done, person))
+    await desk.begin(30, done)
+    await desk.end(30, done, "succeed", Result(200, "application/json", b"{}"))
+    again = some.samples.completed(31, decision="held", approval=done.id, attempts=(), cost_nusd=0, usage=None, first_byte_ns=None)
+    await journal.refuse(again, request=None)  # it is given what is kept
+    await approvals.delivered(done.id, now_ns=at_ns(9))
+    await desk.approved(4)
+    await desk.begin(50, await desk.approved(5))
+    twice = await desk.approved(6)
+    await desk.begin(60, twice)
+    await desk.end(60, twice, "return")
+    await desk.begin(61, await desk.get(6))
+    await desk.end(61, twice, "fail")
+    old = await desk.open(7)
+    await approvals.replace(
+        old.id, some.ticket(8, presented=old.presented, edited_from=old.id, created_ns=at_ns(1)), author="ada", now_ns=at_ns(2))
+    await desk.open(9, expires_ns=at_ns(2))
+    await approvals.sweep(now_ns=at_ns(3), results_before_ns=0)
+    await approvals.release(some.claim_of(await desk.approved(10)), call_id=some.samples.call_id(90), keep=False, now_ns=at_ns(4))
+    lost = await desk.approved(11)
+    await desk.begin(110, lost)
+    await desk.end(110, lost, "lose")
+    await approvals.happen(lost.id, Event.SUCCEED, now_ns=at_ns(9), author="ada", reason="looked there")
+    for n, uses in ((1, 2), (2, None)):
+        await approvals.grant(some.grant(n, uses=uses))
+    await desk.begin(120, grants=("grt_0001", "grt_0002"))
+    await store.people.add(Person("ada", "Ada", "approve"), Stamped("created", "admin", at_ns(0), {"name": "Ada"}))
+
+
+@pytest.mark.usefixtures("history")
+class TestDoctorOfApprovals:
+    """On a database with one approval of each kind."""
+
+    def test_a_sound_database_is_clean(self, diagnose: Callable[..., list[Finding]]) -> None:
+        assert diagnose() == []
+
+    @pytest.mark.parametrize(("name", "statement", "named"), [(name, *each) for name, planted in PLANTED.items() for each in planted])
+    def test_a_planted_violation_is_found_and_its_row_is_named(
+        self, name: str, statement: str, named: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        sql("PRAGMA foreign_keys = OFF")
+        for each in statement.split("; "):
+            sql(each)
+        found = {finding.invariant.name: finding.rows for finding in diagnose()}
+        assert name in found
+        assert any(str(value).startswith(named) for row in found[name] for value in row.values()), found[name]
+
+    @pytest.mark.parametrize("statement", [
+        "UPDATE calls SET decision = 'deny' WHERE id IN (SELECT executed_by FROM approvals)",
+        f"DELETE FROM call_approvals WHERE ticket = '{_id(3)}' AND fence = 0",
+    ])
+    def test_what_is_said_of_calls_holds_for_approved_ones(
+        self, statement: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        """A denied call that was sent; an answer that was kept under no approval."""
+        sql(statement)
+        assert {finding.invariant.name for finding in diagnose()} & {"sent-means-allowed", "completed-means-succeeded"}
+
+    async def test_what_a_dead_process_left_is_as_it_should_be_once_it_is_swept(
+        self, path: Path, diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        successor = SqliteStore(path, "two")
+        await successor.start(now_ns=some.NOW_NS + 10**15)
+        ticket = await successor.approvals.get(_id(5))
+        await successor.close()
+        assert ticket is not None
+        assert (str(ticket.state), ticket.reason) == ("unknown", DIED)
+        assert [(finding.invariant.name, finding.rows[0]["id"]) for finding in diagnose()] == [
+            ("approvals-nobody-knows-the-end-of", _id(5))]
+
+
+async def test_what_a_grant_and_an_approval_let_through_together_is_sound(
+    store: SqliteStore, diagnose: Callable[..., list[Finding]],
+) -> None:
+    desk = some.Desk(store)
+    ticket = await desk.approved(1)
+    await store.approvals.grant(some.grant(1))
+    await desk.begin(1, ticket, grants=("grt_0001",))
+    await store.journal.begin(replace(
+        Intent(some.samples.record(2, decision="allow"), some.samples.TARGET, None), grants=("grt_0001",), now_ns=at_ns(2)))
+    assert diagnose() == []
+
+
+def test_every_invariant_on_approvals_has_a_planted_violation() -> None:
+    assert {invariant.name for invariant in APPROVAL_INVARIANTS} == set(PLANTED)
+
+
+@pytest.mark.parametrize(("demands", "votes"), [
+    ("[", "[]"), ("[{}]", "[]"), ("[]", "["), ("[]", "[[1]]"), ("7", "[]"), ("[]", '[["ada", "approve", "["]]'), ('["x"]', "[]"),
+])
+def test_what_cannot_be_read_approves_nothing(demands: str, votes: str) -> None:
+    assert not votes_approve(demands, votes)
