@@ -64,6 +64,11 @@ def _approval(ticket: Ticket, error: CallError | None) -> dict[str, str]:
     return headers
 
 
+def accepted(error: ApprovalAccepted) -> bytes:
+    """The body for a caller that asked not to be kept waiting."""
+    return dumps({"ticket": error.ticket, "state": "pending", "message": error.message, "location": f"/-/tickets/{error.ticket}"})
+
+
 def _patch(ticket: Ticket) -> str:
     """How people have changed the action (RFC 6902); where that is long, where it stands."""
     written = dumps(ticket.patch).decode()

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.answer import answer_headers, closing_figures, figures
+from gateway.answer import accepted, answer_headers, closing_figures, figures
 from gateway.call import AttemptEnd, Call, Outcome, Reply
 from gateway.clock import Clock
 from gateway.core.approval import Result
@@ -77,7 +77,9 @@ class Answering:
         """Settle a call whose action was done before, under its approval, and give its client what came of it."""
         result, call = done.result, case.call
         well = result.status < 400
-        await self.settler.settle(case, Outcome.COMPLETED if well else case.outcome_of_failure, result.status)
+        # What an upstream has said stands with the call that it was said to, as far as it is kept.
+        error = None if well else UpstreamFailed(f"The approved action failed, see the call that made it ({done.ticket.executed_by}).")
+        await self.settler.settle(case, Outcome.COMPLETED if well else case.outcome_of_failure, result.status, error=error)
         headers = {**answer_headers(case), **({} if well else {"X-Should-Retry": "false"}), **result.headers}
         if done.ticket.delivered_ns is not None:
             headers["X-Lockgate-Replayed"] = "true"
@@ -129,6 +131,6 @@ class Answering:
         if case.encoder is not None:
             await client.end(case.encoder.error(error, case.id))
         elif isinstance(error, ApprovalAccepted):
-            await client.answer(error.status, answer_headers(case, error), error.told())
+            await client.answer(error.status, answer_headers(case, error), accepted(error))
         else:
             await client.answer(error.status, answer_headers(case, error), dialect.error(error, case.id))

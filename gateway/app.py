@@ -48,7 +48,6 @@ _BREAKERS_S: Final = 0.25  # what another worker has found out about a target is
 _SESSIONS_S: Final = 0.25  # and which sessions an operator has stopped
 _APPROVALS_S: Final = 0.2  # what somebody has decided at another worker is known so soon
 _CATCH_UP_S: Final = 15.0  # between two tries to make an approved call that could not be begun
-_NOTICES_S: Final = 1.0  # what is due leaves so soon
 _SWEEP_S: Final = 1.0  # what nobody has decided in time ends so soon
 KEYS_S: Final = 0.5  # a changed key is seen by every worker within a second
 
@@ -129,7 +128,7 @@ class App:
         self.background.every(_APPROVALS_S, self.proxy.holding.refresh, name="approvals")
         self.background.every(_CATCH_UP_S, self.proxy.holding.performing.catch_up, name="approved")
         self.background.every(_SWEEP_S, self.sweeper.sweep, name="sweep")
-        self.background.every(_NOTICES_S, self.deliverer.round, name="notices")
+        self.background.every(self.deliverer.pause_s, self.deliverer.round, name="notices")
         self._runner = web.ServerRunner(self._listener, handle_signals=False, shutdown_timeout=_FLUSH_S)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()

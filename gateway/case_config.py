@@ -72,6 +72,7 @@ class PrincipalFacts(Strict):
     team: str = ""
     org: str = ""
     roles: Many[str] = ()
+    on_behalf_of: str = ""
 
 
 class RequestFacts(Strict):

@@ -12,7 +12,7 @@ from gateway.approval_reports import approval_rule
 from gateway.call import JsonObject
 from gateway.clock import Clock, Ids
 from gateway.core.action import canonical
-from gateway.core.approval import Event, Grant, NotPossibleError, State, Ticket, Verdict, Vote, Voter
+from gateway.core.approval import Event, Grant, NotPossibleError, Result, State, Ticket, Verdict, Vote, Voter
 from gateway.core.approver import Eligibility, eligible
 from gateway.core.condition import compile_condition
 from gateway.core.expressions import ExpressionError
@@ -21,6 +21,7 @@ from gateway.errors import ApprovalConflict, InvalidRequest, NotPermitted, Unkno
 from gateway.holding import Holding
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Notify
+from gateway.tickets import found_out
 
 LONGEST_GRANT_S: Final = 30 * 86_400.0
 MOST_USES: Final = 1000
@@ -135,16 +136,17 @@ class Deciding:
         ticket = await self.ticket(ticket_id)
         if ticket.state is not State.UNKNOWN:
             raise ApprovalConflict(f"The approval is {ticket.state}: only what came of an unknown one can be said.")
-        return await self._happen(ticket, event, author, comment)
+        result = found_out(ticket, comment) if event is Event.SUCCEED else None
+        return await self._happen(ticket, event, author, comment, result)
 
     async def withdraw(self, ticket: Ticket, *, author: str, comment: str) -> Ticket:
         """Take an action back that has not been done."""
         return await self._happen(ticket, Event.WITHDRAW, author, comment)
 
-    async def _happen(self, ticket: Ticket, event: Event, author: str, reason: str) -> Ticket:
+    async def _happen(self, ticket: Ticket, event: Event, author: str, reason: str, result: Result | None = None) -> Ticket:
         with conflicting():
             changed = await self.store.happen(
-                ticket.id, event, now_ns=self.clock.now_ns(), author=author, reason=reason, fence=ticket.fence)
+                ticket.id, event, now_ns=self.clock.now_ns(), author=author, reason=reason, fence=ticket.fence, result=result)
         await self.holding.refresh()
         return changed
 

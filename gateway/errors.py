@@ -3,7 +3,6 @@
 Nothing here knows a wire format: a dialect turns an error into its own body (`gateway/wire/protocol.py`).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -152,15 +151,7 @@ class ApprovalPending(OfApproval):
 class ApprovalAccepted(ApprovalPending):
     """The same, for a caller that asked not to be kept waiting (`Prefer: respond-async`): 202, with where to look."""
 
-    @property
-    def status(self) -> int:
-        """Not an error of the caller's, and no answer either."""
-        return 202
-
-    def told(self) -> bytes:
-        """The answer's body."""
-        where = {"ticket": self.ticket, "state": "pending", "message": self.message, "location": f"/-/tickets/{self.ticket}"}
-        return json.dumps(where, ensure_ascii=False).encode()
+    status = 202  # not an error of the caller's, and no answer either
 
 
 class ApprovalDenied(OfApproval):

@@ -10,7 +10,7 @@ from typing import Final
 from gateway.call import Call
 from gateway.errors import SessionFrozen, StoreError, StoreUnavailable
 from gateway.session import SessionKey
-from gateway.store.approvals_protocol import SessionDesk, SessionState
+from gateway.store.session_protocol import SessionDesk, SessionState
 from gateway.store.session_rows import FROZEN, KILLED
 from gateway.telemetry import Telemetry
 
@@ -44,7 +44,9 @@ class Frozen:
     async def refresh(self) -> None:
         """Learn what others have said. To be called at the start and every quarter of a second or so."""
         try:
-            if await self._desk.generation() == self._generation:
+            latest = await self._desk.generation()
+            if latest == self._generation:
+                self._failing = False
                 return
             generation, changed = await self._desk.states(self._generation)
         except (StoreError, StoreUnavailable) as error:

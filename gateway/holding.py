@@ -23,6 +23,7 @@ from gateway.errors import (
     InvalidRequest,
     Overloaded,
     StoreUnavailable,
+    UpstreamFailed,
 )
 from gateway.performing import Perform, Performing
 from gateway.progress import Progress
@@ -93,7 +94,7 @@ class Holding:
         """
         whole = matter.kind in WHOLE
         performing = case.presence.performing if whole else ""
-        granted = {} if performing else await self._granted(case, snapshot, matter)  # what was approved uses up no grant
+        granted = {} if performing else await self._needed(case, matter, await self._granted(case, snapshot, matter))
         approvals = [each for each in matter.approvals if each.rule not in granted]
         ticket = None
         if approvals or performing:  # what was approved is claimed, also where nobody asks for that any more
@@ -200,17 +201,20 @@ class Holding:
 
     # What a ticket is to a call.
 
-    def _over(self, case: Progress, ticket: Ticket) -> bool:
+    def _over(self, case: Progress, ticket: Ticket, *, whole: bool) -> bool:
         """Whether the ticket is of another time: this presentation begins anew."""
-        if ticket.state in OPEN or ticket.id in case.presence.waited:
+        if ticket.state in OPEN:
             return False
+        waited = ticket.id in case.presence.waited
         if ticket.state is State.DENIED:  # it stands for as long as people would have had
-            return ticket.expires_ns <= self._clock.now_ns()
+            return not waited and ticket.expires_ns <= self._clock.now_ns()
         if ticket.state not in (State.SUCCEEDED, State.FAILED):
-            return True
-        if case.kept is not None and ticket.kind in ("tool_call", "response"):
-            return False
-        wanted = ticket.mode == "execute" or ticket.delivered_ns is None
+            return not waited
+        if not whole:
+            return case.kept is None  # it was for another answer, which held the same
+        if waited:
+            return ticket.state is State.FAILED and ticket.result is None  # whoever made it has died
+        wanted = ticket.delivered_ns is None or (ticket.mode == "execute" and ticket.state is State.SUCCEEDED)
         return ticket.result is None or not wanted
 
     def _claim(self, case: Progress, matter: Matter, ticket: Ticket) -> None:
@@ -238,13 +242,13 @@ class Holding:
     ) -> Ticket:
         """The ticket that the action meets: the one that is there, else a new one."""
         performing = case.presence.performing if matter.kind in WHOLE else ""
-        try:
-            presented = matter.action.presented
-        except UncanonicalError as error:
-            raise InvalidRequest(f"The call cannot be shown to anybody as it is: {error}.") from error
+        presented = _presented(matter)
+        under = case.under
+        if under is not None and under.presented != presented == under.digest:
+            performing = under.id  # an edited one, which is found by what it is only while it is open
         # What people have edited is found as it was asked for: its own identity leads nowhere.
         ticket = await (self._store.get(performing) if performing else self._store.find(case.principal.id, presented))
-        if ticket is None or self._over(case, ticket):
+        if ticket is None or self._over(case, ticket, whole=matter.kind in WHOLE):
             return await self._open(case, snapshot, matter, approvals, answer)
         return ticket
 
@@ -257,6 +261,8 @@ class Holding:
                 return  # it was released, and its answer did not arrive
             if whole and await self._kept(case, ticket.origin["asked_key"]):
                 return  # it was done, and people look at a part of its answer
+            if ticket.result is None and matter.kind == "request":
+                raise UpstreamFailed("It was done, and its answer is not kept any more.")
             raise Finished(ticket, ticket.result or nothing_kept(ticket))
         if ticket.state is not State.APPROVED:
             raise OnHold(ticket)
@@ -277,6 +283,14 @@ class Holding:
                     found[approval.rule] = grant.id
                     break
         return found
+
+    async def _needed(self, case: Progress, matter: Matter, granted: dict[str, str]) -> dict[str, str]:
+        """Of these grants those that are needed: what people were asked about goes by their word, else it would be done twice."""
+        ticket = await self._store.find(case.principal.id, _presented(matter)) if granted else None
+        if ticket is None or self._over(case, ticket):
+            return granted
+        asked = {demand.rule for demand in ticket.demands}
+        return {rule: grant for rule, grant in granted.items() if rule not in asked}
 
     async def _open(
         self, case: Progress, snapshot: Snapshot, matter: Matter, approvals: Sequence[Approval], answer: JsonObject | None,
@@ -303,12 +317,13 @@ class Holding:
     async def _wait(
         self, case: Progress, snapshot: Snapshot, ticket: Ticket, performing: asyncio.Task[Result | None] | None,
     ) -> None:
-        waiter = self.waiting.add(ticket.id, until_s=self._until_s(case, snapshot, ticket), streams=case.presence.begin is not None)
+        what = ticket.id if performing is None else f"{ticket.id} is made"  # to its end, else one that comes back is made over and over
+        waiter = self.waiting.add(what, until_s=self._until_s(case, snapshot, ticket), streams=case.presence.begin is not None)
         if performing is not None:
-            performing.add_done_callback(lambda _: self.waiting.wake([ticket.id]))
+            performing.add_done_callback(lambda _: self.waiting.wake([what]))
         alone = False
         try:
-            if self._known > ticket.changed:  # it may have changed since it was looked at
+            if performing is None and self._known > ticket.changed:  # it may have changed since it was looked at
                 latest = await self._store.get(ticket.id)
                 if latest is None or latest.changed != ticket.changed:
                     return
@@ -328,12 +343,12 @@ class Holding:
         """Until when its caller's connection is held, on the monotonic clock. `hold` is for people: what is done takes its own time."""
         decided = [*case.decisions, *case.verdicts]
         holds = [each.hold_s for held in decided if isinstance(held, Held) for each in held.approvals if each.hold_s is not None]
-        hold_s = min(holds, default=snapshot.config.approvals.hold) if ticket.state is State.PENDING else _DOING_S
-        presence = case.presence
+        presence, hold_s = case.presence, min(holds, default=snapshot.config.approvals.hold)
+        until_s = presence.arrived_s + hold_s if ticket.state is State.PENDING else self._clock.monotonic() + _DOING_S
         waits_s = presence.waits_s if presence.begin is None else presence.whole_s  # each byte of a stream is patience anew
-        if waits_s is not None:
-            hold_s = min(hold_s, max(waits_s - _SPARE_S, waits_s / 2))
-        return presence.arrived_s + hold_s
+        if waits_s is None:
+            return until_s
+        return min(until_s, presence.arrived_s + max(waits_s - _SPARE_S, waits_s / 2))
 
     def _pending(self, ticket: Ticket, snapshot: Snapshot) -> ApprovalPending:
         after_s = round(snapshot.config.approvals.retry_after)
@@ -359,6 +374,14 @@ class Holding:
         if ticket is None:
             raise Overloaded("What was granted is used up. Try again.", retry_after_s=1)
         return ticket
+
+def _presented(matter: Matter) -> str:
+    """What a caller's action is found by. Raises `InvalidRequest`."""
+    try:
+        return matter.action.presented
+    except UncanonicalError as error:
+        raise InvalidRequest(f"The call cannot be shown to anybody as it is: {error}.") from error
+
 
 def _paused(limit: asyncio.Timeout | None) -> float | None:
     """Stop a deadline, and say how much of it was left; None where none runs."""

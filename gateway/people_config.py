@@ -89,10 +89,19 @@ class OidcConfig(Strict):
     name_claim: str = Field(default="name", min_length=1, max_length=200, description="The claim that holds a person's name.")
     roles_claim: str = Field(default="roles", min_length=1, max_length=200, description="The claim that lists a person's roles.")
     teams_claim: str = Field(default="groups", min_length=1, max_length=200, description="The claim that lists a person's teams.")
-    permissions: Mapping[str, Literal["view", "approve", "operate", "admin"]] = Field(default_factory=dict, description=(
+    permissions: Mapping[str, Literal["view", "approve", "operate", "admin"]] = Field(min_length=1, description=(
         "What a role of theirs lets people do here; who has none of them cannot log in."))
-    private: bool = Field(default=False, description="Whether the provider may have an address that is not public.")
+    private: bool = Field(default=False, description=(
+        "Whether the provider may have an address that is not public, and be asked without TLS."))
     label: str = Field(default="Log in with your organisation", min_length=1, max_length=100, description="What its button says.")
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        if "openid" not in self.scopes:
+            raise ValueError("`scopes` must have `openid`: without it nobody says who somebody is")
+        if self.issuer.startswith("http:") and not self.private:
+            raise ValueError("an `issuer` that is asked without TLS needs `private = true`")
+        return self
 
 
 class JwtConfig(Strict):
@@ -102,7 +111,8 @@ class JwtConfig(Strict):
     audience: Texts = Field(min_length=1, description="`aud`: a token must be meant for one of these.")
     jwks_url: Url | None = Field(default=None, description="Where its public keys are; fetched when needed, and kept.")
     jwks_file: str | None = Field(default=None, min_length=1, max_length=1000, description="A file that holds them, in place of a URL.")
-    algorithms: Annotated[tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"], ...],
+    algorithms: Annotated[tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+                                       "Ed25519"], ...],
                           Field(strict=False)] = Field(default=("RS256", "ES256"), min_length=1, description=(
         "The signatures that are taken. A shared secret is none: whoever can check a token could make one."))
     required: Texts = Field(default=("sub", "exp"), min_length=1, description="Claims that a token must have.")
@@ -118,12 +128,15 @@ class JwtConfig(Strict):
         "The claim that says whom it acts for. `act` of RFC 8693 is read where there is none: then `sub` is the one acted for."))
     roles: Mapping[str, Label] = Field(default_factory=dict, description="What a role of a token is called here; without any, the same.")
     routes: Texts = Field(default=("*",), min_length=1, description="Globs of the routes that its callers may use.")
-    private: bool = Field(default=False, description="Whether `jwks_url` may have an address that is not public.")
+    private: bool = Field(default=False, description=(
+        "Whether `jwks_url` may have an address that is not public, and be asked without TLS."))
 
     @model_validator(mode="after")
     def _keys(self) -> Self:
         if (self.jwks_url is None) == (self.jwks_file is None):
             raise ValueError("give `jwks_url` or `jwks_file`")
+        if self.jwks_url is not None and self.jwks_url.startswith("http:") and not self.private:
+            raise ValueError("a `jwks_url` that is asked without TLS needs `private = true`")
         return self
 
 

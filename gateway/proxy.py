@@ -50,9 +50,10 @@ from gateway.session import SessionKey
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
 from gateway.spending import spending_of
-from gateway.store.approvals_protocol import Approvals, SessionDesk
+from gateway.store.approvals_protocol import Approvals
 from gateway.store.protocol import Budgets, Journal, Sessions
 from gateway.store.scrub import Scrubber
+from gateway.store.session_protocol import SessionDesk
 from gateway.streaming import Streaming, Way
 from gateway.telemetry import Telemetry
 from gateway.tools import OPERATION, ToolDialect

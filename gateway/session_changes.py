@@ -1,6 +1,7 @@
 """What operators and programs change of sessions: states and facts. Checks what they give, and puts it on record with what goes with it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -10,8 +11,9 @@ from gateway.budget_changes import check_author, check_text
 from gateway.call import Json
 from gateway.core.approval import Event, NotPossibleError, State
 from gateway.session import SessionKey
-from gateway.store.approvals_protocol import Approvals, SessionDesk, SessionState, TicketFilter
+from gateway.store.approvals_protocol import Approvals, TicketFilter
 from gateway.store.scrub import Scrubber
+from gateway.store.session_protocol import SessionDesk, SessionState
 from gateway.store.session_rows import ACTIVE, FROZEN, KILLED
 
 VERBS: Final = {"freeze": FROZEN, "thaw": ACTIVE, "kill": KILLED}
@@ -55,8 +57,12 @@ def check_fact(name: str, value: Json) -> None:
         raise SessionChangeError("value", "holds a virtual key, which belongs to its owner alone; what stands here is shown to others")
 
 
-async def change_state(desk: SessionDesk, approvals: Approvals, wanted: SessionState) -> SessionState:
+async def change_state(
+    desk: SessionDesk, approvals: Approvals, wanted: SessionState, learn: Callable[[SessionState], None] | None = None,
+) -> SessionState:
     """Put on record what an operator says of a session; with one that is killed go the approvals that it waits for or has not used.
+
+    `learn` hears of it as soon as it counts, so that a call that waits for one of them hears why it ends.
 
     Raises:
         BudgetError: the author or the note cannot be shown to others.
@@ -67,6 +73,8 @@ async def change_state(desk: SessionDesk, approvals: Approvals, wanted: SessionS
     check_author(author)
     check_text("note", wanted.note)
     state = await desk.set_state(key, wanted.state, author=author, note=wanted.note, now_ns=now_ns)  # first: then there come no more
+    if learn is not None:
+        learn(state)
     if state.state == KILLED:
         await _withdraw(approvals, key, author, now_ns)
     return state

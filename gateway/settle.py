@@ -11,6 +11,7 @@ import orjson
 from gateway.call import AttemptEnd, Call, CallRecord, JsonObject, Outcome
 from gateway.clock import Clock
 from gateway.core.accounts import BudgetBook
+from gateway.core.approval import Event
 from gateway.core.budget import Short
 from gateway.core.plan import RouteTarget
 from gateway.core.rate import Spent
@@ -131,7 +132,8 @@ class Settler:
                 record = self._scrubber.record(record)
             if response is None and case.tally and case.tally.assembler:
                 response = case.tally.assembler.body()
-            return record, partial(self._journal.finish, record, response=self._stored(case, response), result=case.result)
+            result = case.result if record.approval_end in (Event.SUCCEED, Event.FAIL) else None  # else nobody knows yet what came of it
+            return record, partial(self._journal.finish, record, response=self._stored(case, response), result=result)
         record = self._scrubber.record(record)
         if case.principal is NOBODY:
             return record, _write_nothing

@@ -100,7 +100,7 @@ def _call(facts: FactsConfig, tool: ToolCall | None, world: World, now_ns: int, 
     if written_as == "chat" and not http and "body" not in asked.model_fields_set:
         body.setdefault("messages", [])  # no chat comes without them, and a system message has to have a place
     return Call(
-        id="call_case", principal=Principal(who.id, who.name, who.team, who.org, who.roles),
+        id="call_case", principal=Principal(who.id, who.name, who.team, who.org, who.roles, on_behalf_of=who.on_behalf_of),
         dialect=("tools" if http else world.protocol) if facts.protocol is None else facts.protocol,
         operation="tool" if http else written_as, route=named[0],
         body=body, stream=body.get("stream") is True if asked.stream is None else asked.stream,

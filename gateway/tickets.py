@@ -88,6 +88,12 @@ def met(demands: tuple[Demand, ...], ticket: Ticket) -> bool:
         set(demands) <= set(ticket.demands))
 
 
+def found_out(ticket: Ticket, how: str) -> Result:
+    """What the caller of an action is told whose answer is lost, once somebody knows that it was done all the same, and how."""
+    words = {"ticket": ticket.id, "state": State.SUCCEEDED.value, "message": f"It was done, and its answer is lost. {how}".strip()}
+    return Result(200, "application/json", dumps(words))
+
+
 def nothing_kept(ticket: Ticket) -> Result:
     """What a caller is told of an action whose answer is not there any more."""
     words = {"ticket": ticket.id, "state": ticket.state.value, "message": "It was done, and its answer is not kept any more."}

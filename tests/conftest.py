@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +13,24 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc import jws
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 CLIENT, CLIENT_SECRET = "lockgate", "client secret: 7%/+"
 
 
+class Registry(jws.JWSRegistry):
+    """The library's, without its warning at each use of `EdDSA`."""
+
+    def get_alg(self, name: str) -> Any:
+        return self.algorithms[name]
+
+
 def signed(header: Mapping[str, Any], claims: Mapping[str, Any] | bytes, key: Any) -> str:
     """A token, whatever its header says."""
-    registry = jws.JWSRegistry(algorithms=[header["alg"]], strict_check_header=False)
+    registry = Registry(algorithms=[header["alg"]], strict_check_header=False)
     payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
     return jws.serialize_compact(dict(header), payload, key, algorithms=[header["alg"]], registry=registry)
 
@@ -47,6 +57,7 @@ class IdentityProvider:
     asked: list[str] = field(default_factory=list)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     now_s: Callable[[], float] = lambda: 0.0
+    public: bool = False  # the client has no secret
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
@@ -84,7 +95,10 @@ class IdentityProvider:
 
     async def _token(self, request: web.Request) -> web.Response:
         form = dict(await request.post())
-        if "client_secret" in form:
+        if self.public:
+            known = (form["client_id"], CLIENT_SECRET)
+            assert "Authorization" not in request.headers
+        elif "client_secret" in form:
             known = (form["client_id"], form["client_secret"])
         else:
             basic = base64.b64decode(request.headers.get("Authorization", "Basic ").partition(" ")[2]).decode()
@@ -116,6 +130,12 @@ def _with_own_key(_provider: IdentityProvider, claims: Mapping[str, Any]) -> str
     return signed({"alg": "RS256", "kid": "rsa", "jwk": own.as_dict(private=False)}, claims, own)
 
 
+def _by_hand(header: Mapping[str, Any], claims: Mapping[str, Any], sign: Callable[[bytes], bytes]) -> str:
+    """A token that no library would make."""
+    signing = f"{part(header)}.{part(claims)}"
+    return f"{signing}.{base64.urlsafe_b64encode(sign(signing.encode())).decode().rstrip('=')}"
+
+
 def _changed(provider: IdentityProvider, claims: Mapping[str, Any]) -> str:
     head, _, tail = provider.sign({**claims, "sub": "somebody"}).split(".")
     return f"{head}.{part(claims)}.{tail}"
@@ -124,15 +144,16 @@ def _changed(provider: IdentityProvider, claims: Mapping[str, Any]) -> str:
 FORGERIES: Mapping[str, Callable[[IdentityProvider, Mapping[str, Any]], str]] = {
     "no signature": lambda _, claims: f"{part({'alg': 'none'})}.{part(claims)}.",
     "no signature, in other letters": lambda _, claims: f"{part({'alg': 'nOnE', 'kid': 'rsa'})}.{part(claims)}.",
-    "the public key as a shared secret": lambda provider, claims: signed(
-        {"alg": "HS256", "kid": "rsa"}, claims, OctKey.import_key(provider.keys["rsa"].as_pem(private=False))),
+    "the public key as a shared secret": lambda provider, claims: _by_hand(
+        {"alg": "HS256", "kid": "rsa"}, claims, lambda data: hmac.digest(provider.keys["rsa"].as_pem(private=False), data, "sha256")),
     "a key that the token brings along": _with_own_key,
     "a key of somebody else": lambda _, claims: signed({"alg": "RS256", "kid": "rsa"}, claims, RSAKey.generate_key(2048, auto_kid=False)),
     "a signature that was cut": lambda provider, claims: provider.sign(claims)[:-4],
     "no signature at all": lambda provider, claims: provider.sign(claims).rpartition(".")[0] + ".",
     "claims that were changed": _changed,
-    "a header that asks for more": lambda provider, claims: signed(
-        {"alg": "RS256", "kid": "rsa", "crit": ["exp"], "exp": 1}, claims, provider.keys["rsa"]),
+    "a header that asks for more": lambda provider, claims: _by_hand(
+        {"alg": "RS256", "kid": "rsa", "crit": ["exp"], "exp": 1}, claims,
+        lambda data: provider.keys["rsa"].private_key.sign(data, PKCS1v15(), SHA256())),
     "the key of another algorithm": lambda provider, claims: signed({"alg": "ES256", "kid": "rsa"}, claims, provider.keys["ec"]),
 }
 

@@ -258,7 +258,7 @@ def test_every_case_says_what_it_expects(read: Callable[[str], Deployment]) -> N
 
 
 FACT_VALUES = {
-    "principal.id": "key_1", "principal.name": "n", "principal.team": "t", "principal.org": "o", "principal.roles": ["a"], "protocol": "p",
+    "principal.id": "key_1", "principal.name": "n", "principal.team": "t", "principal.org": "o", "principal.roles": ["a"], "principal.on_behalf_of": "grace", "protocol": "p",
     "route": "r", "model": "m", "request.operation": "embeddings", "request.model": "m", "request.stream": True, "request.size": 7,
     "request.max_tokens": 9, "request.params": {"a": 1}, "request.body": {"b": 2}, "messages": [{"role": "user"}], "texts": ["x", "y"],
     "tools_offered": ["f", "g"], "session.id": "s", "session.age": "2h", "session.labels": ["l"], "session.calls": 3, "session.spend": "0.40", "session.facts": {"tier": "gold"},

@@ -73,14 +73,14 @@ def test_rules_can_read_what_cannot_be_undone(compiled):
     ('tool = "bank.status"', 'tool = "bank.pay"', ["routes/r.toml:20:tool[1].verify.tool: bank.pay does more than read: its effect is 'at_most_once'"]),
     ("{ id =", "{ idd =", ["routes/r.toml:21:tool[1].verify.arguments.idd: bank.status has no argument 'idd'",
                            "routes/r.toml:21:tool[1].verify.arguments: bank.status requires the argument 'id'"]),
-    ("arguments.id", "args.id", ["routes/r.toml:21:tool[1].verify.arguments.id: undeclared reference to 'args'"]),
-    ("result.status", "results.status", ["routes/r.toml:22:tool[1].verify.happened: undeclared reference to 'results'"]),
+    ("arguments.id", "args.id", ["routes/r.toml:21:tool[1].verify.arguments.id: undeclared reference to 'args.id'"]),
+    ("result.status", "results.status", ["routes/r.toml:22:tool[1].verify.happened: undeclared reference to 'results.status'"]),
     ('result.status == "paid"', "true", ["routes/r.toml:22:tool[1].verify.happened: it reads nothing"]),
     ('result.status == "paid"', '"paid"', ["routes/r.toml:22:tool[1].verify.happened: the expression gives string, not bool"]),
     ("happened", "happend", ["routes/r.toml:22:tool[1].verify.happend: unknown key", "routes/r.toml:19:tool[1].verify.happened: is missing"]),
     ("irreversible = true", 'effect = "read"\nirreversible = true',
-     ["routes/r.toml:17:tool[1].irreversible: a tool with effect = \"read\" changes nothing",
-      "routes/r.toml:20:tool[1].verify: a tool with effect = \"read\" can be called again"]),
+     ['routes/r.toml:17:tool[1].irreversible: a tool with effect = "read" changes nothing',
+      'routes/r.toml:20:tool[1].verify: a tool with effect = "read" can be called again']),
 ])
 def test_what_is_wrong_is_told_with_its_place(compiled, before, after, told):
     found = problems(compiled, STATUS + PAY.replace(before, after))

@@ -75,7 +75,7 @@ async def test_one_that_goes_on_from_an_answer_is_in_that_answers_session_and_el
 
 
 async def test_where_nobody_can_say_which_session_it_was_the_call_does_not_go_on():
-    async def down(principal, answer_id):
+    async def down(*_asked):
         raise StoreUnavailable("down")
 
     with pytest.raises(StoreUnavailable):
@@ -129,5 +129,5 @@ def test_other_names_are_anybodys_to_give(session):
 
 
 def test_every_kind_that_can_be_configured_has_a_prefix():
-    assert set(PREFIXES) == set(SessionsConfig(derive=list(ALL)).derive)
+    assert set(PREFIXES) == set(SessionsConfig.model_validate({"derive": list(ALL)}).derive)
     assert SessionsConfig().derive == ("metadata", "conversation", "previous")

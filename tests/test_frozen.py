@@ -6,8 +6,8 @@ from gateway.call import Call, Origin, Principal
 from gateway.errors import SessionFrozen, StoreUnavailable
 from gateway.frozen import Frozen
 from gateway.session import SessionKey
-from gateway.store.approvals_protocol import SessionState
 from gateway.store.memory import MemoryStore
+from gateway.store.session_protocol import SessionState
 
 KEY = SessionKey("key_1", "s-1")
 
@@ -20,7 +20,7 @@ class Events:
     def __init__(self):
         self.told = []
 
-    def event(self, level, name, **fields):
+    def event(self, level, name, **_fields):
         self.told.append((level, name))
 
 
@@ -144,6 +144,11 @@ async def test_while_the_store_cannot_be_read_what_was_known_holds_and_it_is_tol
     desk.failure = StoreUnavailable("down again")
     await frozen.refresh()
     assert len(events.told) == 2
+    desk.failure = None
+    await frozen.refresh()  # it is well, and nothing has changed
+    desk.failure = StoreUnavailable("and again")
+    await frozen.refresh()
+    assert len(events.told) == 3
 
 
 async def test_its_repr_tells_its_state(frozen, desk):

@@ -59,3 +59,17 @@ def test_every_word_of_a_permission_is_one_that_there_is():
     """A button that asks for a permission nobody has would be shown to nobody."""
     asked = {name for path in OURS for name in re.findall(r"\bcan\(\"(\w+)\"\)|need: \"(\w+)\"", path.read_text()) for name in name if name}
     assert asked <= {"view", "approve", "operate", "admin"}
+
+
+def test_the_guide_names_every_view_every_key_and_pictures_that_there_are():
+    guide = (FOLDER.parents[1] / "docs/page.md").read_text()
+    views = re.findall(r'label: "(\w+)", show', (FOLDER / "main.js").read_text())
+    assert len(views) == 9
+    assert [view for view in views if f"| {view} |" not in guide] == []
+    known = (FOLDER / "shortcuts.js").read_text().partition("KNOWN = [")[2].partition("];")[0]
+    keys = {key for row in re.findall(r'\["([^"]+)",', known) for key in row.replace(" – ", " / ").split(" / ")}
+    assert len(keys) > 10
+    assert [key for key in keys if f"`{key}`" not in guide] == []
+    pictures = re.findall(r"\]\((images/[^)]+)\)", guide)
+    assert len(pictures) == 2
+    assert [picture for picture in pictures if not (FOLDER.parents[1] / "docs" / picture).is_file()] == []

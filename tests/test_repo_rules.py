@@ -44,11 +44,11 @@ def name_of(path: Path) -> str:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Every file of the project with its text, this one excepted: it names what it forbids."""
+    """Every file of the project with its text, this one excepted: it names what it forbids. A picture's bytes are no words."""
     paths = [path for path in REPOSITORY.iterdir() if path.is_file() and not path.name.startswith(".coverage")]
     paths += [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     for path in sorted(paths):
-        if "__pycache__" not in path.parts and path != Path(__file__):
+        if "__pycache__" not in path.parts and path.suffix != ".png" and path != Path(__file__):
             yield name_of(path), path.read_text(encoding="utf-8", errors="replace")
 
 

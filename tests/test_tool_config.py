@@ -63,7 +63,7 @@ def folder(tmp_path):
 def test_a_tool_becomes_a_route_with_an_upstream_of_its_own(folder):
     snapshot = folder.compile(ROUTE + TOOL)
     tool, route, provider = snapshot.tools["bank.pay"], snapshot.routes["bank.pay"], snapshot.providers["tool:bank.pay"]
-    assert (tool.method, tool.description, tool.annotations) == ("POST", "Pays.", {"effect": "idempotent"})
+    assert (tool.method, tool.description, tool.annotations) == ("POST", "Pays.", {"effect": "idempotent", "irreversible": False})
     assert (route.operations, [(to.target, to.price) for to in route.targets]) == (
         frozenset({"tool"}), [(Target("tool:bank.pay", "POST"), Price(0, 0, request=0))])
     assert str(route.targets[0].target) == "tool:bank.pay/POST"
@@ -159,12 +159,17 @@ REPOSITORY = Path(__file__).parents[1]
 def test_the_examples_of_the_documentation_are_right(folder):
     blocks = re.findall(r"^```toml\n(.*?)^```", (REPOSITORY / "docs/tools.md").read_text(), re.MULTILINE | re.DOTALL)
     files = {re.match(r"# (\S+?\.toml)", block)[1]: block for block in blocks}
-    assert set(files) == {"routes/bank.toml", "policies/bank.toml"}
+    assert set(files) == {"routes/bank.toml", "policies/bank.toml", "routes/payments.toml", "policies/irreversible.toml"}
     for name, text in files.items():
         (folder.path / name).write_text(text)
     snapshot = folder.compile("")
     target, body = snapshot.tools["bank.pay"].target({"account": "DE12", "amount": 5, "currency": "EUR"})
     assert (target, body) == ("/v1/accounts/DE12/payments?currency=EUR", b'{"amount":5}')
+    verify = snapshot.tools["payments.make"].verify
+    assert verify is not None
+    assert verify.asks({"reference": "p-7", "amount": 5}, "apr_1") == {"reference": "p-7"}
+    assert [verify.says(status, result) for status, result in ((200, {"state": "booked"}), (200, {"state": "new"}), (404, None))] == [
+        True, False, False]
 
 
 def test_the_example_among_the_shipped_routes_works_when_it_is_uncommented(folder):

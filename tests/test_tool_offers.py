@@ -85,7 +85,7 @@ def test_a_call_is_described_by_its_declaration_or_by_what_the_request_says():
     assert described("pay", offered["pay"], None) == ToolCall("", "pay", {}, "model", "", {"strict": True})
     assert described("see", offered["see"], None).annotations == {}
     assert described("other", (), None).annotations == {}
-    assert described("pay", offered["pay"], declared()) == ToolCall("", "pay", {}, "model", "http", {"effect": "at_most_once"})
+    assert described("pay", offered["pay"], declared()) == ToolCall("", "pay", {}, "model", "http", {"effect": "at_most_once", "irreversible": False})
 
 
 @pytest.mark.parametrize("body", [{}, {"tools": "x"}, {"tools": ["x", {}, {"function": 5}, {"name": 5}, {"function": {"name": ["pay"]}}]}])

@@ -212,7 +212,7 @@ def test_a_list_of_lists_or_of_objects_has_no_form_in_a_query(items):
 
 @pytest.mark.parametrize("effect", ["read", "idempotent", "at_most_once"])
 def test_the_effect_is_what_rules_may_know(effect):
-    assert tool(effect=effect).annotations == {"effect": effect}
+    assert tool(effect=effect).annotations == {"effect": effect, "irreversible": False}
 
 
 # What is sent.

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "check": ("gateway.cli.check", "check", "Load, compile and check the whole configuration."),
     "policy": ("gateway.cli.policy", "policy", "Run the rules' cases, explain a call, decide recorded traffic again."),
     "keys": ("gateway.cli.keys", "keys", "Create, list, revoke and rotate virtual keys."),
+    "people": ("gateway.cli.people", "people", "Create and change accounts of people; give them passwords and API tokens."),
+    "approvals": ("gateway.cli.approvals", "approvals", "See what waits for people; approve, deny and edit it; take back grants."),
     "explain": ("gateway.cli.explain", "explain", "Tell the story of a call, or where one would go."),
     "breakers": ("gateway.cli.breakers", "breakers", "See which targets get calls; open and close their breakers by hand."),
     "calls": ("gateway.cli.calls", "calls", "See what was called, what was decided and what it cost."),

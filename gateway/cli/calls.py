@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ _USE_COLUMNS: Final = ("id", "name", "via", "released", "args")
 _FACTS: Final = (
     "id", "time", "outcome", "status", "code", "message", "decision", "rule", "withheld", "labels", "bundle", "key", "name", "team", "org",
     "dialect", "operation", "route", "target", "stream", "session", "run", "step", "tags", "traceparent", "seconds", "first_byte_s",
-    "finish_reasons", "usage", "cost_usd", "reserved", "settled", "part_of", "parts",
+    "finish_reasons", "usage", "cost_usd", "reserved", "settled", "part_of", "parts", "approvals",
 )
 _POLL_S: Final = 0.5
 _PAGE: Final = 500
@@ -45,6 +46,7 @@ _FILTERS: Final = {
     "outcome": click.option("--outcome", type=click.Choice(_OUTCOMES), help=f"Only calls that ended so; {OPEN}: that have not ended."),
     "code": click.option("--code", help="Only calls that ended with this error code, `forbidden` for one."),
     "session": click.option("--session", help="Only calls of this session."),
+    "approval": click.option("--approval", help="Only calls that waited for this approval or were made under it (its id); '': the others."),
     "part_of": click.option("--part-of", help="Only calls that were made for this call (its id), a mirror's for one; '': callers' own."),
 }
 
@@ -159,7 +161,8 @@ def _since(connection: Connection, after: str | None) -> Iterator[Mapping[str, A
 
 
 def _matches(row: Mapping[str, Any], wanted: CallFilter) -> bool:
-    return all(getattr(wanted, name) in (None, row[name] or "") for name in _FILTERS)  # '' is absence, as in the store
+    asked = replace(wanted, approval=None) if wanted.approval in row["approvals"] else wanted  # any of them, as in the store
+    return all(getattr(asked, name) in (None, row[name] or "") for name in _FILTERS)  # '' is absence, as in the store
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

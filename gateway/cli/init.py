@@ -35,6 +35,7 @@ def init(*, folder: Path) -> None:
                f"  cd {shlex.quote(str(folder))}\n"
                "  lockgate simulate --port 9090   # the provider; leave it running, and go on in a second terminal, in the same folder\n"
                "  lockgate keys create --name me  # shows your key, once\n"
+               "  lockgate people create ada --permission admin --role approver  # somebody who logs in at /-/admin; asks for a password\n"
                "  lockgate serve\n")
 
 

@@ -32,10 +32,11 @@ def keys() -> None:
 @click.option("--role", "roles", multiple=True, help="A role; may be given several times.")
 @click.option("--route", "routes", multiple=True, help="A glob of the routes it may use; may be given several times. Default: all.")
 @click.option("--expires", metavar="30d|DATE", help="When it stops: a duration from now, or a date or time (UTC unless it says otherwise).")
+@click.option("--owner", metavar="PERSON", default="", help="Whose it is (`lockgate people`): they may not approve what it asks for.")
 @config_option
 @json_option
 def create(  # noqa: PLR0913 - one parameter an option
-    *, name: str, team: str, org: str, roles: tuple[str, ...], routes: tuple[str, ...], expires: str | None,
+    *, name: str, team: str, org: str, roles: tuple[str, ...], routes: tuple[str, ...], expires: str | None, owner: str,
     config_path: str, as_json: bool,
 ) -> None:
     """Make a key and show it, once."""
@@ -48,8 +49,10 @@ def create(  # noqa: PLR0913 - one parameter an option
     now_ns = clock.now_ns()
     text, stored = new_key(
         SystemIds(clock), pepper_of(deployment), now_ns=now_ns, name=name, team=team, org=org, roles=roles,
-        routes=routes or ("*",), expires_ns=None if expires is None else _expiry_ns(expires, now_ns),
+        routes=routes or ("*",), expires_ns=None if expires is None else _expiry_ns(expires, now_ns), owner=owner,
     )
+    if owner and on_store(deployment, "keys", lambda store: store.people.get(owner)) is None:
+        raise click.BadParameter(f"there is no account {owner!r}; `lockgate people list` shows what there is", param_hint="--owner")
     for warning in _on_keys(deployment, lambda store: _create(store, stored, deployment)):
         click.echo(f"warning: {warning}", err=True)
     _show_once(text, key_row(stored, now_ns), as_json=as_json)

@@ -24,8 +24,8 @@ from gateway.deployment import read_settings
 from gateway.money_reports import moment
 from gateway.session import SessionKey
 from gateway.session_changes import VERBS, SessionChangeError, change_state, check_fact, check_key
-from gateway.store.approvals_protocol import OutdatedError, SessionFilter, SessionState
 from gateway.store.database import Connection
+from gateway.store.session_protocol import OutdatedError, SessionFilter, SessionState
 from gateway.store.session_reads import facts_of, list_sessions, one_session, owners_of, timeline
 from gateway.store.session_rows import Place
 from gateway.store.sqlite import SqliteStore

@@ -152,7 +152,8 @@ SESSION_FACTS: Final = frozenset({"session.age", "session.labels", "session.call
 BUDGET_FACTS: Final = frozenset({"budget.remaining", "budget.limit", "budget.spent"})
 
 FACTS: Final[tuple[Fact, ...]] = (
-    Fact("principal.id", "string", PHASES, "The virtual key's public id; `anonymous` where authentication is off.",
+    Fact("principal.id", "string", PHASES,
+         "The virtual key's public id, or `jwt:ISSUER:SUBJECT` of who sends a token; `anonymous` where authentication is off.",
          'principal.id == "anonymous"', lambda asked: asked.call.principal.id),
     Fact("principal.name", "string", PHASES, "The virtual key's name.",
          'principal.name.startsWith("ci-")', lambda asked: asked.call.principal.name),
@@ -162,6 +163,8 @@ FACTS: Final[tuple[Fact, ...]] = (
          'principal.org != "acme"', lambda asked: asked.call.principal.org),
     Fact("principal.roles", "list(string)", PHASES, "The key's roles.",
          '!("admin" in principal.roles)', lambda asked: list(asked.call.principal.roles)),
+    Fact("principal.on_behalf_of", "string", PHASES, "Whom the caller acts for, as its token says; empty for a virtual key.",
+         'principal.on_behalf_of == ""', lambda asked: asked.call.principal.on_behalf_of),
     Fact("protocol", "string", PHASES, "The dialect that the caller speaks.",
          'protocol == "openai"', lambda asked: asked.call.dialect),
     Fact("route", "string", PHASES, "The route's own name, whatever alias of it the caller asked for.",
@@ -235,7 +238,8 @@ FACTS: Final[tuple[Fact, ...]] = (
          'tool.via == "model"', lambda asked: _tool(asked).via),
     Fact("tool.server", "string", _TOOL, "Where the gateway calls it: `http`; empty for a tool that the application itself runs.",
          'tool.server == "http"', lambda asked: _tool(asked).server),
-    Fact("tool.annotations", "map(string, dyn)", _TOOL, "What the tool's declaration says of it: `effect`, `strict`. Guard with `has()`.",
+    Fact("tool.annotations", "map(string, dyn)", _TOOL,
+         "What the tool's declaration says of it: `effect`, `irreversible`, `strict`. Guard with `has()`.",
          'has(tool.annotations.effect) && tool.annotations.effect != "read"', lambda asked: dict(_tool(asked).annotations)),
     Fact("result", "dyn", _RESULT, "What the tool gave back: parsed where it is JSON, else the text.",
          "type(result) == map && has(result.error)", _content),

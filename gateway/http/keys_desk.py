@@ -87,6 +87,8 @@ class KeysDesk:
             expires_ns = None if given.expires is None else expiry_ns(given.expires, now_ns)
         except ValueError as error:
             raise InvalidRequest(f"expires: {error}", pointer="/expires") from error
+        if given.owner and await self.control.store.people.get(given.owner) is None:
+            raise InvalidRequest("There is no account of that id; `GET /-/people` lists them.", pointer="/owner")
         text, made = new_key(self.ids, self._pepper(), now_ns=now_ns, name=given.name, team=given.team, org=given.org, roles=given.roles,
                              routes=given.routes or ("*",), expires_ns=expires_ns, owner=given.owner)
         _generation, others = await self._store.all()

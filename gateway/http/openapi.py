@@ -26,7 +26,7 @@ from gateway.http.login_desk import _Credentials
 from gateway.http.money import _Cost, _NewBudget, _Raise
 from gateway.http.people_desk import _Change, _New
 from gateway.http.routing_desk import _Setting
-from gateway.http.sessions_desk import _Note, _Put
+from gateway.http.sessions_desk import FactGiven, NoteGiven
 from gateway.wire.problem import PROBLEM_TYPE
 from gateway.wire.strict_json import dumps
 
@@ -79,10 +79,10 @@ DOCS: Final[tuple[Doc, ...]] = (
     Doc("GET", "/-/sessions", "Sessions, the latest first.", query=("principal", "since", "after", "limit")),
     Doc("GET", "/-/sessions/{id}", "One session: its state, labels, facts, calls and cost.", query=("principal",)),
     Doc("GET", "/-/sessions/{id}/timeline", "Everything on record of a session, in order.", query=("principal", "after", "limit")),
-    Doc("PUT", "/-/sessions/{id}/facts/{name}", "Put a fact on record that rules may read.", "operate", query=("principal",), body=_Put),
-    Doc("POST", "/-/sessions/{id}/freeze", "Let none of its calls go on.", "operate", query=("principal",), body=_Note),
-    Doc("POST", "/-/sessions/{id}/thaw", "Let its calls go on again.", "operate", query=("principal",), body=_Note),
-    Doc("POST", "/-/sessions/{id}/kill", "End it for good.", "operate", query=("principal",), body=_Note),
+    Doc("PUT", "/-/sessions/{id}/facts/{name}", "Put a fact on record that rules may read.", "operate", query=("principal",), body=FactGiven),
+    Doc("POST", "/-/sessions/{id}/freeze", "Let none of its calls go on.", "operate", query=("principal",), body=NoteGiven),
+    Doc("POST", "/-/sessions/{id}/thaw", "Let its calls go on again.", "operate", query=("principal",), body=NoteGiven),
+    Doc("POST", "/-/sessions/{id}/kill", "End it for good.", "operate", query=("principal",), body=NoteGiven),
     Doc("GET", "/-/calls", "The latest calls, newest first.", query=_CALLS),
     Doc("GET", "/-/calls/{id}", "One call with its decision, attempts, cost and bodies."),
     Doc("GET", "/-/calls/{id}/explain", "Why a call was decided as it was, and what would have to change."),

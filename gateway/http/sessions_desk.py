@@ -25,7 +25,7 @@ from gateway.money_reports import moment
 from gateway.proxy import Proxy
 from gateway.session import SessionKey
 from gateway.session_changes import VERBS, SessionChangeError, change_state, check_fact, check_key
-from gateway.store.approvals_protocol import OutdatedError, SessionDesk, SessionFilter, SessionState
+from gateway.store.session_protocol import OutdatedError, SessionDesk, SessionFilter, SessionState
 from gateway.store.session_rows import MOST_OWNERS, Place
 from gateway.validation import Strict
 from gateway.wire.problem import PROBLEM_TYPE, problem_fields
@@ -40,13 +40,13 @@ _NOTHING: Final = "There is no session of that id. `GET /-/sessions` lists the l
 _TIMES: Final = {"created_ns": "began_at", "last_ns": "last_at", "changed_ns": "changed_at", "at_ns": "at"}
 
 
-class _Note(Strict):
+class NoteGiven(Strict):
     """Why a session is frozen, thawed or killed."""
 
     note: Annotated[str, Field(max_length=LONGEST["note"])] = ""
 
 
-class _Put(Strict):
+class FactGiven(Strict):
     """A fact, and the version that it is thought to have: 0 where there is none yet. Without one it is set whatever it has."""
 
     value: Any
@@ -101,7 +101,7 @@ class SessionsDesk:
         """`PUT /-/sessions/{id}/facts/{name}`: set a fact that rules read as `session.facts`; the answer is its new version."""
         actor = await self.control.authorise(request, "operate")
         key = await self._key(request, query_of(request, "principal"))
-        given, name = read_model(_Put, await body_of(request, self.proxy)), name_in(request, 5)
+        given, name = read_model(FactGiven, await body_of(request, self.proxy)), name_in(request, 5)
         value: Json = given.value
         with _refusing():
             check_key(key)
@@ -121,11 +121,11 @@ class SessionsDesk:
         control = self.control
         actor = await control.authorise(request, "operate")
         key = await self._key(request, query_of(request, "principal"))
-        given = read_model(_Note, await body_of(request, self.proxy))
+        given = read_model(NoteGiven, await body_of(request, self.proxy))
         with _refusing():
             check_key(key)
             wanted = SessionState(key, VERBS[verb], author_of(request, actor), given.note, control.clock.now_ns())
-            self.proxy.frozen.learn(await change_state(self._desk, control.store.approvals, wanted))
+            await change_state(self._desk, control.store.approvals, wanted, self.proxy.frozen.learn)
         await client.answer(200, {}, dumps({"session": await self._whole(key)}))
 
     @property

@@ -41,7 +41,7 @@ def new_token(ids: Ids, pepper: Secret) -> tuple[str, bytes]:
 def person_of(issuer: str, subject: str) -> str:
     """The id of the account of somebody whom an identity provider knows by this subject. No other account can have one like it."""
     host = urlsplit(issuer).netloc.lower() or issuer.lower()
-    return f"oidc:{quote(subject, safe=SAFE)}@{quote(host, safe=SAFE)}"[:_LONGEST_ID]
+    return f"oidc:{quote(subject, safe=SAFE)}@{quote(host, safe=f'{SAFE}:[]')}"[:_LONGEST_ID]
 
 
 def checked_id(person_id: str) -> str:

@@ -15,6 +15,7 @@ Key: TypeAlias = RSAKey | ECKey | OKPKey
 ALGORITHMS: Final = {
     "RS256": ("RSA", ""), "RS384": ("RSA", ""), "RS512": ("RSA", ""), "PS256": ("RSA", ""), "PS384": ("RSA", ""), "PS512": ("RSA", ""),
     "ES256": ("EC", "P-256"), "ES384": ("EC", "P-384"), "ES512": ("EC", "P-521"), "EdDSA": ("OKP", "Ed25519"),
+    "Ed25519": ("OKP", "Ed25519"),  # as RFC 9864 calls it
 }
 _MOST_KEYS: Final = 100
 _SHORTEST_RSA: Final = 2048  # bits

@@ -23,6 +23,8 @@ from gateway.telemetry import Telemetry
 _LEASE_S: Final = 120.0
 _MOST: Final = 64  # notices under way
 _MOST_A_CHANNEL: Final = 4
+_IDLE_S: Final = 1.0  # between two rounds; what is due leaves so soon
+_BUSY_S: Final = 0.05  # the same where there was more than could be taken
 _DEADLINE_S: Final = 30.0  # for one try
 _FIRST_PAUSE_S: Final = 5.0  # between two tries of a notice, doubled with each
 _LONGEST_PAUSE_S: Final = 900.0
@@ -66,6 +68,7 @@ class Deliverer:
         self._scrub = scrub
         self._holder = ids.token(16)
         self._under_way = 0
+        self._more = False  # the last round took as much as it could
         self._tasks: set[asyncio.Task[None]] = set()
         self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_MOST_A_CHANNEL))
         self._rests: dict[str, _Rest] = {}
@@ -76,16 +79,22 @@ class Deliverer:
     async def round(self) -> None:
         """Take what is due, and begin to deliver it. Waits for no receiver."""
         room = _MOST - self._under_way
+        self._more = True
         if room <= 0:
             return
         now_ns = self._clock.now_ns()
         taken = await self._outbox.take(self._holder, now_ns=now_ns, until_ns=now_ns + int(_LEASE_S * 1e9), limit=room)
+        self._more = len(taken) == room
         until_s = self._clock.monotonic() + _LEASE_S
         threads: defaultdict[tuple[str, str], list[Notice]] = defaultdict(list)
         for notice in taken:  # what a channel hears of one ticket it hears in order
             threads[notice.channel, notice.ticket].append(notice)
         for thread in threads.values():
             self._own(self._deliver_all(thread, until_s), len(thread))
+
+    def pause_s(self) -> float:
+        """How long to wait before the next round."""
+        return _BUSY_S if self._more else _IDLE_S
 
     async def idle(self) -> None:
         """Wait until nothing is under way."""

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP
+from functools import cached_property
 from typing import Final
 
 from gateway.notify.channels import Mailbox
@@ -41,7 +42,7 @@ class Mailer:
     """Hands mail to SMTP servers. `tls` is for private certificate authorities."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self._tls = tls or _tls_context()
+        self._given_tls = tls
         self._threads = ThreadPoolExecutor(_THREADS, "lockgate-mail")
 
     async def send(self, mail: EmailMessage, to: Mailbox) -> int:
@@ -51,6 +52,10 @@ class Mailer:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._send, mail, to, line)
         finally:
             line.cut()  # whoever stops waiting ends the thread's wait, too
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return self._given_tls or _tls_context()  # with the first mail: certificates take a while to read, and most gateways send none
 
     def close(self) -> None:
         """Begin nothing more. A thread that still waits for its server ends with that wait."""

@@ -58,8 +58,13 @@ export class Api {
     if (body !== undefined) headers["Content-Type"] = "application/json";
     if (method !== "GET" && this.csrf) headers["X-Lockgate-Csrf"] = this.csrf;
     const answer = await this.fetch(path, {
-      method, headers, body: body === undefined ? undefined : write(body, 0), credentials: "same-origin", cache: "no-store",
-      redirect: "error", signal: AbortSignal.timeout(LONGEST_MS),
+      method,
+      headers,
+      body: body === undefined ? undefined : write(body, 0),
+      credentials: "same-origin",
+      cache: "no-store",
+      redirect: "error",
+      signal: AbortSignal.timeout(LONGEST_MS),
     });
     const told = parsed(await answer.text());
     if (!answer.ok) throw new Problem(answer.status, told);

@@ -16,14 +16,33 @@ const KINDS = ["request", "tool", "tool_call", "response"];
 const PAGE = 50;
 
 const EVENTS = {
-  open: "asked", vote: "voted", approve: "approved", deny: "denied", expire: "expired", withdraw: "withdrawn", strengthen: "needs more votes",
-  escalate: "escalated", claim: "begun", release: "released", return: "back in the queue", succeed: "succeeded", fail: "failed",
-  lose: "outcome lost", deliver: "answer delivered",
+  open: "asked",
+  vote: "voted",
+  approve: "approved",
+  deny: "denied",
+  expire: "expired",
+  withdraw: "withdrawn",
+  strengthen: "needs more votes",
+  escalate: "escalated",
+  claim: "begun",
+  release: "released",
+  return: "back in the queue",
+  succeed: "succeeded",
+  fail: "failed",
+  lose: "outcome lost",
+  deliver: "answer delivered",
 };
 
 /** What happened to an approval, as a word. */
 export function eventWord(event) {
   return EVENTS[event] ?? event;
+}
+
+/** An action in two parts: its tool or route, and the rest of its one line. */
+export function gist(row) {
+  const name = row.tool || row.route || row.kind;
+  const rest = row.summary?.startsWith(name) ? row.summary.slice(name.length).replace(/^:? /, "") : row.summary;
+  return { name, rest: rest ?? "" };
 }
 
 /** The word for a state. */
@@ -40,11 +59,18 @@ export async function approvals(app, place) {
   const list = new List(app, place.query);
   await list.load();
   return {
-    title: "Approvals", node: list.node, shown: () => app.tick(),
+    title: "Approvals",
+    node: list.node,
+    shown: () => app.tick(),
     refresh: (parts) => (parts.has("approvals") ? list.load() : null),
     keys: {
-      j: () => moveFocus(list.links(), 1), k: () => moveFocus(list.links(), -1), x: () => list.pickFocused(), u: () => go("approvals"),
-      a: () => list.decide("approve"), d: () => list.decide("deny"), "/": () => list.openFilter(),
+      j: () => moveFocus(list.links(), 1),
+      k: () => moveFocus(list.links(), -1),
+      x: () => list.pickFocused(),
+      u: () => go("approvals"),
+      a: () => list.decide("approve"),
+      d: () => list.decide("deny"),
+      "/": () => list.openFilter(),
     },
   };
 }
@@ -62,8 +88,21 @@ class List {
     this.more = h("div", { class: "more" });
     this.bar = h("div", { class: "batch", role: "region", "aria-label": "Selection", hidden: true });
     this.none = h("div", {});
-    this.node = h("div", { class: "view" }, heading("Approvals", "What waits for a person. Nothing here happens before somebody has decided.",
-      h("a", { class: "button quiet", href: href("grants") }, "Grants")), this.tabs, this.filter(), this.items, this.none, this.more, this.bar);
+    this.node = h(
+      "div",
+      { class: "view" },
+      heading(
+        "Approvals",
+        "What waits for a person. Nothing here happens before somebody has decided.",
+        h("a", { class: "button quiet", href: href("grants") }, "Grants"),
+      ),
+      this.tabs,
+      this.filter(),
+      this.items,
+      this.none,
+      this.more,
+      this.bar,
+    );
   }
 
   async load() {
@@ -94,7 +133,11 @@ class List {
     this.showTabs();
     this.showBar();
     fill(this.none, found.length ? null : this.nothing());
-    const more = h("button", { type: "button", on: { click: () => this.app.attempt(() => (this.pages += 1, this.load())) } }, "Show more");
+    const more = h(
+      "button",
+      { type: "button", on: { click: () => this.app.attempt(() => ((this.pages += 1), this.load())) } },
+      "Show more",
+    );
     fill(this.more, next ? more : null);
     if (!FILTERS.some((name) => this.query[name])) this.app.shell.count(this.counts.pending ?? 0);
     this.app.tick();
@@ -123,23 +166,49 @@ class List {
   }
 
   row(row, alike) {
-    const who = [said(row.principal_name || row.principal), row.team ? [" · ", said(row.team)] : null,
-      row.on_behalf_of ? [" · for ", said(row.on_behalf_of)] : null];
+    const who = [
+      said(row.principal_name || row.principal),
+      row.team ? [" · ", said(row.team)] : null,
+      row.on_behalf_of ? [" · for ", said(row.on_behalf_of)] : null,
+    ];
     const open = row.state === "pending";
-    return h("li", { data: { id: row.id, state: row.state } },
+    const { name, rest } = gist(row);
+    return h(
+      "li",
+      { data: { id: row.id, state: row.state } },
       alike > 1 && pickable(row) ? this.pick(row, alike) : h("span", { class: "pick" }),
-      h("a", { class: "entry", href: href("approvals", row.id) },
+      h(
+        "a",
+        { class: "entry", href: href("approvals", row.id) },
         open ? gauge(row.created_at, row.expires_at) : h("span", { class: "gauge still" }),
-        h("span", { class: "what" }, said(row.summary || row.tool || row.route),
+        h(
+          "span",
+          { class: "what" },
+          said(name, { class: "strong" }),
           row.irreversible ? h("span", { class: "chip irreversible" }, "irreversible") : null,
-          alike > 1 ? h("span", { class: "chip alike" }, `${alike} alike`) : null),
+          said(rest, { class: "gist" }),
+        ),
         h("span", { class: "left" }, open ? [left(row.expires_at), h("span", { class: "unheard" }, " left")] : stateChip(row.state)),
         h("span", { class: "who" }, who),
-        h("span", { class: "facts" }, said(row.rule), open ? ` · ${progress(row)}` : "", " · asked ", ago(row.created_at))));
+        h(
+          "span",
+          { class: "facts" },
+          said(row.rule),
+          open ? ` · ${progress(row)}` : "",
+          " · asked ",
+          ago(row.created_at),
+          alike > 1 ? h("span", { class: "chip alike" }, `${alike} alike`) : null,
+        ),
+      ),
+    );
   }
 
   pick(row, alike) {
-    const box = h("input", { type: "checkbox", "aria-label": `Select ${row.summary}, one of ${alike} alike`, checked: this.picked.has(row.id) });
+    const box = h("input", {
+      type: "checkbox",
+      "aria-label": `Select ${row.summary}, one of ${alike} alike`,
+      checked: this.picked.has(row.id),
+    });
     box.addEventListener("change", () => this.choose(row, box.checked));
     return h("label", { class: "pick" }, box);
   }
@@ -170,11 +239,14 @@ class List {
       family_.slice(0, 100).forEach((row) => this.picked.add(row.id));
       this.showBar();
     };
-    fill(this.bar, h("span", {}, `${this.picked.size} of ${family_.length} alike selected`),
+    fill(
+      this.bar,
+      h("span", {}, `${this.picked.size} of ${family_.length} alike selected`),
       h("button", { type: "button", class: "quiet", on: { click: all } }, "All of them"),
       h("button", { type: "button", class: "quiet", on: { click: () => (this.picked.clear(), this.showBar()) } }, "None"),
       h("button", { type: "button", class: "deny", on: { click: () => this.decide("deny") } }, "Deny…"),
-      h("button", { type: "button", class: "approve", on: { click: () => this.decide("approve") } }, "Approve…"));
+      h("button", { type: "button", class: "approve", on: { click: () => this.decide("approve") } }, "Approve…"),
+    );
   }
 
   /** Decide on the selection. Without one, the approval that has the focus is opened: nothing is decided that was not shown. */
@@ -189,26 +261,57 @@ class List {
   }
 
   showTabs() {
-    const tab = (state, label) => h("a", {
-      href: href("approvals", "", { ...this.query, state: state === "pending" ? "" : state }), "aria-current": this.state === state ? "true" : null,
-    }, label, this.counts[state] ? h("span", { class: "count" }, count(this.counts[state])) : null);
-    fill(this.tabs, STATES.filter((state) => ["pending", "unknown"].includes(state) || this.counts[state] || state === this.state)
-      .map((state) => tab(state, stateWord(state))), tab("all", "all"));
+    const tab = (state, label) =>
+      h(
+        "a",
+        {
+          href: href("approvals", "", { ...this.query, state: state === "pending" ? "" : state }),
+          "aria-current": this.state === state ? "true" : null,
+        },
+        label,
+        this.counts[state] ? h("span", { class: "count" }, count(this.counts[state])) : null,
+      );
+    fill(
+      this.tabs,
+      STATES.filter((state) => ["pending", "unknown"].includes(state) || this.counts[state] || state === this.state).map((state) =>
+        tab(state, stateWord(state)),
+      ),
+      tab("all", "all"),
+    );
   }
 
   filter() {
-    const inputs = FILTERS.map((name) => [name, name === "kind"
-      ? h("select", { name }, ["", ...KINDS].map((kind) => h("option", { value: kind, selected: kind === (this.query.kind ?? "") }, kind || "any")))
-      : h("input", { name, value: this.query[name] ?? "", spellcheck: "false", autocapitalize: "none" })]);
-    const form = h("form", { class: "grid" }, inputs.map(([name, input]) => h("label", {}, h("span", {}, name), input)),
-      h("button", { type: "submit" }, "Filter"));
+    const inputs = FILTERS.map((name) => [
+      name,
+      name === "kind"
+        ? h(
+            "select",
+            { name },
+            ["", ...KINDS].map((kind) => h("option", { value: kind, selected: kind === (this.query.kind ?? "") }, kind || "any")),
+          )
+        : h("input", { name, value: this.query[name] ?? "", spellcheck: "false", autocapitalize: "none" }),
+    ]);
+    const form = h(
+      "form",
+      { class: "grid" },
+      inputs.map(([name, input]) => h("label", {}, h("span", {}, name), input)),
+      h("button", { type: "submit" }, "Filter"),
+    );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       go("approvals", "", { state: this.query.state, ...Object.fromEntries(inputs.map(([name, input]) => [name, input.value.trim()])) });
     });
     const set = FILTERS.filter((name) => this.query[name]);
-    const chips = set.map((name) => h("a", { class: "chip", href: href("approvals", "", { ...this.query, [name]: "" }) },
-      `${name}: `, said(this.query[name]), h("span", { "aria-hidden": "true" }, " ×"), h("span", { class: "unheard" }, ", take this filter away")));
+    const chips = set.map((name) =>
+      h(
+        "a",
+        { class: "chip", href: href("approvals", "", { ...this.query, [name]: "" }) },
+        `${name}: `,
+        said(this.query[name]),
+        h("span", { "aria-hidden": "true" }, " ×"),
+        h("span", { class: "unheard" }, ", take this filter away"),
+      ),
+    );
     this.folded = h("details", { class: "filter" }, h("summary", {}, "Filter"), form);
     return h("div", { class: "filters" }, this.folded, chips);
   }
@@ -221,8 +324,11 @@ class List {
   nothing() {
     if (FILTERS.some((name) => this.query[name])) return empty("Nothing fits this filter", "Take a part of it away to see more.");
     if (this.state !== "pending") return empty(`No approval is ${stateWord(this.state)}`, "Those that get there will be listed here.");
-    return empty("Nothing waits for you", "A call that a rule with the effect require_approval holds appears here at once. Such a rule, in policies/:",
-      '[[rule]]\nid = "payments-need-a-person"\nphase = "tool_call"\neffect = "require_approval"\nmatch = { tools = ["pay_invoice"] }\nmessage = "A person looks at every payment."');
+    return empty(
+      "Nothing waits for you",
+      "A call that a rule with the effect require_approval holds appears here at once. Such a rule, in policies/:",
+      '[[rule]]\nid = "payments-need-a-person"\nphase = "tool_call"\neffect = "require_approval"\nmatch = { tools = ["pay_invoice"] }\nmessage = "A person looks at every payment."',
+    );
   }
 
   links() {

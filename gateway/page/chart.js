@@ -1,4 +1,4 @@
-/** A bar chart over days (uPlot), in the colours of the theme. The table beside it says the same in words. */
+/** A bar chart over days of UTC, which are the ledger's (uPlot), in the colours of the theme. The table beside it says the same in words. */
 
 import { h } from "./dom.js";
 
@@ -37,11 +37,28 @@ function options(box, shown) {
   const colour = (name) => style.getPropertyValue(name).trim();
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
   return {
-    tzDate: (seconds) => window.uPlot.tzDate(new Date(seconds * 1_000), "Etc/UTC"), // the ledger's days are those of UTC
-    width: box.clientWidth, height: HEIGHT, legend: { show: false }, cursor: { y: false, drag: { x: false, y: false } },
-    scales: { x: { time: true, range: (_plot, first, last) => [first - DAY_S / 2, last + DAY_S / 2] }, y: { range: (_plot, _least, most) => [0, most > 0 ? most * 1.1 : 1] } },
-    axes: [{ ...axis, grid: { show: false }, space: 70, incrs: DAYS.map((days) => days * DAY_S), values: (_plot, ticks) => ticks.map(day) }, { ...axis, size: 64, values: (_plot, ticks) => ticks.map(shown) }],
-    series: [{}, { fill: colour("--water"), stroke: colour("--water"), width: 0, paths: window.uPlot.paths.bars({ size: [0.7, 40], radius: 0.15 }), points: { show: false } }],
+    width: box.clientWidth,
+    height: HEIGHT,
+    legend: { show: false },
+    cursor: { y: false, drag: { x: false, y: false } },
+    scales: {
+      x: { time: false, range: (_plot, first, last) => [first - DAY_S / 2, last + DAY_S / 2] },
+      y: { range: (_plot, _least, most) => [0, most > 0 ? most * 1.1 : 1] },
+    },
+    axes: [
+      { ...axis, grid: { show: false }, space: 70, incrs: DAYS.map((days) => days * DAY_S), values: (_plot, ticks) => ticks.map(day) },
+      { ...axis, size: 64, values: (_plot, ticks) => ticks.map(shown) },
+    ],
+    series: [
+      {},
+      {
+        fill: colour("--water"),
+        stroke: colour("--water"),
+        width: 0,
+        paths: window.uPlot.paths.bars({ size: [0.7, 40], radius: 0.15 }),
+        points: { show: false },
+      },
+    ],
   };
 }
 

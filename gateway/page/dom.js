@@ -18,7 +18,9 @@ export function fill(node, ...children) {
 
 /** The children that are something, flat: lists are opened, null and false left out. */
 function known(children) {
-  return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false)
+  return children
+    .flat(Infinity)
+    .filter((child) => child !== null && child !== undefined && child !== false)
     .map((child) => (child instanceof Node ? child : String(child)));
 }
 

@@ -15,20 +15,40 @@ export class Editor {
     this.ticket = ticket;
     this.original = original;
     this.done = done;
-    this.text = h("textarea", { class: "code", rows: String(Math.min(30, write(original).split("\n").length + 1)), spellcheck: "false", autocapitalize: "none", value: write(original) });
+    this.text = h("textarea", {
+      class: "code",
+      rows: String(Math.min(30, write(original).split("\n").length + 1)),
+      spellcheck: "false",
+      autocapitalize: "none",
+      value: write(original),
+    });
     this.comment = h("input", { maxlength: "2000" });
     this.verdict = h("div", { class: "checked", role: "status" });
     this.propose = h("button", { type: "button", on: { click: () => this.send(false) } }, "Propose");
     this.approve = h("button", { type: "button", class: "approve", on: { click: () => this.send(true) } }, "Propose and approve");
-    this.node = h("div", { class: "editor" },
-      h("p", {}, "What you write becomes a new action with its own digest. It is checked against the tool's schema and the rules again, and its caller is told what was changed."),
-      field("Arguments", this.text), this.verdict, field("Comment", this.comment), h("div", { class: "actions" },
-        h("button", { type: "button", class: "quiet", on: { click: () => done(null) } }, "Leave it as it was"), this.propose, ticket.may_vote ? this.approve : null));
+    this.node = h(
+      "div",
+      { class: "editor" },
+      h(
+        "p",
+        {},
+        "What you write becomes a new action with its own digest. It is checked against the tool's schema and the rules again, and its caller is told what was changed.",
+      ),
+      field("Arguments", this.text),
+      this.verdict,
+      field("Comment", this.comment),
+      h(
+        "div",
+        { class: "actions" },
+        h("button", { type: "button", class: "quiet", on: { click: () => done(null) } }, "Leave it as it was"),
+        this.propose,
+        ticket.may_vote ? this.approve : null,
+      ),
+    );
     this.text.addEventListener("input", () => {
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => this.check(), WAIT_MS);
     });
-    this.node.addEventListener("keydown", (event) => event.key === "Escape" && done(null));
     this.check();
   }
 
@@ -56,9 +76,20 @@ export class Editor {
   async send(approve) {
     this.check();
     if (!this.value) return;
-    if (approve && this.ticket.irreversible && !await this.app.shell.ask("Approve the edited action?", h("p", { class: "warning" }, "Once it is done, nobody can undo it."),
-      [{ value: "yes", label: "Approve, for good", kind: "approve" }])) return;
-    const body = { digest: this.ticket.digest, arguments: this.value, approve, ...(this.comment.value ? { comment: this.comment.value } : {}) };
+    if (
+      approve &&
+      this.ticket.irreversible &&
+      !(await this.app.shell.ask("Approve the edited action?", h("p", { class: "warning" }, "Once it is done, nobody can undo it."), [
+        { value: "yes", label: "Approve, for good", kind: "approve" },
+      ]))
+    )
+      return;
+    const body = {
+      digest: this.ticket.digest,
+      arguments: this.value,
+      approve,
+      ...(this.comment.value ? { comment: this.comment.value } : {}),
+    };
     await this.app.attempt(async () => {
       const { approval } = await this.app.api.post(`/-/approvals/${encodeURIComponent(this.ticket.id)}/edit`, body);
       this.app.shell.note(approval.state === "pending" ? "The edited action waits for its votes." : "The edited action is approved.");
@@ -85,8 +116,21 @@ function branching(value) {
 
 function told(changes) {
   if (!changes.length) return h("p", { class: "quiet-text" }, "Nothing is changed yet.");
-  const rows = changes.slice(0, MOST_SHOWN).map((each) => h("li", {}, said(each.at, { class: "strong" }), ": ",
-    each.before === undefined ? "new, " : [h("del", {}, brief(each.before)), " → "], each.after === undefined ? "taken out" : brief(each.after)));
-  return [h("p", {}, changes.length === 1 ? "This changes one thing:" : `This changes ${changes.length} things:`), h("ul", {}, rows),
-    changes.length > MOST_SHOWN ? h("p", { class: "quiet-text" }, `and ${changes.length - MOST_SHOWN} more`) : null];
+  const rows = changes
+    .slice(0, MOST_SHOWN)
+    .map((each) =>
+      h(
+        "li",
+        {},
+        said(each.at, { class: "strong" }),
+        ": ",
+        each.before === undefined ? "new, " : [h("del", {}, brief(each.before)), " → "],
+        each.after === undefined ? "taken out" : brief(each.after),
+      ),
+    );
+  return [
+    h("p", {}, changes.length === 1 ? "This changes one thing:" : `This changes ${changes.length} things:`),
+    h("ul", {}, rows),
+    changes.length > MOST_SHOWN ? h("p", { class: "quiet-text" }, `and ${changes.length - MOST_SHOWN} more`) : null,
+  ];
 }

@@ -48,10 +48,13 @@ export function equal(one, other) {
 
 /** What is at a JSON pointer (RFC 6901), undefined where nothing is. */
 export function pointed(value, pointer) {
-  return pointer.split("/").slice(1).reduce((found, part) => {
-    const name = part.replaceAll("~1", "/").replaceAll("~0", "~");
-    return found !== null && typeof found === "object" && Object.hasOwn(found, name) ? found[name] : undefined;
-  }, value);
+  return pointer
+    .split("/")
+    .slice(1)
+    .reduce((found, part) => {
+      const name = part.replaceAll("~1", "/").replaceAll("~0", "~");
+      return found !== null && typeof found === "object" && Object.hasOwn(found, name) ? found[name] : undefined;
+    }, value);
 }
 
 /** A JSON pointer one step further. */

@@ -41,7 +41,11 @@ function entries(value, names, gone, at, state) {
     state.left = inner.left -= made.length;
     list.append(...made);
     if (upto < names.length) {
-      const more = h("button", { type: "button", class: "quiet" }, `Show ${Math.min(MOST_OF_ONE, names.length - upto)} of ${names.length - upto} more`);
+      const more = h(
+        "button",
+        { type: "button", class: "quiet" },
+        `Show ${Math.min(MOST_OF_ONE, names.length - upto)} of ${names.length - upto} more`,
+      );
       const row = h("div", { class: "more" }, h("dt", {}, "…"), h("dd", {}, more));
       more.addEventListener("click", () => {
         row.remove();
@@ -52,8 +56,16 @@ function entries(value, names, gone, at, state) {
     }
   };
   add(0);
-  list.append(...gone.map(([name, old]) => h("div", { class: "removed" }, h("dt", {}, said(name)),
-    h("dd", {}, h("del", {}, brief(old)), h("span", { class: "note" }, "is not there any more")))));
+  list.append(
+    ...gone.map(([name, old]) =>
+      h(
+        "div",
+        { class: "removed" },
+        h("dt", {}, said(name)),
+        h("dd", {}, h("del", {}, brief(old)), h("span", { class: "note" }, "is not there any more")),
+      ),
+    ),
+  );
   return list;
 }
 
@@ -67,9 +79,15 @@ function entry(name, value, at, state) {
 
 /** What operations have taken out of the object at a pointer, with what it was. */
 function removed(at, state) {
-  return [...state.marks].filter(([path, op]) => op === "remove" && path.slice(0, path.lastIndexOf("/")) === at)
-    .map(([path]) => [path.slice(path.lastIndexOf("/") + 1).replaceAll("~1", "/").replaceAll("~0", "~"),
-      state.before === undefined ? undefined : pointed(state.before, path)]);
+  return [...state.marks]
+    .filter(([path, op]) => op === "remove" && path.slice(0, path.lastIndexOf("/")) === at)
+    .map(([path]) => [
+      path
+        .slice(path.lastIndexOf("/") + 1)
+        .replaceAll("~1", "/")
+        .replaceAll("~0", "~"),
+      state.before === undefined ? undefined : pointed(state.before, path),
+    ]);
 }
 
 /** A value in a few words. */

@@ -43,28 +43,62 @@ async function open(app, door, why, done) {
   };
   document.getElementById("frame").inert = true;
   const forms = [organisation(methods.oidc), methods.password ? person(submit) : null, token(submit, !methods.password)];
-  fill(door, h("section", { class: "door", "aria-labelledby": "door-title" },
-    h("img", { src: "/-/admin/icon.svg", alt: "", width: "44", height: "44" }),
-    h("h1", { id: "door-title" }, "Lockgate"), h("p", { class: "why" }, why ?? "Log in to see what waits for a decision."), problem, forms));
+  fill(
+    door,
+    h(
+      "section",
+      { class: "door", "aria-labelledby": "door-title" },
+      h("img", { src: "/-/admin/icon.svg", alt: "", width: "44", height: "44" }),
+      h("h1", { id: "door-title" }, "Lockgate"),
+      h("p", { class: "why" }, why ?? "Log in to see what waits for a decision."),
+      problem,
+      forms,
+    ),
+  );
   door.querySelector("input")?.focus();
 }
 
 function person(submit) {
-  const name = h("input", { id: "login-name", name: "username", autocomplete: "username", required: true, autocapitalize: "none", spellcheck: "false" });
-  const password = h("input", { id: "login-password", type: "password", name: "password", autocomplete: "current-password", required: true });
-  return h("form", { on: { submit: submit(() => ({ name: name.value, password: password.value })) } },
-    field("Name", name), field("Password", password), h("button", { type: "submit", class: "primary" }, "Log in"));
+  const name = h("input", {
+    id: "login-name",
+    name: "username",
+    autocomplete: "username",
+    required: true,
+    autocapitalize: "none",
+    spellcheck: "false",
+  });
+  const password = h("input", {
+    id: "login-password",
+    type: "password",
+    name: "password",
+    autocomplete: "current-password",
+    required: true,
+  });
+  return h(
+    "form",
+    { on: { submit: submit(() => ({ name: name.value, password: password.value })) } },
+    field("Name", name),
+    field("Password", password),
+    h("button", { type: "submit", class: "primary" }, "Log in"),
+  );
 }
 
 function token(submit, alone) {
   const text = h("input", { id: "login-token", type: "password", autocomplete: "off", required: true, spellcheck: "false" });
-  const form = h("form", { on: { submit: submit(() => ({ token: text.value.trim() })) } },
+  const form = h(
+    "form",
+    { on: { submit: submit(() => ({ token: text.value.trim() })) } },
     field("Token", text, "The admin token that `lockgate init` showed, or an API token of your own (lgp_…)."),
-    h("button", { type: "submit", class: alone ? "primary" : "" }, "Log in with the token"));
+    h("button", { type: "submit", class: alone ? "primary" : "" }, "Log in with the token"),
+  );
   return alone ? form : h("details", { class: "other" }, h("summary", {}, "Log in with a token"), form);
 }
 
 function organisation(oidc) {
   if (!oidc) return null;
-  return h("a", { class: "button primary wide", href: "/-/oidc/begin", on: { click: () => sessionStorage.setItem(PLACE, location.hash) } }, oidc.label);
+  return h(
+    "a",
+    { class: "button primary wide", href: "/-/oidc/begin", on: { click: () => sessionStorage.setItem(PLACE, location.hash) } },
+    oidc.label,
+  );
 }

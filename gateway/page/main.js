@@ -52,13 +52,16 @@ class App {
     this.shell = new Shell(this, VIEWS);
     this.shortcuts = new Shortcuts(this);
     this.loads = 0;
+    this.stale = new Set(); // what has changed since it was looked at
+    this.looking = false;
+    this.returning = null;
   }
 
   /** Begin: whoever is logged in goes on, anybody else meets the door. */
   async start() {
     returnToPlace();
     const me = await this.api.send("GET", "/-/me").catch((error) => (error.status === 401 ? null : Promise.reject(error)));
-    this.enter(me ?? await logIn(this));
+    this.enter(me ?? (await logIn(this)));
     this.live.addEventListener("changed", (event) => this.changed(event.detail));
     addEventListener("hashchange", () => this.show());
     document.addEventListener("visibilitychange", () => !document.hidden && this.tick());
@@ -75,10 +78,18 @@ class App {
     this.count();
   }
 
-  /** The login is over: show the door over the page, and go on where it was. */
-  async again() {
+  /** The login is over: show the door over the page, and go on where it was. Whoever asks meanwhile waits for the same. */
+  again() {
+    this.returning ??= this.comeBack().finally(() => (this.returning = null));
+    return this.returning;
+  }
+
+  async comeBack() {
+    const before = this.me.id;
     this.live.close();
-    this.enter(await logIn(this, "Your login has ended. Log in again to go on where you were."));
+    const me = await logIn(this, "Your login has ended. Log in again to go on where you were.");
+    if (me.id !== before) location.reload(); // what is shown was for somebody else's eyes
+    this.enter(me);
     this.shell.at(this.place.view);
   }
 
@@ -86,7 +97,7 @@ class App {
     const me = await this.api.send("GET", "/-/me").catch((error) => error);
     if (me.status === 401) {
       await this.again();
-      await this.view?.refresh?.(new Set(["approvals", "calls", "sessions", "breakers"]));
+      await this.refresh(new Set(["approvals", "calls", "sessions", "breakers"]));
     } else {
       setTimeout(() => this.live.source?.readyState === EventSource.CLOSED && this.live.open(), 5_000);
     }
@@ -103,18 +114,20 @@ class App {
     return PERMISSIONS.indexOf(this.me.permission) >= PERMISSIONS.indexOf(need);
   }
 
+  /** Where the address says we are; a view that there is, whatever it says. */
   get place() {
-    return placed(location.hash, FIRST);
+    const place = placed(location.hash);
+    return Object.hasOwn(VIEWS, place.view) ? place : { view: FIRST, id: "", query: {} };
   }
 
   /** Show the view that the address names. The last address wins. */
   async show() {
     const place = this.place;
-    const known = VIEWS[place.view] ?? VIEWS[FIRST];
-    const load = this.loads += 1;
+    const known = VIEWS[place.view];
+    const load = (this.loads += 1);
     this.view?.leave?.();
     this.view = null;
-    this.shell.at(VIEWS[place.view] ? place.view : FIRST);
+    this.shell.at(place.view);
     this.shell.nodes.main.setAttribute("aria-busy", "true");
     const view = await (place.id && known.one ? known.one : known.show)(this, place).catch((error) => failed(error));
     if (load !== this.loads) return;
@@ -128,13 +141,27 @@ class App {
     view.shown?.();
   }
 
-  /** Something has changed at the gateway. */
+  /** Something has changed at the gateway. One look at a time: an answer that was overtaken must not be shown last. */
   async changed(parts) {
-    if (parts.has("approvals")) this.count();
+    for (const part of parts) this.stale.add(part);
+    if (this.looking) return;
+    this.looking = true;
+    while (this.stale.size) {
+      const now = this.stale;
+      this.stale = new Set();
+      if (now.has("approvals")) await this.count();
+      await this.refresh(now);
+    }
+    this.looking = false;
+  }
+
+  /** Bring the view up to date. A gateway that cannot be reached is told of beside the navigation. */
+  async refresh(parts) {
     try {
       await this.view?.refresh?.(parts);
       this.tick();
     } catch (error) {
+      if (error.status === undefined) throw error;
       if (error.status !== 0) this.shell.note(error.message, "bad");
     }
   }
@@ -163,7 +190,10 @@ class App {
 
 function failed(error) {
   if (error.status === undefined) throw error;
-  return { title: "Not shown", node: h("section", { class: "nothing" }, h("h1", { tabindex: "-1" }, "This cannot be shown"), h("p", {}, error.message)) };
+  return {
+    title: "Not shown",
+    node: h("section", { class: "nothing" }, h("h1", { tabindex: "-1" }, "This cannot be shown"), h("p", {}, error.message)),
+  };
 }
 
 new App().start();

@@ -7,10 +7,10 @@ export function href(view, id, query = {}) {
 }
 
 /** The place that an address means. */
-export function placed(hash, first) {
+export function placed(hash) {
   const [path, query = ""] = hash.replace(/^#\/?/, "").split("?", 2);
   const [view, ...id] = path.split("/");
-  return { view: view || first, id: decoded(id.join("/")), query: Object.fromEntries(new URLSearchParams(query)) };
+  return { view, id: decoded(id.join("/")), query: Object.fromEntries(new URLSearchParams(query)) };
 }
 
 /** Go there. */

@@ -6,9 +6,14 @@ import { href } from "./router.js";
 
 const NOTE_MS = 8_000;
 const GLYPHS = {
-  approvals: ["M2.5 8.5l3.5 3.5 7.5-8"], sessions: ["M3 4h10", "M3 8h7", "M3 12h4"], calls: ["M2 5h9l-3-3", "M14 11H5l3 3"],
-  spend: ["M3 13V8", "M8 13V3", "M13 13V6"], budgets: ["M2 8h12", "M2 5v6", "M14 5v6", "M6 8v-2"], breakers: ["M1 8h4l4-4", "M11 8h4"],
-  keys: ["M6 8a3 3 0 1 0-.1.1", "M7 8h7v3", "M11 8v2"], rules: ["M3 3h10v10H3z", "M5.5 6h5", "M5.5 9h3"],
+  approvals: ["M2.5 8.5l3.5 3.5 7.5-8"],
+  sessions: ["M3 4h10", "M3 8h7", "M3 12h4"],
+  calls: ["M2 5h9l-3-3", "M14 11H5l3 3"],
+  spend: ["M3 13V8", "M8 13V3", "M13 13V6"],
+  budgets: ["M2 8h12", "M2 5v6", "M14 5v6", "M6 8v-2"],
+  breakers: ["M1 8h4l4-4", "M11 8h4"],
+  keys: ["M6 8a3 3 0 1 0-.1.1", "M7 8h7v3", "M11 8v2"],
+  rules: ["M3 3h10v10H3z", "M5.5 6h5", "M5.5 9h3"],
   people: ["M8 8a2.5 2.5 0 1 0-.1 0", "M3 14c.5-3 2.5-4 5-4s4.500 1 5 4"],
 };
 
@@ -16,11 +21,16 @@ export class Shell {
   constructor(app, views) {
     this.app = app;
     this.views = views;
-    this.nodes = Object.fromEntries(["frame", "nav", "menu", "status", "main", "notes", "spoken"].map((id) => [id, document.getElementById(id)]));
+    this.nodes = Object.fromEntries(
+      ["frame", "nav", "menu", "status", "main", "notes", "spoken"].map((id) => [id, document.getElementById(id)]),
+    );
     this.waiting = 0;
     this.nodes.menu.addEventListener("click", () => this.unfold(this.nodes.menu.getAttribute("aria-expanded") !== "true"));
     this.live = h("span", { class: "live", data: { state: "connecting" } });
     app.live.addEventListener("state", () => this.showLive());
+    this.theme = h("button", { type: "button", class: "quiet", on: { click: () => app.theme.turn() } });
+    app.theme.addEventListener("changed", () => this.showTheme());
+    this.showTheme();
     document.querySelector(".skip").addEventListener("click", (event) => {
       event.preventDefault();
       this.nodes.main.focus();
@@ -30,17 +40,27 @@ export class Shell {
   /** Show the frame for whoever is logged in. */
   welcome(me) {
     const named = Object.entries(this.views).filter(([, view]) => view.label && (!view.need || this.app.can(view.need)));
-    this.links = new Map(named.map(([name, view]) => [name, h("a", { href: href(name) }, icon(...GLYPHS[name]), h("span", {}, view.label))]));
+    this.links = new Map(
+      named.map(([name, view]) => [name, h("a", { href: href(name) }, icon(...GLYPHS[name]), h("span", {}, view.label))]),
+    );
     this.badge = h("span", { class: "count", hidden: true });
     this.links.get("approvals").append(this.badge);
-    fill(this.nodes.nav, h("ul", {}, [...this.links.values()].map((link) => h("li", {}, link))));
-    const theme = h("button", { type: "button", class: "quiet", on: { click: () => this.app.theme.turn() } });
-    const named_theme = () => fill(theme, `Theme: ${{ auto: "system", light: "light", dark: "dark" }[this.app.theme.choice]}`);
-    this.app.theme.addEventListener("changed", named_theme);
-    named_theme();
-    fill(this.nodes.status, this.live, h("span", { class: "who", title: `${me.permission}, by ${me.via}` }, me.name || me.id), theme,
+    fill(
+      this.nodes.nav,
+      h(
+        "ul",
+        {},
+        [...this.links.values()].map((link) => h("li", {}, link)),
+      ),
+    );
+    fill(
+      this.nodes.status,
+      this.live,
+      h("span", { class: "who", title: `${me.permission}, by ${me.via}` }, me.name || me.id),
+      this.theme,
       h("button", { type: "button", class: "quiet", on: { click: () => this.app.shortcuts.help() } }, "Shortcuts"),
-      h("button", { type: "button", class: "quiet", on: { click: () => this.app.logOut() } }, "Log out"));
+      h("button", { type: "button", class: "quiet", on: { click: () => this.app.logOut() } }, "Log out"),
+    );
     this.showLive();
     this.nodes.frame.hidden = false;
     if (!EXACT) this.note("This browser rounds numbers beyond 2^53. Use a newer one to decide on actions that hold such.", "bad", Infinity);
@@ -88,9 +108,18 @@ export class Shell {
   ask(title, body, actions, first) {
     const dialog = h("dialog", { "aria-labelledby": "dialog-title" });
     const buttons = actions.map(({ value, label, kind }) =>
-      h("button", { type: "button", class: kind, data: { value }, on: { click: () => dialog.close(value) } }, label));
-    dialog.append(h("h2", { id: "dialog-title" }, title), h("div", { class: "body" }, body), h("div", { class: "actions" },
-      h("button", { type: "button", class: "quiet", on: { click: () => dialog.close("") } }, "Cancel"), buttons));
+      h("button", { type: "button", class: kind, data: { value }, on: { click: () => dialog.close(value) } }, label),
+    );
+    dialog.append(
+      h("h2", { id: "dialog-title" }, title),
+      h("div", { class: "body" }, body),
+      h(
+        "div",
+        { class: "actions" },
+        h("button", { type: "button", class: "quiet", on: { click: () => dialog.close("") } }, "Cancel"),
+        buttons,
+      ),
+    );
     document.body.append(dialog);
     return new Promise((resolve) => {
       dialog.addEventListener("close", () => {
@@ -105,6 +134,10 @@ export class Shell {
   unfold(open) {
     this.nodes.menu.setAttribute("aria-expanded", String(open));
     this.nodes.nav.classList.toggle("open", open);
+  }
+
+  showTheme() {
+    fill(this.theme, `Theme: ${this.app.theme.choice === "auto" ? "system" : this.app.theme.choice}`);
   }
 
   showLive() {

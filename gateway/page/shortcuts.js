@@ -4,9 +4,16 @@ import { h } from "./dom.js";
 
 const KEY = "lockgate-shortcuts";
 const KNOWN = [
-  ["j / k", "the next or the one before, in a list and among approvals"], ["Enter", "open what has the focus"],
-  ["x", "select an approval, for a decision on several"], ["a", "approve"], ["d", "deny"], ["e", "edit the arguments"],
-  ["/", "filter"], ["u", "back to the list"], ["1 – 9", "the views, in their order"], ["?", "this help"],
+  ["j / k", "the next or the one before, in a list and among approvals"],
+  ["Enter", "open what has the focus"],
+  ["x", "select an approval, for a decision on several"],
+  ["a", "approve"],
+  ["d", "deny"],
+  ["e", "edit the arguments"],
+  ["/", "filter"],
+  ["u", "back to the list"],
+  ["1 – 9", "the views, in their order"],
+  ["?", "this help"],
 ];
 
 export class Shortcuts {
@@ -33,13 +40,29 @@ export class Shortcuts {
 
   /** What the keys do, and whether they do it. */
   async help() {
-    const rows = KNOWN.map(([key, what]) => h("div", {}, h("dt", {}, key.split(" / ").map((each) => h("kbd", {}, each))), h("dd", {}, what)));
+    const rows = KNOWN.map(([key, what]) =>
+      h(
+        "div",
+        {},
+        h(
+          "dt",
+          {},
+          key.split(" / ").map((each) => h("kbd", {}, each)),
+        ),
+        h("dd", {}, what),
+      ),
+    );
     const choice = h("input", { type: "checkbox", id: "shortcuts-on", checked: this.on });
     choice.addEventListener("change", () => {
       this.on = choice.checked;
       localStorage.setItem(KEY, this.on ? "on" : "off");
     });
-    await this.app.shell.ask("Shortcuts", [h("dl", { class: "keys" }, rows), h("label", { class: "check" }, choice, " Single keys do this")], [], choice);
+    await this.app.shell.ask(
+      "Shortcuts",
+      [h("dl", { class: "keys" }, rows), h("label", { class: "check" }, choice, " Single keys do this")],
+      [],
+      choice,
+    );
   }
 }
 

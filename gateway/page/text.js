@@ -4,13 +4,38 @@ import { h } from "./dom.js";
 
 // Controls, formats (right-to-left overrides, zero widths, tags), private and unassigned letters, lone surrogates, blanks that are not
 // the space, fillers and selectors. Tabs and line ends are left as they are.
-const UNSEEN = new RegExp("(?![\\n\\t])[\\p{Cc}\\p{Cf}\\p{Cn}\\p{Co}\\p{Cs}\\p{Zl}\\p{Zp}\\u00a0\\u034f\\u115f\\u1160\\u1680\\u180b-\\u180f" +
-  "\\u2000-\\u200a\\u202f\\u205f\\u3000\\u3164\\ufe00-\\ufe0e\\uffa0\\u{e0100}-\\u{e01ef}]", "gu");
+const UNSEEN = new RegExp(
+  "(?![\\n\\t])[\\p{Cc}\\p{Cf}\\p{Cn}\\p{Co}\\p{Cs}\\p{Zl}\\p{Zp}\\u00a0\\u034f\\u115f\\u1160\\u1680\\u180b-\\u180f" +
+    "\\u2000-\\u200a\\u202f\\u205f\\u3000\\u3164\\ufe00-\\ufe0e\\uffa0\\u{e0100}-\\u{e01ef}]",
+  "gu",
+);
 const NAMES = new Map([
-  [0x00, "NUL"], [0x07, "BEL"], [0x08, "BS"], [0x0d, "CR"], [0x1b, "ESC"], [0x7f, "DEL"], [0xa0, "NBSP"], [0xad, "SHY"],
-  [0x200b, "ZWSP"], [0x200c, "ZWNJ"], [0x200d, "ZWJ"], [0x200e, "LRM"], [0x200f, "RLM"], [0x202a, "LRE"], [0x202b, "RLE"],
-  [0x202c, "PDF"], [0x202d, "LRO"], [0x202e, "RLO"], [0x2028, "LS"], [0x2029, "PS"], [0x2060, "WJ"], [0x2066, "LRI"],
-  [0x2067, "RLI"], [0x2068, "FSI"], [0x2069, "PDI"], [0xfeff, "BOM"],
+  [0x00, "NUL"],
+  [0x07, "BEL"],
+  [0x08, "BS"],
+  [0x0d, "CR"],
+  [0x1b, "ESC"],
+  [0x7f, "DEL"],
+  [0xa0, "NBSP"],
+  [0xad, "SHY"],
+  [0x200b, "ZWSP"],
+  [0x200c, "ZWNJ"],
+  [0x200d, "ZWJ"],
+  [0x200e, "LRM"],
+  [0x200f, "RLM"],
+  [0x202a, "LRE"],
+  [0x202b, "RLE"],
+  [0x202c, "PDF"],
+  [0x202d, "LRO"],
+  [0x202e, "RLO"],
+  [0x2028, "LS"],
+  [0x2029, "PS"],
+  [0x2060, "WJ"],
+  [0x2066, "LRI"],
+  [0x2067, "RLI"],
+  [0x2068, "FSI"],
+  [0x2069, "PDI"],
+  [0xfeff, "BOM"],
 ]);
 const MOST_MARKS = 200; // in one piece; where there are more they are plain text, which costs no element each
 const PIECE = 8_192; // letters of a piece: what is out of sight is not laid out
@@ -20,7 +45,9 @@ const SLICE_MS = 8; // of work at a stretch while a long text is unfolded: the p
 
 /** One line of text, as a `bdi`: what it holds cannot turn or break what stands around it. */
 export function said(text, props = {}) {
-  const line = String(text ?? "").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  const line = String(text ?? "")
+    .replaceAll("\n", "⏎")
+    .replaceAll("\t", "⇥");
   return h("bdi", { ...props, class: `said ${props.class ?? ""}`.trim() }, marked(line));
 }
 
@@ -48,7 +75,7 @@ export function foldAt(text) {
 /** A size as people read it. */
 export function size(bytes) {
   if (bytes < 1_000) return `${bytes} bytes`;
-  return bytes < 1_000_000 ? `${Math.round(bytes / 1_000)} kB` : `${(bytes / 1_000_000).toFixed(1)} MB`;
+  return bytes < 999_500 ? `${Math.round(bytes / 1_000)} kB` : `${(bytes / 1_000_000).toFixed(1)} MB`;
 }
 
 function lines(text) {

@@ -9,13 +9,13 @@ export class Theme extends EventTarget {
     this.root = root;
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.dark.addEventListener("change", () => this.dispatchEvent(new Event("changed")));
-    this.choice = localStorage.getItem(KEY) ?? "auto";
+    this.choice = Object.hasOwn(NEXT, localStorage.getItem(KEY) ?? "") ? localStorage.getItem(KEY) : "auto";
     this.apply();
   }
 
   /** The next choice: as the system, light, dark. */
   turn() {
-    this.choice = NEXT[this.choice] ?? "auto";
+    this.choice = NEXT[this.choice];
     localStorage.setItem(KEY, this.choice);
     this.apply();
   }

@@ -2,7 +2,12 @@
 
 import { h } from "./dom.js";
 
-const UNITS = [[86_400, "d"], [3_600, "h"], [60, "min"], [1, "s"]];
+const UNITS = [
+  [86_400, "d"],
+  [3_600, "h"],
+  [60, "min"],
+  [1, "s"],
+];
 const SHORT_S = 600;
 const LOW = 0.25;
 const LAST = 0.1;
@@ -36,7 +41,11 @@ export function left(time, over = "over") {
 
 /** A chamber whose level falls from one time to another one. For eyes only: the words stand beside it. */
 export function gauge(begin, end) {
-  return h("span", { class: "gauge", "aria-hidden": "true", data: { begin: String(Date.parse(begin)), end: String(Date.parse(end)) } }, h("i", {}));
+  return h(
+    "span",
+    { class: "gauge", "aria-hidden": "true", data: { begin: String(Date.parse(begin)), end: String(Date.parse(end)) } },
+    h("i", {}),
+  );
 }
 
 /** A time in the reader's own zone. */
@@ -47,8 +56,13 @@ export function local(time) {
 /** A time of day, with its day where that is another. */
 export function clock(time) {
   const date = new Date(time);
-  const day = date.toDateString() === new Date().toDateString() ? "" : `${date.toLocaleDateString(undefined, { month: "short", day: "numeric" })} `;
-  return h("time", { datetime: new Date(date).toISOString(), title: local(date) }, day + date.toLocaleTimeString(undefined, { timeStyle: "medium" }));
+  const day =
+    date.toDateString() === new Date().toDateString() ? "" : `${date.toLocaleDateString(undefined, { month: "short", day: "numeric" })} `;
+  return h(
+    "time",
+    { datetime: new Date(date).toISOString(), title: local(date) },
+    day + date.toLocaleTimeString(undefined, { timeStyle: "medium" }),
+  );
 }
 
 /** Nanoseconds since the epoch as a time that a browser can read. */

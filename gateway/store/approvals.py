@@ -167,9 +167,8 @@ class SqliteApprovals:
         ticket = ticket_at(connection, claim.ticket)
         if ticket is None or not claimable(ticket, claim.digest, claim.fence, now_ns):
             return False
-        change = released(ticket, call_id=call_id, keep=stays, now_ns=now_ns)
-        write_step(connection, change, notify=self._calls.notify)
-        link_released(connection, call_id, ticket.id, 0 if stays else change.ticket.fence)
+        write_step(connection, released(ticket, call_id=call_id, keep=stays, now_ns=now_ns), notify=self._calls.notify)
+        link_released(connection, call_id, ticket.id)
         return True
 
     async def _read(self, query: Callable[[Connection], T]) -> T:

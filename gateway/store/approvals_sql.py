@@ -61,7 +61,8 @@ _EDITED: Final = (
     "ORDER BY rowid DESC LIMIT 1")
 _LATEST: Final = f"SELECT {_COLUMNS} FROM approvals WHERE principal = ? AND presented = ? ORDER BY rowid DESC LIMIT 1"  # noqa: S608
 _DUE: Final = (
-    f"SELECT {_COLUMNS} FROM approvals WHERE state IN ('pending', 'approved') AND expires_ns <= ? ORDER BY expires_ns LIMIT ?")  # noqa: S608
+    f"SELECT {_COLUMNS} FROM approvals INDEXED BY approvals_due "  # noqa: S608
+    "WHERE state IN ('pending', 'approved') AND expires_ns <= ? ORDER BY expires_ns LIMIT ?")
 _VOTES: Final = f"SELECT {', '.join(VOTE_COLUMNS)} FROM approval_votes WHERE ticket = ? ORDER BY n"  # noqa: S608
 _RESULT_OF: Final = f"SELECT {', '.join(RESULT_COLUMNS)} FROM approval_results WHERE ticket = ?"  # noqa: S608
 _FILTERS: Final = ("rule", "tool", "route", "kind", "principal", "session", "team", "shape", "call_id", "mode")

@@ -66,11 +66,11 @@ def link(connection: Connection, seq: int, record: CallRecord, claim: Claim | No
         connection.execute(_LINK, (seq, text(record.approval), 0))
 
 
-def link_released(connection: Connection, call_id: str, ticket_id: str, fence: int) -> None:
-    """Note which approval something of a call was released under, where the call is on record."""
+def link_released(connection: Connection, call_id: str, ticket_id: str) -> None:
+    """Note which approval something of a call's answer was released under, where the call is on record. It was not made under it."""
     row = connection.execute("SELECT seq FROM calls WHERE id = ?", (text(call_id),)).fetchone()
     if row is not None:
-        connection.execute(_LINK, (row[0], text(ticket_id), fence))
+        connection.execute(_LINK, (row[0], text(ticket_id), 0))
 
 
 def end(connection: Connection, seq: int, record: CallRecord, *, result: Result | None, notify: Notify) -> None:

@@ -81,7 +81,8 @@ INVARIANTS: Final = (
     Invariant(
         "completed-means-allowed",
         "SELECT calls.id, decision FROM outcomes JOIN calls USING (seq) WHERE outcome = 'completed' "
-        "AND (decision = 'deny' OR (decision = 'held' AND seq NOT IN (SELECT seq FROM call_approvals) AND calls.id NOT IN (SELECT call_id FROM grant_uses)))",
+        "AND (decision = 'deny' OR (decision = 'held' AND seq NOT IN (SELECT seq FROM call_approvals) "
+        "AND calls.id NOT IN (SELECT call_id FROM grant_uses)))",
         "the client was given the answer to a call that neither the rules nor people let through",
     ),
     Invariant(

@@ -28,7 +28,8 @@ APPROVAL_INVARIANTS: Final = (
     Invariant(
         "approval-is-claimed-once",
         "SELECT ticket, fence, call_id FROM (SELECT ticket, fence, call_id, event, "
-        "lag(event, 1, '') OVER (PARTITION BY ticket ORDER BY id) AS before FROM approval_events WHERE event IN ('claim', 'return')) WHERE event = 'claim' AND before = 'claim' "
+        "lag(event, 1, '') OVER (PARTITION BY ticket ORDER BY id) AS before FROM approval_events "
+        "WHERE event IN ('claim', 'return')) WHERE event = 'claim' AND before = 'claim' "
         "UNION ALL SELECT id, fence, executed_by FROM approvals "
         "WHERE fence != (SELECT count(*) FROM approval_events WHERE ticket = approvals.id AND event = 'claim') "
         "UNION ALL SELECT ticket, fence, '' FROM call_approvals WHERE fence > 0 GROUP BY ticket, fence HAVING count(*) > 1",

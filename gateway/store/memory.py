@@ -10,7 +10,7 @@ from gateway.core.approval import Result
 from gateway.core.budget import Granted, Need, Short
 from gateway.core.rate import Spent
 from gateway.errors import StoreError
-from gateway.store.approvals_protocol import Approvals, Outbox, People, SessionDesk, Unclaimed
+from gateway.store.approvals_protocol import Approvals, Outbox, People, Unclaimed
 from gateway.store.bodies import pack
 from gateway.store.memory_approvals import MemoryApprovals
 from gateway.store.memory_breakers import MemoryBreakers
@@ -59,6 +59,7 @@ from gateway.store.rows import (
     outcome_values,
     paths_of,
 )
+from gateway.store.session_protocol import SessionDesk
 from gateway.store.traces import USE_VALUES, Trace, begin_trace, finish_trace, refusal_trace
 
 _FREE: Final = Need(0)
@@ -166,9 +167,9 @@ class MemoryJournal:
         }
 
     def _linked(self, entry: CallRows) -> CallRows:
-        """With the approval that the call was made under, or waited for."""
+        """With the approvals that the call was made under, or waited for."""
         links = self._approvals.links.get(entry.call["id"], {})
-        return replace(entry, approval=max(links, key=lambda each: (links[each], each), default=""))
+        return replace(entry, approvals=sorted(links, key=lambda each: (links[each], each), reverse=True))
 
     def _of(self, call_id: str, approval: str | None) -> bool:
         links = self._approvals.links.get(call_id, {})

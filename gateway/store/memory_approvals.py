@@ -163,9 +163,8 @@ class MemoryApprovals:
         ticket = self._tickets.get(text(claim.ticket))
         if ticket is None or not claimable(ticket, claim.digest, claim.fence, now_ns):
             return False
-        change = released(ticket, call_id=call_id, keep=keep, now_ns=now_ns)
-        self._keep(change)
-        self._link(call_id, ticket.id, 0 if keep else change.ticket.fence)
+        self._keep(released(ticket, call_id=call_id, keep=keep, now_ns=now_ns))
+        self._link(text(call_id), ticket.id, 0)
         return True
 
     async def delivered(self, ticket_id: str, *, now_ns: int) -> None:

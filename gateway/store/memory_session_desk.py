@@ -6,11 +6,12 @@ from typing import Any, Final, TypeAlias
 from gateway.call import Json
 from gateway.core.approval_steps import VOTED
 from gateway.session import SessionKey
-from gateway.store.approvals_protocol import Approvals, SessionFilter, SessionState, TicketFilter
+from gateway.store.approvals_protocol import Approvals, TicketFilter
 from gateway.store.memory_sessions import MemorySession, MemorySessions
 from gateway.store.protocol import Keys
 from gateway.store.rows import CallRows, text
 from gateway.store.session_desk import check_change, check_fact
+from gateway.store.session_protocol import SessionFilter, SessionState
 from gateway.store.session_rows import (
     APPROVALS,
     CALLS,

@@ -14,7 +14,8 @@ from gateway.core.breaker import Breaker, Step
 from gateway.core.budget import Balance, Granted, Need, Short
 from gateway.core.rate import Spent, Take
 from gateway.session import SessionFacts, SessionKey, SessionQuery
-from gateway.store.approvals_protocol import Approvals, Claim, Outbox, People, SessionDesk, Unclaimed
+from gateway.store.approvals_protocol import Approvals, Claim, Outbox, People, Unclaimed
+from gateway.store.session_protocol import SessionDesk
 
 END_OF_TIME: Final = 2**63 - 1
 

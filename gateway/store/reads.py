@@ -35,9 +35,7 @@ _ATTEMPT_COUNT: Final = """
 CASE WHEN outcomes.seq IS NOT NULL OR provider = '' THEN (SELECT count(*) FROM attempts WHERE attempts.seq = calls.seq)
     ELSE 1 + (SELECT count(*) FROM dispatches WHERE dispatches.seq = calls.seq) END
 """
-_APPROVAL: Final = """
-coalesce((SELECT ticket FROM call_approvals WHERE call_approvals.seq = calls.seq ORDER BY fence DESC, ticket DESC LIMIT 1), '')
-"""
+_APPROVAL: Final = "(SELECT ticket FROM call_approvals WHERE call_approvals.seq = calls.seq ORDER BY fence DESC, ticket DESC LIMIT 1)"
 # `seq` is the order of commit: paging by it misses no call that was created earlier and committed later.
 _LIST: Final = f"""
 SELECT {_COLUMNS}, verdicts.withheld, verdicts.labels, plans.part_of, {_LAST_TARGET}, {_ATTEMPT_COUNT}, {_APPROVAL} FROM calls
@@ -69,7 +67,7 @@ _ATTEMPTS: Final = (
 _VERDICTS: Final = f"SELECT {', '.join(VERDICT_COLUMNS)} FROM verdicts WHERE seq = ?"  # noqa: S608 - constants
 _PATHS: Final = f"SELECT {', '.join(PATH_COLUMNS)} FROM paths WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 _PLAN: Final = "SELECT plan, part_of FROM plans WHERE seq = ?"
-_APPROVAL_OF: Final = "SELECT ticket FROM call_approvals WHERE seq = ? ORDER BY fence DESC, ticket DESC LIMIT 1"
+_APPROVALS: Final = "SELECT ticket FROM call_approvals WHERE seq = ? ORDER BY fence DESC, ticket DESC"
 _PARTS: Final = "SELECT id FROM plans JOIN calls USING (seq) WHERE part_of = ? AND part_of != '' ORDER BY seq"  # the index is of those
 _USES: Final = f"SELECT {', '.join(USE_COLUMNS)} FROM tool_uses WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 # Attempt 1 has its intent in the row of the call; how long after the call's arrival it was sent is not kept.
@@ -101,7 +99,8 @@ def list_calls(connection: Connection, wanted: CallFilter) -> list[dict[str, Any
         *known, withheld, labels, part_of, target, attempts, approval = row
         outcome = _row(OUTCOME_COLUMNS, known[width:]) if known[width] is not None else None
         verdicts = {"withheld": withheld, "labels": labels} if withheld is not None else None
-        rows = CallRows(_row(CALL_COLUMNS, known[:width]), outcome, verdicts, part_of=part_of or "", approval=approval)
+        met = (approval,) if approval else ()
+        rows = CallRows(_row(CALL_COLUMNS, known[:width]), outcome, verdicts, part_of=part_of or "", approvals=met)
         found.append(call_json(rows, target, attempts))
     return found
 
@@ -117,7 +116,6 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
         ended = connection.execute(_OUTCOME, (seq,)).fetchone()
         judged = connection.execute(_VERDICTS, (seq,)).fetchone()
         plan, part_of = connection.execute(_PLAN, (seq,)).fetchone() or ("", "")
-        (approval,) = connection.execute(_APPROVAL_OF, (seq,)).fetchone() or ("",)
         return detail_json(CallRows(
             _row((*CALL_COLUMNS, "request_encoding", "request"), found[1:]),
             _row((*OUTCOME_COLUMNS, "response_encoding", "response"), ended) if ended else None,
@@ -126,7 +124,8 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
             pending_attempts(connection, seq),
             [_row(USE_COLUMNS, row) for row in connection.execute(_USES, (seq,)).fetchall()],
             [_row(PATH_COLUMNS, row) for row in connection.execute(_PATHS, (seq,)).fetchall()],
-            plan, part_of, [row[0] for row in connection.execute(_PARTS, (text(call_id),)).fetchall()], approval,
+            plan, part_of, [row[0] for row in connection.execute(_PARTS, (text(call_id),)).fetchall()],
+            [row[0] for row in connection.execute(_APPROVALS, (seq,)).fetchall()],
         ))
     finally:
         if connection.in_transaction:

@@ -53,7 +53,7 @@ JOURNAL_FIELDS: Final = (
     "outcome", "status", "code", "message", "withheld", "target", "attempt_count", "first_byte_ns", "finish_reasons",
     "usage", "cost_nusd", "cost_usd", "part_of", "approval",
 )
-DETAIL_FIELDS: Final = ("reasons", "verdicts", "tool_uses", "plan", "parts", "attempts", "request", "response")
+DETAIL_FIELDS: Final = ("reasons", "verdicts", "tool_uses", "plan", "parts", "approvals", "attempts", "request", "response")
 MOST_PAGE_BYTES: Final = 32 * 1024 * 1024  # of bodies in a page of `decided()`
 OPEN: Final = "open"  # what `outcome` says while there is none
 
@@ -164,7 +164,7 @@ def absent_to_none(values: Values) -> tuple[Any, ...]:
 
 
 def call_json(rows: "CallRows", target: str, attempt_count: int) -> dict[str, Any]:
-    """`JOURNAL_FIELDS` of a call, of whose rows `call`, `outcome`, `verdicts`, `part_of` and `approval` are looked at."""
+    """`JOURNAL_FIELDS` of a call, of whose rows `call`, `outcome`, `verdicts`, `part_of` and `approvals` are looked at."""
     call, ended = rows.call, rows.outcome or {}
     later = rows.verdicts or {"withheld": 0, "labels": ""}
     cost = ended.get("cost_nusd")
@@ -177,14 +177,16 @@ def call_json(rows: "CallRows", target: str, attempt_count: int) -> dict[str, An
         "finish_reasons": _loads(ended.get("finish_reasons", ""), []), "usage": _usage_json(ended),
         "target": target or None, "attempt_count": attempt_count,
         "cost_nusd": cost, "cost_usd": None if cost is None else usd(cost), "part_of": rows.part_of or None,
-        "approval": rows.approval or None,
+        "approval": rows.approvals[0] if rows.approvals else None,
     }
     return {name: facts[name] for name in JOURNAL_FIELDS}
 
 
 @dataclass(slots=True)
 class CallRows:
-    """All rows of one call. `pending` are the intents of its attempts, `parts` the ids of the calls that were made for it."""
+    """All rows of one call. `pending` are the intents of its attempts, `parts` the ids of the calls that were made for it, `approvals`
+    those of the approvals that it waited for, the one first that it was made under.
+    """
 
     call: Row
     outcome: Row | None = None
@@ -196,7 +198,7 @@ class CallRows:
     plan: str = ""
     part_of: str = ""
     parts: Sequence[str] = ()
-    approval: str = ""
+    approvals: Sequence[str] = ()
 
 
 def detail_json(rows: CallRows) -> dict[str, Any]:
@@ -218,6 +220,7 @@ def detail_json(rows: CallRows) -> dict[str, Any]:
     ]
     detail["plan"] = _loads(rows.plan, None)
     detail["parts"] = list(rows.parts)
+    detail["approvals"] = list(rows.approvals)
     detail["attempts"] = tries
     detail["request"] = body_text(call["request_encoding"], call["request"])
     detail["response"] = body_text(outcome["response_encoding"], outcome["response"]) if outcome else None

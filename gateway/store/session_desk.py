@@ -8,10 +8,10 @@ import orjson
 from gateway.call import Json
 from gateway.core.approval import NotPossibleError
 from gateway.session import SessionKey
-from gateway.store.approvals_protocol import OutdatedError, SessionFilter, SessionState
 from gateway.store.database import Connection
 from gateway.store.reader import Reader
 from gateway.store.rows import text
+from gateway.store.session_protocol import OutdatedError, SessionFilter, SessionState
 from gateway.store.session_reads import facts_of, list_sessions, one_session, owners_of, timeline
 from gateway.store.session_rows import CHANGED, FACT, KILLED, MOST_FACTS, Place, fact_put
 from gateway.store.session_sql import add_event

@@ -13,9 +13,9 @@ from typing import Any, Final
 import orjson
 
 from gateway.session import SessionKey
-from gateway.store.approvals_protocol import SessionFilter
 from gateway.store.database import Connection
 from gateway.store.rows import text
+from gateway.store.session_protocol import SessionFilter
 from gateway.store.session_rows import (
     APPROVALS,
     CALLS,

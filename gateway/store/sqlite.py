@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.errors import SetupError, StoreError, StoreUnavailable
 from gateway.store.approvals import SqliteApprovals
-from gateway.store.approvals_protocol import Approvals, Outbox, People, SessionDesk
+from gateway.store.approvals_protocol import Approvals, Outbox, People
 from gateway.store.breakers import SqliteBreakers
 from gateway.store.budgets import SqliteBudgets
 from gateway.store.bundles import SqliteBundles
@@ -20,6 +20,7 @@ from gateway.store.people import SqlitePeople
 from gateway.store.protocol import Breakers, Budgets, Bundles, Journal, Keys, Sessions
 from gateway.store.reader import Reader
 from gateway.store.session_desk import SqliteSessionDesk
+from gateway.store.session_protocol import SessionDesk
 from gateway.store.sessions import SqliteSessions
 from gateway.store.writer import Do, Writer
 

@@ -49,7 +49,7 @@ CALL_FIELDS: Final[Mapping[str, str]] = {
     "estimated_usd": "Of `cost_usd` what is an upper bound of ours, because a provider did not say what it used; null where there is none.",
     "reserved_usd": "What was set aside for the call in USD; null where no budget bound it.",
     "account": "The account (`BUDGET/SUBJECT`) whose budget refused the call or the rest of its answer; empty where none did.",
-    "session": "`X-Lockgate-Session`.",
+    "session": "`X-Lockgate-Session`, else what it is derived from (`[sessions] derive`).",
     "run": "`X-Lockgate-Run`.",
     "step": "`X-Lockgate-Step`.",
     "message": "What the caller was told, without secrets; cut off after 1,000 characters.",

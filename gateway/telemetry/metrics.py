@@ -283,11 +283,10 @@ class Metrics:
     def rule_counts(self) -> RuleCounts:
         """How often each rule has contributed, as counted so far, over all workers."""
         counts: dict[tuple[str, str], dict[str, int]] = {}
-        for metric in self._visible.collect():
-            for sample in metric.samples if metric.name == RULES.name.removesuffix("_total") else ():
-                verdicts = counts.setdefault((sample.labels["rule"], sample.labels["mode"]), {})
-                verdict = sample.labels["verdict"]
-                verdicts[verdict] = verdicts.get(verdict, 0) + int(sample.value)
+        for sample in (sample for metric in self._visible.collect() for sample in metric.samples if sample.name == RULES.name):
+            verdicts = counts.setdefault((sample.labels["rule"], sample.labels["mode"]), {})
+            verdict = sample.labels["verdict"]
+            verdicts[verdict] = verdicts.get(verdict, 0) + int(sample.value)  # a rule's effect may have been another before a reload
         return counts
 
     def _count_money(self, record: CallRecord, route: str) -> None:

@@ -52,6 +52,7 @@ private = true
 effect = "at_most_once"
 [tool.arguments]
 required = ["amount", "payee"]
+additionalProperties = true
 [tool.arguments.properties]
 amount = {{ type = "number" }}
 payee = {{ type = "string" }}
@@ -63,9 +64,14 @@ method = "POST"
 url = "{erp}/drop"
 private = true
 irreversible = true
+[tool.arguments]
+additionalProperties = true
 """
 
 POLICIES = """
+[defaults]
+tools = "allow"
+
 [[rule]]
 id = "payments-above-1000"
 phase = "tool_call"
@@ -148,15 +154,16 @@ class Desk:
     dropped: list[dict[str, Any]] = field(default_factory=list)
     broken: asyncio.Event = field(default_factory=asyncio.Event)
     gateway: Gateway = field(init=False)
-    watched: Watched = field(init=False)
+    watched: Watched = field(default_factory=lambda: Watched("http://nowhere"))
     http: aiohttp.ClientSession = field(init=False)
     key: str = ""
 
-    async def open(self, *, config: str = "", policies: str = POLICIES, parts: Parts | None = None) -> "Desk":
+    async def open(self, *, config: str = "", policies: str = POLICIES, routes: str = "", parts: Parts | None = None) -> "Desk":
+        """Start the gateway; `config` and `routes` are added to what is there anyway, with UPSTREAM as the simulated provider's URL."""
         erp = await self._erp()
         one = await self.stack.enter_async_context(Simulator(port=0))
-        for name, text in {"config.toml": self._config(one.url) + config, "routes/routes.toml": ROUTES.format(erp=erp),
-                           "policies/policies.toml": policies}.items():
+        for name, text in {"config.toml": self._config(one.url) + config.replace("UPSTREAM", one.url), "policies/policies.toml": policies,
+                           "routes/routes.toml": ROUTES.format(erp=erp), "routes/more.toml": routes}.items():
             path = self.folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
@@ -194,15 +201,16 @@ class Desk:
             assert answer.status == 202, await answer.text()
             return answer.headers["Location"].rpartition("/")[2]
 
-    async def present(self, tool: str = "pay_invoice", **arguments: Any) -> tuple[int, dict[str, Any]]:
+    async def present(self, tool: str = "pay_invoice", session: str = "", **arguments: Any) -> tuple[int, dict[str, Any]]:
         """Make the call and wait for its answer."""
-        async with self.http.post(f"/tools/{tool}", json=arguments, headers={"Authorization": f"Bearer {self.key}"}) as answer:
+        headers = {"Authorization": f"Bearer {self.key}", **({"X-Lockgate-Session": session} if session else {})}
+        async with self.http.post(f"/tools/{tool}", json=arguments, headers=headers) as answer:
             return answer.status, await answer.json()
 
-    async def say(self, text: str, session: str = "") -> None:
+    async def say(self, text: str, session: str = "", key: str = "", model: str = "fast") -> None:
         """A call of a model."""
-        headers = {"Authorization": f"Bearer {self.key}", **({"X-Lockgate-Session": session} if session else {})}
-        body = {"model": "fast", "messages": [{"role": "user", "content": text}]}
+        headers = {"Authorization": f"Bearer {key or self.key}", **({"X-Lockgate-Session": session} if session else {})}
+        body = {"model": model, "messages": [{"role": "user", "content": text}]}
         async with self.http.post("/v1/chat/completions", json=body, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
             await answer.read()
@@ -248,7 +256,7 @@ class Desk:
         """No page broke the policy, failed in a script, or asked another origin for anything."""
         for context in self.chromium.contexts:
             for page in context.pages:
-                if page.url.startswith(self.gateway.url):
+                if page.url.startswith(self.watched.origin):
                     self.watched.wrong += await page.evaluate("window.reported")
         assert self.watched.wrong == []
 
@@ -305,8 +313,10 @@ def axe() -> Callable[[Page], Awaitable[list[str]]]:
     source = (Path(__file__).parent / "vendor/axe.min.js").read_text()
 
     async def look(page: Page) -> list[str]:
-        await page.evaluate(source)
-        found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        if await page.evaluate("typeof axe") == "undefined":  # it stays, as long as the document does
+            await page.evaluate(source)
+        found = await page.evaluate("axe.run(document, {resultTypes: ['violations'], elementRef: false})")
+        assert len(found["passes"]) > 10, "axe has hardly looked"
         return [f"{each['impact']} {each['id']}: {node['html']} {node.get('failureSummary', '')}" for each in found["violations"]
                 if each["impact"] in ("serious", "critical") for node in each["nodes"]]
 

@@ -20,7 +20,7 @@ async def test_what_is_held_arrives_without_reload_is_read_and_approved(desk):
     await expect(page).to_have_title(re.compile(r"^\(1\) Approvals"))
 
     await row.click()
-    await expect(page.get_by_role("heading", level=1)).to_contain_text("Nordwind Logistik GmbH")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("pay_invoice")
     await expect(page.locator(".exact")).to_contain_text("12400")
     digest = (await desk.ticket(first))["digest"]
     await expect(page.locator(".digest")).to_contain_text(digest)
@@ -57,6 +57,7 @@ async def test_an_edit_is_a_new_action_that_says_what_was_changed(desk):
     page = await desk.sit_down(at=f"#/approvals/{ticket}")
     await expect(page.locator(".exact .number")).to_have_text("9007199254740993")
     await page.get_by_role("button", name="Edit the arguments").click()
+    assert await page.locator(".decision").evaluate("node => node.inert")  # it would decide on what it was before
     text = page.get_by_label("Arguments")
     await expect(text).to_have_value(re.compile("9007199254740993"))
 
@@ -189,3 +190,48 @@ async def test_what_differs_from_the_last_one_like_it_is_marked(desk):
     await expect(page.locator(".changed")).to_contain_text("Kontor GmbH")
     await expect(page.locator(".changed del")).to_have_text("Kontor AG")
     await expect(page.locator(".removed")).to_contain_text("4711")
+
+
+async def test_what_was_sent_and_never_answered_is_resolved_by_a_person_who_says_what_they_found(desk):
+    await desk.open()
+    desk.broken.set()
+    ticket = await desk.hold(amount=2000, payee="Kontor AG")
+    page = await desk.sit_down(at=f"#/approvals/{ticket}")
+    await page.get_by_role("button", name="Approve").click()
+    await expect(page.locator(".marks .chip").first).to_have_text("approved")
+    await desk.present(amount=2000, payee="Kontor AG")
+    await expect(page.locator(".marks .chip").first).to_have_text("outcome unknown")
+    await page.get_by_role("button", name="It happened").click()
+    await expect(page.locator(".toast.bad")).to_contain_text("Say what you found")  # nothing is resolved without a word
+    await page.get_by_label("What you found").fill("The bank has booked it.")
+    await page.get_by_role("button", name="It happened").click()
+    await expect(page.locator(".marks .chip").first).to_have_text("succeeded")
+    await expect(page.locator(".history")).to_contain_text("The bank has booked it.")
+    assert len(desk.paid) == 1
+
+
+async def test_what_is_withdrawn_is_not_sent(desk):
+    await desk.open()
+    ticket = await desk.hold(amount=2000, payee="Kontor AG")
+    page = await desk.sit_down(at=f"#/approvals/{ticket}")
+    await page.get_by_role("button", name="Withdraw").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Withdraw").click()
+    await expect(page.locator(".marks .chip").first).to_have_text("withdrawn")
+    assert desk.paid == []
+
+
+async def test_the_list_is_filtered_by_what_stands_in_its_address(desk):
+    await desk.open()
+    await desk.hold(amount=2000, payee="Kontor AG")
+    await desk.hold(tool="drop_table", table="orders")
+    page = await desk.sit_down()
+    await expect(page.locator(".queue li")).to_have_count(2)
+    await page.keyboard.press("/")
+    await page.get_by_role("textbox", name="tool").fill("drop_table")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".queue li")).to_have_count(1)
+    await expect(page.locator(".queue li")).to_contain_text("drop_table")
+    await page.reload()
+    await expect(page.locator(".queue li")).to_have_count(1)
+    await page.get_by_role("link", name="tool: drop_table").click()
+    await expect(page.locator(".queue li")).to_have_count(2)

@@ -13,7 +13,7 @@ SHORT_MS = 200
 
 
 async def test_markup_and_scripts_are_shown_as_they_were_written(desk):
-    await desk.open(policies='[[rule]]\nid = "all"\nphase = "tool_call"\neffect = "require_approval"\nmessage = "<b onclick=hacked>look</b>"\n')
+    await desk.open(policies='[defaults]\ntools = "allow"\n[[rule]]\nid = "all"\nphase = "tool_call"\neffect = "require_approval"\nmessage = "<b onclick=hacked>look</b>"\n')
     key = await desk.new_key(MARKUP[:60], team="<i>team</i>")
     ticket = await desk.hold(key=key, session="<u>session</u>", amount=1, payee=MARKUP, **{MARKUP: {"</textarea><script>": [MARKUP]}})
     page = await desk.sit_down()

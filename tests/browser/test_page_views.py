@@ -175,7 +175,7 @@ async def test_rules_show_how_often_they_matched_and_what_shadow_would_have_done
     await lived_in(desk)
     page = await desk.sit_down(at="#/rules")
     await expect(page.locator(".rules > li", has_text="no-secrets")).to_contain_text("1 would have denied")
-    await expect(page.locator(".rules > li", has_text="payments-above-1000")).to_contain_text("policies/policies.toml:2")
+    await expect(page.locator(".rules > li", has_text="payments-above-1000")).to_contain_text("policies/policies.toml:5")
 
 
 async def test_people_are_added_changed_and_disabled(desk):

@@ -60,7 +60,7 @@ def test_the_token_is_shown_once_with_the_next_commands_and_the_pepper_never(tmp
     assert done.exit_code == 0
     assert done.output.count((folder / "secrets/admin-token").read_text().strip()) == 1
     assert (folder / "secrets/pepper").read_text().strip() not in done.output
-    assert [line.strip().split()[1] for line in done.output.splitlines() if line.startswith("  lockgate ")] == ["simulate", "keys", "serve"]
+    assert [line.strip().split()[1] for line in done.output.splitlines() if line.startswith("  lockgate ")] == ["simulate", "keys", "people", "serve"]
     assert f"\n  cd {folder}\n" in done.output
     assert "--config" not in done.output
 

@@ -32,7 +32,7 @@ def call() -> Callable[..., Call]:
     """A chat call; what is given replaces the call's own fields, or goes into its principal."""
 
     def make(body: Any = None, **given: Any) -> Call:
-        of_principal = {key: given.pop(key) for key in ("name", "team", "org", "roles") if key in given}
+        of_principal = {key: given.pop(key) for key in ("name", "team", "org", "roles", "on_behalf_of") if key in given}
         usual = {"id": "call_1", "principal": Principal("key_1", **of_principal), "dialect": "openai",
                  "operation": "chat", "route": "fast", "body": {} if body is None else body, "stream": False,
                  "size": 100, "received_ns": 0, "origin": Origin()}

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.core.accounts import SCOPES
 from gateway.core.actions import action_of
+from gateway.core.approval import Demand, Stage
 from gateway.core.decision import Action, Approval, Clamp, Limit, Redaction, Rerouting, Setting
 from gateway.core.detectors import Detectors
 from gateway.rule_config import RuleConfig
@@ -25,7 +26,13 @@ def test_an_effect_that_its_name_says_all_of_has_no_action(effect: str) -> None:
 
 def test_every_table_becomes_an_action_under_its_rules_id() -> None:
     """One value of each, so that no two are mixed up."""
-    assert action("require_approval", approvers=["role:finance"], quorum=2) == Approval("r", ("role:finance",), 2)
+    finance = Demand("r", (Stage(("role:finance",), 2),))
+    assert action("require_approval", approvers=["role:finance"], quorum=2) == Approval("r", finance)
+    assert action("require_approval", approval={"stages": [{"quorum": 2}, {"approvers": ["team:ops"]}], "denials": 2, "mode": "execute",
+                  "expires": "1h", "on_expiry": "escalate", "escalate_to": ["role:boss"], "hold": "5s", "identity": ["tool.name"],
+                  "by_session": True, "on_disconnect": "withdraw", "notify": ["mail"], "remind": "10m", "grants": False}) == Approval(
+        "r", Demand("r", (Stage((), 2), Stage(("team:ops",), 1)), 2, ("role:boss",)), "execute", 3600.0, 5.0, ("tool.name",),
+        by_session=True, on_disconnect="withdraw", notify=("mail",), remind_s=600.0, grants=False)
     assert action("limit", {"requests": 5, "per": "1m", "by": ["team", "tool"]}) == Limit("r", 60.0, ("team", "tool"), requests=5)
     assert action("limit", {"tokens": 7, "per": "1s", "concurrent": 3}) == Limit("r", 1.0, ("key",), tokens=7, concurrent=3)
     assert action("limit", {"concurrent": 3, "by": ["user", "tag"]}) == Limit("r", 0.0, ("user", "tag"), concurrent=3)

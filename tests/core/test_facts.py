@@ -91,6 +91,7 @@ BODY = {"model": "fast", "messages": [{"role": "user"}], "max_tokens": 7, "tempe
         "tools": [{"type": "function", "function": {"name": "f"}}]}
 EVERYWHERE = {
     "principal.id": "key_1", "principal.name": "n", "principal.team": "t", "principal.org": "o", "principal.roles": ["a", "b"],
+    "principal.on_behalf_of": "grace",
     "protocol": "openai", "route": "fast", "model": "fast", "request.operation": "chat", "request.model": "fast", "request.stream": True,
     "request.size": 100, "request.max_tokens": 7, "request.params": {"model": "fast", "max_tokens": 7, "temperature": 1}, "request.body": BODY,
     "messages": [{"role": "user"}], "texts": ["x"], "tools_offered": ["f"], "session.id": "s1", "session.age": timedelta(seconds=90.5),
@@ -111,7 +112,8 @@ IN_PHASE: dict[Phase, dict[str, Any]] = {
 @pytest.mark.parametrize("phase", PHASES)
 def test_facts_say_what_is_judged(phase: Phase, call: MakeCall) -> None:
     """One value of each, so that no two are mixed up, and every fact of every phase has one."""
-    judged = call(BODY, name="n", team="t", org="o", roles=("a", "b"), stream=True, user="ada", origin=Origin("s1", "r1", "p1", {"k": "v"}))
+    judged = call(BODY, name="n", team="t", org="o", roles=("a", "b"), on_behalf_of="grace", stream=True, user="ada",
+                  origin=Origin("s1", "r1", "p1", {"k": "v"}))
     question = asked(phase, judged)
     assert {name: fact.extract(question) for name, fact in facts_of(phase).items()} == {**EVERYWHERE, **IN_PHASE[phase]}
 

@@ -23,6 +23,12 @@ def compiled(engines: Engines, happened: str = "true == result.paid", **argument
     return compile_verify(VerifyConfig.model_validate({"tool": "bank.status", "arguments": arguments, "happened": happened}), engines)
 
 
+def problems_of(engines: Engines, happened: str) -> list[Any]:
+    made = compiled(engines, happened)
+    assert isinstance(made, list)
+    return made
+
+
 def verify(engines: Engines, happened: str = "true == result.paid", **arguments: str) -> Verify:
     made = compiled(engines, happened, **arguments)
     assert isinstance(made, Verify), made
@@ -67,5 +73,6 @@ def test_what_is_wrong_is_found_with_its_place(engines, happened, arguments, pat
 
 
 def test_nothing_is_asked_of_a_session(engines):
-    (problem,) = compiled(engines, 'session.count("bank.pay") == 1 && result.paid')
+    problem: Any
+    (problem,) = problems_of(engines, 'session.count("bank.pay") == 1 && result.paid')
     assert problem.problem.message == '`session.count("bank.pay")` cannot be asked for here'

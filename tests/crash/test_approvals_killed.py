@@ -12,6 +12,7 @@ import os
 import random
 import signal
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +161,7 @@ class Chapter:
     wishes: dict[str, Wish] = field(default_factory=dict)
     approved: dict[str, str] = field(default_factory=dict)  # the digests that somebody meant to approve, by ticket
     denied: set[str] = field(default_factory=set)
-    edited: dict[str, Any] = field(default_factory=dict)  # what an item's action was to become
+    edited: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))  # what an item's action was to become, each time
     ends: Counter[str] = field(default_factory=Counter)
     died: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -218,6 +219,7 @@ class Chapter:
     async def run(self, kills: int) -> None:
         """The whole chapter."""
         await self.lay()
+        self.upstream.log.clear()
         ports = [self.nursery.port() for _ in range(2 if self.pair else 1)]
         for port in ports:
             await self.start(port, self.dice.choice(PLACES))
@@ -302,21 +304,18 @@ class Chapter:
 
     async def answered(self, session: aiohttp.ClientSession, made: Wish, path: str, answer: dict[str, Any]) -> str:
         """Compare an answer with what was wished for, or with what people have made of it."""
-        wanted = self.edited.get(made.item, made.body)
+        wanted = self.edited[made.item] or [{"item": made.item, "amount": 5} if made.proposed else made.body]
         if path != "/v1/chat/completions":
-            sent = wanted if not made.proposed else self.edited.get(made.item, {"item": made.item, "amount": 5})
-            right = answer == {"did": sent}
+            right = answer.get("did") in wanted
         elif made.proposed:
             calls = answer["choices"][0]["message"].get("tool_calls")
-            if not calls:
-                right = made.verdict == "deny"
-            else:
-                arguments = json.loads(calls[0]["function"]["arguments"])
-                right = arguments == self.edited.get(made.item, {"item": made.item, "amount": 5}) and made.verdict != "deny"
-                if right and made.word in TOOLS:
-                    return await self.called(session, made, arguments)
+            arguments = json.loads(calls[0]["function"]["arguments"]) if calls else None
+            right = made.verdict == "deny" if arguments is None else made.verdict != "deny" and arguments in wanted
+            if right and arguments is not None and made.word in TOOLS:
+                return await self.called(session, made, arguments)
         else:
-            right = answer["choices"][0]["message"]["content"] == f"done {wanted['messages'][-1]['content']}"
+            said = answer["choices"][0]["message"]["content"]
+            right = said in [f"done {each['messages'][-1]['content']}" for each in wanted]
         right = right and (made.verdict in ("approve", "edit") or made.proposed)
         if not right:
             self.wrong.append(f"{made} is answered with {answer}")
@@ -361,7 +360,7 @@ class Chapter:
             await self.ask(session, "grace", "POST", f"{at}/resolve", {"outcome": "succeeded" if sent else "failed", "comment": "I have looked."})
         elif ticket["state"] == "pending" and made.verdict == "edit" and not ticket["edited_from"]:
             changed = changed_by_people(arguments)
-            self.edited[made.item] = changed
+            self.edited[made.item].append(changed)
             approve = self.dice.random() < 0.5
             status, told = await self.ask(
                 session, self.dice.choice(["ada", "grace"]), "POST", f"{at}/edit", {"digest": ticket["digest"], "arguments": changed, "approve": approve})
@@ -401,25 +400,18 @@ class Chapter:
             after = page[-1].id
         claims = {entry["call_id"]: each for each in tickets for entry in await store.approvals.history(each) if entry["event"] == "claim"}
         await store.close()
-        dispatched: defaultdict[str, list[Any]] = defaultdict(list)
+        dispatched: Counter[str] = Counter()
         for sent in self.upstream.log:
-            made = self.wishes.get(sent.item)
-            if made is None or (sent.kind == "model" and (made.proposed or made.word == "secret")):
-                continue  # another chapter's; or nothing that people are asked about
+            made = self.wishes[sent.item]
+            if sent.kind == "model" and (made.proposed or made.word == "secret"):
+                continue  # nobody is asked about it
             ticket = tickets.get(claims.get(sent.call, ""))
             if ticket is None:
                 self.wrong.append(f"{sent} was sent under no approval")
-                continue
-            dispatched[ticket.id].append(sent)
-            self.check(ticket, sent)
-        for ticket in tickets.values():
-            times = len(dispatched[ticket.id])
-            if times > 1 and ticket.effect != "idempotent":
-                self.wrong.append(f"{ticket} was sent {times} times")
-            if ticket.state is State.SUCCEEDED and ticket.kind in ("request", "tool") and not times:
-                self.wrong.append(f"{ticket} succeeded, and nothing was sent")
-            if ticket.state in OPEN and not (ticket.state is State.APPROVED and ticket.mode == "release"):
-                self.wrong.append(f"{ticket} is {ticket.state} at the end")
+            else:
+                dispatched[ticket.id] += 1
+                self.check(ticket, sent)
+        self.wrong += [said for ticket in tickets.values() for said in at_the_end(ticket, dispatched[ticket.id])]
         for line in (self.folder / "gateways.log").read_text().splitlines():
             if json.loads(line)["level"] == "error":
                 self.wrong.append(f"a gateway said: {line}")
@@ -429,11 +421,21 @@ class Chapter:
         shown = ticket.shown["arguments"]
         same = sent.body["messages"] == shown["messages"] if sent.kind == "model" else sent.body == shown
         votes = {vote.voter.id for vote in ticket.votes if vote.verdict == "approve" and vote.digest == ticket.digest}
-        meant = self.approved.get(ticket.id) == ticket.digest or (bool(ticket.edited_from) and shown_as(shown, self.edited.get(sent.item)))
+        meant = self.approved.get(ticket.id) == ticket.digest or (bool(ticket.edited_from) and shown_in(shown, self.edited[sent.item]))
         if not same or not meant or ticket.id in self.denied or len(votes) < (2 if ticket.rule == "weighed" else 1):
             self.wrong.append(f"{sent} was sent under {ticket}, votes of {votes}")
         if sent.kind != "model" and sent.key != ticket.id:
             self.wrong.append(f"{sent} has another key than its approval {ticket.id}")
+
+
+def at_the_end(ticket: Ticket, times: int) -> Iterator[str]:
+    """What is wrong with a ticket that was dispatched so often, once everything is over."""
+    if times > 1 and ticket.effect != "idempotent":
+        yield f"{ticket} was sent {times} times"
+    if ticket.state is State.SUCCEEDED and ticket.kind in ("request", "tool") and not times:
+        yield f"{ticket} succeeded, and nothing was sent"
+    if ticket.state in OPEN and not (ticket.state is State.APPROVED and ticket.mode == "release"):
+        yield f"{ticket} is {ticket.state} at the end"
 
 
 def item_of(arguments: dict[str, Any]) -> str:
@@ -450,15 +452,15 @@ def changed_by_people(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "messages": [{**message, "content": f"{message['content']} politely"}]}
 
 
-def shown_as(shown: Any, changed: Any) -> bool:
-    return changed is not None and shown.get("messages") == changed.get("messages") and shown.get("amount") == changed.get("amount")
+def shown_in(shown: Any, edited: list[Any]) -> bool:
+    """Whether an action is one that people have made, whatever rules put into it."""
+    return any(all(shown.get(name) == value for name, value in each.items()) for each in edited)
 
 
 def assembled(raw: bytes) -> dict[str, Any]:
     """A streamed answer as a plain one. Raises `Retry` for one that was broken off."""
-    if not raw.endswith(b"data: [DONE]\n\n"):
-        if b'"error"' not in raw:
-            raise Retry
+    if not raw.endswith(b"data: [DONE]\n\n") and b'"error"' not in raw:
+        raise Retry
     message: dict[str, Any] = {"content": ""}
     for line in raw.splitlines():
         if not line.startswith(b"data: {"):
@@ -477,13 +479,15 @@ def assembled(raw: bytes) -> dict[str, Any]:
 async def test_whenever_a_gateway_is_killed_what_was_approved_is_done_at_most_once_and_everybody_learns_what_came_of_it(nursery, upstream, tmp_path):
     seed = int(os.environ.get("LOCKGATE_SEED") or random.randrange(2**32))
     print(f"seed {seed}")
-    dice, ends, died = random.Random(seed), Counter[str](), Counter[str]()
+    dice, ends, died, sent = random.Random(seed), Counter[str](), Counter[str](), 0
     for number, first in enumerate(range(0, KILLS, A_CHAPTER)):
         chapter = Chapter(nursery, upstream, tmp_path / f"chapter-{number}", random.Random(dice.random()), pair=number % 2 == 1)
         await chapter.run(min(A_CHAPTER, KILLS - first))
         ends += chapter.ends
         died += chapter.died
-        assert chapter.wrong == [], f"seed {seed}, chapter {number}"
+        sent += len(upstream.log)
+        if chapter.wrong:
+            pytest.fail("\n".join([f"seed {seed}, chapter {number}:", *chapter.wrong[:20]]))
     print(f"{sum(died.values())} deaths at {len(died)} places: {dict(sorted(died.items()))}")
-    print(f"{sum(ends.values())} callers: {dict(ends)}; {len(upstream.log)} calls reached the upstream")
+    print(f"{sum(ends.values())} callers: {dict(ends)}; {sent} calls reached the upstream")
     assert ends["answered"] > KILLS / 10

@@ -272,6 +272,29 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         yield House(tmp_path, one, two, stack)
 
 
+class Leaping(SystemClock):
+    """The real time, and as much more as the test says: a day passes at once."""
+
+    __slots__ = ("ahead_s",)
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def leap(self, seconds: float) -> None:
+        self.ahead_s += seconds
+
+    def now_ns(self) -> int:
+        return super().now_ns() + int(self.ahead_s * 1e9)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
+
+
+@pytest.fixture
+def leaping() -> Leaping:
+    return Leaping()
+
+
 @dataclass
 class Slow:
     """A provider that answers when it is told to: what 10 tokens ask, in 20, after each `go`."""

@@ -353,7 +353,8 @@ async def test_a_batch_is_of_one_shape_and_each_vote_stands_by_itself(bank):
 
     async def batch(*ids: str, **more: Any) -> Answered:
         listed = [{"id": each, "digest": rows.get(each, rows[other])["digest"]} for each in ids]
-        return await bank.ask("POST", "/-/approvals/votes", {"verdict": "approve", "approvals": listed, **more}, by="grace")
+        answer: Answered = await bank.ask("POST", "/-/approvals/votes", {"verdict": "approve", "approvals": listed, **more}, by="grace")
+        return answer
 
     answer = await batch(*alike, other)
     assert (answer.status, "not alike" in answer.json["detail"]) == (400, True)
@@ -678,3 +679,108 @@ async def test_what_people_were_told_is_listed(bank):
     assert (await bank.ask("GET", "/-/notices?limit=5")).json == {"notices": []}
     assert (await bank.ask("GET", "/-/notices?limit=1001")).status == 400
     assert (await bank.ask("GET", "/-/notices", by="key")).status == 401
+
+
+# Editing what is not the whole of an action
+
+
+async def test_an_edited_action_whose_identity_is_a_part_of_it_runs_once_for_whoever_asks_for_the_same(bank):
+    """A caller that rewords the rest finds it; what was stored is what is sent, and its own identity leads nowhere else."""
+    await bank.open(small="[rule.approval]\nidentity = ['tool.args.to']")
+    ticket = await bank.pay(900, to="ACME", note="one")
+    assert await bank.pay(800, to="ACME", note="two") == ticket
+    new = (await edit(bank, ticket, {"amount": 500, "to": "ACME LTD", "note": "edited"}, approve=True)).json["approval"]
+    assert new["state"] == "approved"
+    paid = await bank.ask("POST", "/tools/bank.pay", {"amount": 900, "to": "ACME", "note": "three"}, by="key")
+    assert (paid.status, paid.json["body"]) == (200, {"amount": 500, "to": "ACME LTD", "note": "edited"}), paid.raw
+    assert (await bank.show(new["id"]))["state"] == "succeeded"
+    assert len(await bank.house.one.finished(1)) == 1
+    assert len((await bank.listed("state=all"))["approvals"]) == 2
+
+
+async def test_an_editor_does_not_approve_what_rules_make_of_their_words(bank):
+    """They are told to look first, and nothing is changed."""
+    await bank.open()
+    bank.house.write("policies/more.toml", """
+[[rule]]
+id = "one-cent-less"
+phase = "tool_call"
+effect = "set"
+when = "has(tool.args.note)"
+set = { values = { note = "checked" } }
+""")
+    answer = await bank.ask("POST", "/-/reload")
+    assert answer.status == 200, answer.raw
+    ticket = await bank.pay(900)
+    refused = await edit(bank, ticket, {"amount": 900, "note": "mine"}, approve=True)
+    assert (refused.status, refused.json["pointer"]) == (400, "/approve")
+    assert (await bank.show(ticket))["state"] == "pending"
+    new = (await edit(bank, ticket, {"amount": 900, "note": "mine"})).json["approval"]
+    assert (await bank.show(new["id"]))["action"]["arguments"] == {"amount": 900, "note": "checked"}
+
+
+async def test_an_editors_approval_counts_where_they_are_asked_and_nowhere_else(bank):
+    """A rule that asks others comes in with the edit: they are waited for."""
+    await bank.open()
+    bank.house.write("policies/more.toml", """
+[[rule]]
+id = "cfo"
+phase = "tool_call"
+effect = "require_approval"
+when = "has(tool.args.note)"
+approvers = ["role:cfo"]
+""")
+    assert (await bank.ask("POST", "/-/reload")).status == 200
+    ticket = await bank.pay(900)
+    new = (await edit(bank, ticket, {"amount": 900, "note": "x"}, approve=True)).json["approval"]
+    assert (new["state"], [(each["rule"], each["stage"]) for each in new["demands"]]) == ("pending", [("small", None), ("cfo", 0)])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_tool_call_that_a_model_proposes_is_edited_before_its_client_has_it(bank, stream: bool):  # noqa: FBT001 - a case
+    """Against the schema that the request gave, which is not at hand any more."""
+    await bank.open()
+    bank.house.write("policies/more.toml", """
+[[rule]]
+id = "mails"
+phase = "tool_call"
+effect = "require_approval"
+match = { tools = ["mail"] }
+""")
+    assert (await bank.ask("POST", "/-/reload")).status == 200
+    schema = {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"], "additionalProperties": False}
+    given = {"model": "fast", "messages": [{"role": "user", "content": 'call mail {"to": "eve"}'}],
+             "tools": [{"type": "function", "function": {"name": "mail", "parameters": schema}}]}
+
+    async def ask() -> Any:
+        client = bank.house.client()
+        if not stream:
+            return (await client.chat.completions.create(**given)).choices[0]
+        async with client.chat.completions.stream(**given) as answer:
+            return (await answer.get_final_completion()).choices[0]
+
+    asking = asyncio.create_task(ask())
+    async with asyncio.timeout(30):
+        while not (rows := (await bank.listed())["approvals"]):
+            await asyncio.sleep(0.02)
+    (row,) = rows
+    assert (row["kind"], row["tool"]) == ("tool_call", "mail")
+    assert (await edit(bank, row["id"], {"to": 5})).status == 400
+    done = await edit(bank, row["id"], {"to": "ada"}, approve=True)
+    assert done.status == 200, done.raw
+    choice = await asyncio.wait_for(asking, 30)
+    assert [json.loads(call.function.arguments) for call in choice.message.tool_calls] == [{"to": "ada"}]
+
+
+async def test_an_action_that_the_gateway_makes_itself_has_its_answer_at_the_ticket(bank):
+    """Approve tomorrow while the laptop is closed: whoever asks for the ticket has what came of it, and it was done once."""
+    await bank.open(small='[rule.approval]\nmode = "execute"')
+    ticket = await bank.pay(900)
+    await bank.vote(ticket, comment="go")
+    async with asyncio.timeout(30):
+        while (told := (await bank.ask("GET", f"/-/tickets/{ticket}", by="key")).json)["state"] != "succeeded":
+            await asyncio.sleep(0.02)
+    assert (told["result"]["status"], told["result"]["body"]["body"], told["comment"]) == (200, {"amount": 900}, "go")
+    assert (await bank.ask("GET", f"/-/tickets/{ticket}", by="key")).json == told
+    assert [each["event"] for each in (await bank.show(ticket))["history"]].count("claim") == 1
+    assert len(await bank.house.one.finished(1)) == 1

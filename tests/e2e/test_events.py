@@ -1,19 +1,21 @@
 """`/-/events`: a page hears that something has changed, and asks; listeners are bounded, and none of them keeps a gateway from stopping."""
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 
 from gateway.app import Parts
 from gateway.clock import SystemClock
 from gateway.core.breaker import by_hand
+from gateway.errors import Overloaded
 from gateway.http import events
+from gateway.http.client import HttpClient
 from gateway.http.events import ALIVE_S, LONGEST_S, LOOK_S
 from gateway.session import SessionKey
 
@@ -65,7 +67,7 @@ async def test_a_listener_hears_how_things_stand_and_whenever_something_changes(
         assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
         assert answer.headers["X-Accel-Buffering"] == "no"
         first = await next_event(answer)
-        assert (first.keys(), first["calls"]) == ({"approvals", "calls", "sessions", "breakers"}, None)
+        assert (set(first), first["calls"]) == ({"approvals", "calls", "sessions", "breakers"}, None)
         store, now_ns = house.gateway.running.store, clock.now_ns()
         await store.breakers.apply("one/sim-fast", by_hand("open", now_ns=now_ns, author="a", note=""))
         after = await next_event(answer)
@@ -73,8 +75,7 @@ async def test_a_listener_hears_how_things_stand_and_whenever_something_changes(
         assert after["breakers"] > first["breakers"]
         await store.session_desk.set_state(SessionKey("key", "s"), "frozen", author="a", note="", now_ns=now_ns)
         assert (await next_event(answer))["sessions"] > first["sessions"]
-        await house.client().chat.completions.create(model="vectors", messages=[]) if False else None
-        with contextlib.suppress(Exception):
+        with pytest.raises(openai.NotFoundError):
             await house.client().chat.completions.create(model="nothing", messages=[{"role": "user", "content": "x"}])
         assert str((await next_event(answer))["calls"]).startswith("call_")
 
@@ -96,7 +97,7 @@ async def test_a_quiet_stream_says_that_it_lives_and_ends_after_a_while(house, c
         text = (await answer.content.read()).decode()
     comments = text.count(": alive\n\n")
     assert text.count("event: changed\n") == 1
-    assert comments == pytest.approx(LONGEST_S / ALIVE_S, rel=0.15)
+    assert comments == pytest.approx(LONGEST_S / ALIVE_S, rel=0.25)
 
 
 async def test_a_listener_whose_token_is_taken_back_hears_nothing_more(house, clock, monkeypatch):
@@ -108,7 +109,7 @@ async def test_a_listener_whose_token_is_taken_back_hears_nothing_more(house, cl
         who = control.authorise
 
         async def refuse(*_given: Any) -> None:
-            raise events.Overloaded("gone")
+            raise Overloaded("gone")
 
         monkeypatch.setattr(type(control), "authorise", lambda self, *given: refuse(*given) if self is control else who(*given))
         rest = await answer.content.read()
@@ -148,16 +149,14 @@ async def test_a_reader_that_does_not_read_is_dropped(house, clock, monkeypatch)
     """It must not hold what it does not take."""
     monkeypatch.setattr(events, "_STUCK_S", 0.05)
     await house.open(parts=Parts(clock=clock))
-    surface = house.gateway.running.surface
     stuck = asyncio.Event()
 
-    async def write(self: Any, data: bytes) -> None:
+    async def write(*_given: Any) -> None:
         stuck.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(events.HttpClient, "write", write)
+    monkeypatch.setattr(HttpClient, "write", write)
     with pytest.raises(aiohttp.ClientError):
         async with listening(house) as answer, asyncio.timeout(30):
             await answer.content.read()
     assert stuck.is_set()
-    assert surface is not None

@@ -118,7 +118,9 @@ async def test_who_goes_on_from_an_answer_is_in_its_session(house, stream):
 
     async def answer_id(**options):
         answer = await said(client, stream=stream, **options)
-        return [chunk.id async for chunk in answer][0] if stream else answer.id
+        ids = {chunk.id async for chunk in answer} if stream else {answer.id}
+        assert len(ids) == 1
+        return ids.pop()
 
     first = await answer_id(extra_headers={"X-Lockgate-Session": "s-1"})
     second = await answer_id(extra_body={"previous_response_id": first})

@@ -175,7 +175,7 @@ async def test_what_was_used_lately_can_be_asked_for(house, desk):
     assert (await desk.have("GET", "/-/sessions?since=2200-01-01"))["sessions"] == []
 
 
-@pytest.mark.parametrize(("method", "path", "body", "status", "words"), [
+@pytest.mark.parametrize(("asked", "status", "words"), [((method, path, body), status, words) for method, path, body, status, words in (
     ("GET", "/-/sessions/none", None, 404, "There is no session"),
     ("GET", "/-/sessions/none/timeline", None, 404, "There is no session"),
     ("GET", "/-/sessions/none/timeline?principal=nobody", None, 404, "There is no session"),
@@ -210,11 +210,11 @@ async def test_what_was_used_lately_can_be_asked_for(house, desk):
     ("PUT", "/-/sessions/s-1/facts/a", {"value": 2**63}, 400, "whole number"),
     ("PUT", "/-/sessions/s-1/facts/a", {"value": [[{"x": -(2**64)}]]}, 400, "64 bits"),
     ("PUT", "/-/sessions/s-1/facts/a", {"value": f"lgk_abcdefghijkl_{'s' * 32}"}, 400, "virtual key"),
-])
-async def test_what_makes_no_sense_is_refused_and_says_why(house, desk, method, path, body, status, words):
+)])
+async def test_what_makes_no_sense_is_refused_and_says_why(house, desk, asked, status, words):
     await house.open()
     await desk.said()
-    got, told = await desk.ask(method, path, body)
+    got, told = await desk.ask(*asked)
     assert got == status, told
     assert words in told.get("detail", "")
     assert house.sql("SELECT (SELECT count(*) FROM session_facts), (SELECT count(*) FROM session_states)") == [(0, 0)]
@@ -471,6 +471,59 @@ async def test_a_call_that_waits_for_its_place_or_its_turn_is_ended_too(house, d
     slow.go.set()
     await asyncio.wait_for(first, SOON_S)
     await desk.said("s-2")
+
+
+HELD = """
+[[rule]]
+id = "asks"
+effect = "require_approval"
+when = "request.max_tokens == 7"
+"""
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_killing_a_session_ends_its_calls_that_wait_for_people_and_withdraws_what_they_wait_for(house, desk, stream):
+    await house.open(policies=HELD)
+    told: list[str] = []
+
+    async def call() -> None:
+        try:
+            answer = await desk.said(max_tokens=7, stream=stream)
+            async for _chunk in answer:
+                pass
+        except openai.APIError as error:
+            told.append(str(error.code))
+
+    waiting = asyncio.create_task(call())
+    async with asyncio.timeout(SOON_S):
+        while not (await desk.have("GET", "/-/approvals"))["approvals"]:
+            await asyncio.sleep(0)
+    await desk.have("POST", f"/-/sessions/s-1/kill?principal={desk.key_id}", {"note": "enough"})
+    await asyncio.wait_for(waiting, SOON_S)
+    assert told == ["session_frozen"]
+    (approval,) = (await desk.have("GET", "/-/approvals?state=all"))["approvals"]
+    assert (approval["state"], approval["reason"]) == ("withdrawn", "The session was killed.")
+    kinds = [(entry["kind"], entry.get("event")) for entry in (await desk.have("GET", "/-/sessions/s-1/timeline"))["timeline"]]
+    assert sorted(kinds) == [("approval", "open"), ("approval", "withdraw"), ("call", None), ("killed", None)]
+    assert house.one.requests == []
+
+
+async def test_what_was_approved_of_a_session_that_is_frozen_meanwhile_does_not_leave(house, desk):
+    """People said yes to the action, and an operator said no to the session: the call is refused, and may be made once it is thawed."""
+    await house.open(policies=HELD)
+    waiting = asyncio.create_task(desk.said(max_tokens=7))
+    async with asyncio.timeout(SOON_S):
+        while not (rows := (await desk.have("GET", "/-/approvals"))["approvals"]):
+            await asyncio.sleep(0)
+    await desk.have("POST", f"/-/sessions/s-1/freeze?principal={desk.key_id}", {})
+    await desk.have("POST", f"/-/approvals/{rows[0]['id']}/vote", {"verdict": "approve", "digest": rows[0]["digest"]})
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        await asyncio.wait_for(waiting, SOON_S)
+    assert refused.value.code == "session_frozen"
+    assert house.one.requests == []
+    await desk.have("POST", "/-/sessions/s-1/thaw", {})
+    await desk.said(max_tokens=7)
+    assert len(house.one.requests) == 1
 
 
 async def test_the_connection_of_a_killed_call_serves_the_next_one(house, desk):

@@ -25,7 +25,7 @@ class Desk:
     def __init__(self, provider, clock, log, transport, **config: Any) -> None:
         provider.now_s = lambda: clock.now_ns() / 1e9
         given = {"issuer": provider.url, "audience": ["gateway"], "jwks_url": f"{provider.url}/keys", "private": True,
-                 "algorithms": ["RS256", "ES256", "EdDSA"], **config}
+                 "algorithms": ["RS256", "ES256", "EdDSA", "Ed25519"], **config}
         self.config = JwtConfig.model_validate(given)
         fetcher = Fetcher(transport, private=True)
         self.provider, self.clock = provider, clock
@@ -157,7 +157,7 @@ async def test_strangers_make_us_fetch_nothing(desk):
     assert one.fetches() == 0
 
 
-@pytest.mark.parametrize("header", [{"alg": "ES256", "kid": "ec"}, {"alg": "EdDSA", "kid": "ed"}, {"kid": None}, {"typ": "at+jwt", "x5t": "x"}])
+@pytest.mark.parametrize("header", [{"alg": "ES256", "kid": "ec"}, {"alg": "EdDSA", "kid": "ed"}, {"alg": "Ed25519", "kid": "ed"}, {"kid": None}, {"typ": "at+jwt", "x5t": "x"}])
 async def test_every_kind_of_signature_that_is_configured_is_taken(desk, provider, header):
     if header.get("kid", "") is None:
         provider.published = ["rsa", "ec"]  # of all keys one fits

@@ -78,7 +78,12 @@ async def test_a_name_is_locked_after_five_wrong_passwords_whether_somebody_has_
 async def test_the_work_for_a_name_that_somebody_has_is_the_work_for_one_that_nobody_has(logins, people, name, monkeypatch):
     work: list[str] = []
     verify, attempt, get = logins.passwords._hasher.verify, people.attempt, people.get
-    monkeypatch.setattr(type(logins.passwords._hasher), "verify", lambda _self, kept, given: work.append("verify") or verify(kept, given))
+
+    def verified(_self, kept, given):
+        work.append("verify")
+        return verify(kept, given)
+
+    monkeypatch.setattr(type(logins.passwords._hasher), "verify", verified)
 
     async def noted(what, verb, *args, **more):
         work.append(what)

@@ -60,7 +60,7 @@ class Slow(PasswordHasher):
         super().__init__(time_cost=1, memory_cost=8, parallelism=1)
         self.go, self.lock, self.now, self.most = threading.Event(), threading.Lock(), 0, 0
 
-    def verify(self, kept, password) -> bool:
+    def verify(self, kept, password):
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)

@@ -223,7 +223,12 @@ async def test_a_process_takes_no_more_than_it_can_deliver(office, notice):
     await one.round()
     await one.round()
     assert sum(row["attempts"] for row in (await office.rows()).values()) == 64
+    assert one.pause_s() < 0.1, "there is more"
     office.senders.go.set()
+    for _ in range(3):
+        await office.rounds(one)
+    assert len(set(office.senders.ids)) == 150
+    assert one.pause_s() == 1.0
 
 
 async def test_of_one_ticket_a_channel_hears_in_order(office, notice):

@@ -387,7 +387,7 @@ class ApprovalConformance:
         for row in rows:
             call = await store.journal.call(row["id"])
             assert call is not None
-            assert call["approval"] == row["approval"]
+            assert (call["approval"], call["approvals"]) == (row["approval"], [row["approval"]] if row["approval"] else [])
 
         async def ids(approval: str, **wanted: Any) -> list[int]:
             return [int(row["id"][5:]) for row in await store.journal.calls(CallFilter(approval=approval, **wanted))]
@@ -401,6 +401,9 @@ class ApprovalConformance:
         await store.journal.finish(some.samples.completed(1, decision="held", approval=waited.id), response=None)
         for wanted in (claimed, waited):
             assert [row["approval"] for row in await store.journal.calls(CallFilter(approval=wanted.id))] == [claimed.id]
+        call = await store.journal.call(some.samples.call_id(1))
+        assert call is not None
+        assert call["approvals"] == [claimed.id, waited.id]
 
     async def test_what_is_released_without_sending_is_over_or_waits_for_its_call(self, store: Store, desk: Any) -> None:
         await desk.begin(1)

@@ -13,8 +13,8 @@ import pytest
 from gateway.call import Outcome, ToolUse
 from gateway.core.approval import Demand, NotPossibleError, Stage, State, Ticket, Vote, Voter
 from gateway.session import SessionKey
-from gateway.store.approvals_protocol import OutdatedError, SessionDesk, SessionFilter, SessionState
 from gateway.store.protocol import Store
+from gateway.store.session_protocol import OutdatedError, SessionDesk, SessionFilter, SessionState
 
 _spec = importlib.util.spec_from_file_location("desk_session_conformance", Path(__file__).with_name("session_conformance.py"))
 assert _spec is not None

@@ -7,6 +7,7 @@ from gateway.call import Attempt, AttemptEnd, CallRecord, Origin, Outcome, Princ
 from gateway.core.accounts import Budget, BudgetBook, Scope
 from gateway.core.budget import Granted, Need, Short
 from gateway.core.rate import Spent, Take
+from gateway.store.approvals_protocol import Unclaimed
 from gateway.store.protocol import Admitted, Booked, Demand, DispatchIntent, Intent, Store, StoredKey
 
 NOW_NS = 1_790_000_000_000_000_000
@@ -93,7 +94,9 @@ class Till:
         asked = tokens(need) if isinstance(need, int) else need
         named = {scope: (each,) if isinstance(each, str) else each for scope, each in subjects.items()}
         demand = Demand(self.book, {**self.subjects, **named}, asked, takes)  # type: ignore[dict-item]
-        return await self.store.journal.begin(replace(intent(n, received_ns=at_ns(at_s)), demand=demand))
+        answer = await self.store.journal.begin(replace(intent(n, received_ns=at_ns(at_s)), demand=demand))
+        assert not isinstance(answer, Unclaimed)
+        return answer
 
     async def again(self, n: int, attempt_n: int, need: Need | int, *, spent: int, at_s: float = 0) -> Granted | Short:
         """A further attempt."""

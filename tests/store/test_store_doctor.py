@@ -18,6 +18,7 @@ from gateway.session import SessionKey
 from gateway.store.bodies import pack
 from gateway.store.database import open_readonly, open_writable
 from gateway.store.doctor import INVARIANTS, examine
+from gateway.store.doctor_approvals import APPROVAL_INVARIANTS
 from gateway.store.invariants import Finding
 from gateway.store.protocol import Intent
 from gateway.store.sqlite import SqliteStore
@@ -292,7 +293,7 @@ def _damage(path: Path) -> None:
 
 
 def test_every_invariant_has_a_planted_violation() -> None:
-    elsewhere = {"no-key-in-any-body", "file-is-sound"}
+    elsewhere = {"no-key-in-any-body", "file-is-sound", *(invariant.name for invariant in APPROVAL_INVARIANTS)}
     assert {invariant.name for invariant in INVARIANTS} == set(PLANTED) | elsewhere
 
 

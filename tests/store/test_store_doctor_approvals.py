@@ -1,7 +1,9 @@
 """Each invariant on approvals finds the violation that is planted for it, and nothing where all is as it should be."""
 
 import importlib.util
+import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ import pytest
 from gateway.core.approval import Event, Result
 from gateway.core.approval_steps import DIED
 from gateway.store.approvals_protocol import Person, Stamped
+from gateway.store.database import open_writable
 from gateway.store.doctor_approvals import APPROVAL_INVARIANTS, votes_approve
 from gateway.store.invariants import Finding
 from gateway.store.protocol import Intent
@@ -29,6 +32,7 @@ def _load(name: str) -> ModuleType:
 
 some = _load("approval_samples")
 at_ns = some.at_ns
+PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
 KEY = "lgk_" + "a" * 12 + "_" + "b" * 32
 
 
@@ -36,53 +40,58 @@ def _id(n: int) -> str:
     return str(some.ticket(n).id)
 
 
-# Statements, each of which breaks an invariant of a database with the approvals of `history`, and the row that is then named.
+def _with_ids(statement: str) -> str:
+    return re.sub(r"<(\d+)>", lambda number: _id(int(number[1])), statement)
+
+
+# Statements, each of which breaks an invariant of a database with the approvals of `history`, and the row that is then named; `<3>` is the id
+# of the approval 3.
 PLANTED: dict[str, list[tuple[str, str]]] = {
     "approval-is-what-happened": [
-        (f"UPDATE approvals SET state = 'approved' WHERE id = '{_id(1)}'", _id(1)),
-        (f"UPDATE approvals SET state = 'pending' WHERE id = '{_id(3)}'", _id(3)),
-        (f"UPDATE approval_events SET state = 'approved', event = 'approve' WHERE ticket = '{_id(2)}' AND event = 'deny'", _id(2)),
-        (f"DELETE FROM approval_events WHERE ticket = '{_id(3)}' AND event = 'approve'", _id(3)),
-        (f"DELETE FROM approval_events WHERE ticket = '{_id(1)}'", _id(1)),
-        (f"UPDATE approval_events SET event = 'open', state = 'pending' WHERE ticket = '{_id(3)}' AND event = 'vote'", _id(3)),
-        (f"UPDATE approval_events SET state = 'approved' WHERE ticket = '{_id(3)}' AND event = 'vote'", _id(3)),
+        ("UPDATE approvals SET state = 'approved' WHERE id = '<1>'", "<1>"),
+        ("UPDATE approvals SET state = 'pending' WHERE id = '<3>'", "<3>"),
+        ("UPDATE approval_events SET state = 'approved', event = 'approve' WHERE ticket = '<2>' AND event = 'deny'", "<2>"),
+        ("DELETE FROM approval_events WHERE ticket = '<3>' AND event = 'approve'", "<3>"),
+        ("DELETE FROM approval_events WHERE ticket = '<1>'", "<1>"),
+        ("UPDATE approval_events SET event = 'open', state = 'pending' WHERE ticket = '<3>' AND event = 'vote'", "<3>"),
+        ("UPDATE approval_events SET state = 'approved' WHERE ticket = '<3>' AND event = 'vote'", "<3>"),
     ],
     "approval-is-claimed-once": [
-        ("INSERT INTO approval_events (ticket, at_ns, event, state, fence, author, reason, call_id) "
-         f"SELECT ticket, at_ns, event, state, 2, '', '', 'call_x' FROM approval_events WHERE ticket = '{_id(5)}' AND event = 'claim'", _id(5)),
-        (f"DELETE FROM approval_events WHERE ticket = '{_id(6)}' AND event = 'return'", _id(6)),
-        (f"UPDATE approvals SET fence = fence + 1 WHERE id = '{_id(3)}'", _id(3)),
-        (f"DROP INDEX call_approvals_claims; INSERT INTO call_approvals SELECT 1, ticket, fence FROM call_approvals WHERE ticket = '{_id(3)}' "
-         "AND fence > 0 LIMIT 1", _id(3)),
+        (("INSERT INTO approval_events (ticket, at_ns, event, state, fence, author, reason, call_id) "
+          "SELECT ticket, at_ns, event, state, 2, '', '', 'call_x' FROM approval_events WHERE ticket = '<5>' AND event = 'claim'"), "<5>"),
+        ("DELETE FROM approval_events WHERE ticket = '<6>' AND event = 'return'", "<6>"),
+        ("UPDATE approvals SET fence = fence + 1 WHERE id = '<3>'", "<3>"),
+        (("DROP INDEX call_approvals_claims; INSERT INTO call_approvals SELECT 1, ticket, fence FROM call_approvals "
+          "WHERE ticket = '<3>' AND fence > 0 LIMIT 1"), "<3>"),
     ],
     "claim-is-its-calls": [
-        (f"UPDATE approval_events SET call_id = 'call_x' WHERE ticket = '{_id(3)}' AND event = 'claim'", _id(3)),
-        (f"UPDATE approvals SET principal = 'key2' WHERE id = '{_id(3)}'", _id(3)),
-        (f"UPDATE call_approvals SET fence = 9 WHERE ticket = '{_id(3)}' AND fence > 0", _id(3)),
+        ("UPDATE approval_events SET call_id = 'call_x' WHERE ticket = '<3>' AND event = 'claim'", "<3>"),
+        ("UPDATE approvals SET principal = 'key2' WHERE id = '<3>'", "<3>"),
+        ("UPDATE call_approvals SET fence = 9 WHERE ticket = '<3>' AND fence > 0", "<3>"),
     ],
     "approval-had-its-votes": [
-        (f"DELETE FROM approval_votes WHERE ticket = '{_id(3)}' AND person = 'bob'", _id(3)),
-        (f"UPDATE approval_votes SET verdict = 'deny' WHERE ticket = '{_id(3)}' AND person = 'bob'", _id(3)),
-        (f"UPDATE approval_votes SET places = '[[\"other\",0]]' WHERE ticket = '{_id(5)}'", _id(5)),
-        (f"UPDATE approvals SET demands = replace(demands, '\"quorum\":2', '\"quorum\":3') WHERE id = '{_id(3)}'", _id(3)),
-        (f"UPDATE approvals SET demands = '[{{}}]' WHERE id = '{_id(4)}'", _id(4)),
+        ("DELETE FROM approval_votes WHERE ticket = '<3>' AND person = 'bob'", "<3>"),
+        ("UPDATE approval_votes SET verdict = 'deny' WHERE ticket = '<3>' AND person = 'bob'", "<3>"),
+        ("UPDATE approval_votes SET places = '[[\"other\",0]]' WHERE ticket = '<5>'", "<5>"),
+        ("UPDATE approvals SET demands = replace(demands, '\"quorum\":2', '\"quorum\":3') WHERE id = '<3>'", "<3>"),
+        ("UPDATE approvals SET demands = '[{}]' WHERE id = '<4>'", "<4>"),
     ],
     "nobody-approves-their-own": [
-        (f"UPDATE approval_votes SET person = 'olga' WHERE ticket = '{_id(3)}' AND person = 'bob'", _id(3)),
-        (f"UPDATE approvals SET owner = 'ada' WHERE id = '{_id(2)}'", _id(2)),
-        (f"UPDATE approvals SET principal = 'ada' WHERE id = '{_id(2)}'", _id(2)),
+        ("UPDATE approval_votes SET person = 'olga' WHERE ticket = '<3>' AND person = 'bob'", "<3>"),
+        ("UPDATE approvals SET owner = 'ada' WHERE id = '<2>'", "<2>"),
+        ("UPDATE approvals SET principal = 'ada' WHERE id = '<2>'", "<2>"),
     ],
     "votes-are-on-this-action": [
-        (f"UPDATE approvals SET digest = 'sha256:tampered' WHERE id = '{_id(3)}'", _id(3)),
-        (f"UPDATE approval_votes SET digest = 'sha256:tampered' WHERE ticket = '{_id(5)}'", _id(5)),
+        ("UPDATE approvals SET digest = 'sha256:tampered' WHERE id = '<3>'", "<3>"),
+        ("UPDATE approval_votes SET digest = 'sha256:tampered' WHERE ticket = '<5>'", "<5>"),
     ],
     "executing-has-its-call": [
-        (f"UPDATE approvals SET executed_by = 'call_x' WHERE id = '{_id(5)}'", _id(5)),
-        (f"UPDATE approvals SET state = 'executing' WHERE id = '{_id(3)}'", _id(3)),
+        ("UPDATE approvals SET executed_by = 'call_x' WHERE id = '<5>'", "<5>"),
+        ("UPDATE approvals SET state = 'executing' WHERE id = '<3>'", "<3>"),
     ],
     "held-was-let-through": [
-        (f"DELETE FROM call_approvals WHERE ticket = '{_id(3)}'", "call_"),
-        (f"UPDATE call_approvals SET fence = 0 WHERE ticket = '{_id(5)}'", "call_"),
+        ("DELETE FROM call_approvals WHERE ticket = '<3>'", "call_"),
+        ("UPDATE call_approvals SET fence = 0 WHERE ticket = '<5>'", "call_"),
         ("DELETE FROM grant_uses", "call_"),
         ("UPDATE calls SET decision = 'held' WHERE seq = 1", "call_"),
     ],
@@ -92,25 +101,25 @@ PLANTED: dict[str, list[tuple[str, str]]] = {
         ("UPDATE grants SET uses = -1, given = 0 WHERE id = 'grt_0001'", "grt_0001"),
     ],
     "edited-has-its-other-half": [
-        (f"UPDATE approvals SET edited_from = '' WHERE id = '{_id(8)}'", _id(7)),
-        (f"UPDATE approvals SET replaced_by = 'apr_x' WHERE id = '{_id(7)}'", _id(7)),
-        (f"UPDATE approvals SET replaced_by = '{_id(8)}' WHERE id = '{_id(2)}'", _id(2)),
+        ("UPDATE approvals SET edited_from = '' WHERE id = '<8>'", "<7>"),
+        ("UPDATE approvals SET replaced_by = 'apr_x' WHERE id = '<7>'", "<7>"),
+        ("UPDATE approvals SET replaced_by = '<8>' WHERE id = '<2>'", "<2>"),
     ],
     "notice-has-its-approval": [("UPDATE outbox SET ticket = 'apr_x'", "ntc_")],
     "no-key-in-any-approval": [
-        (f"UPDATE {table} SET {column} = 'my key is {KEY}.'", table) for table, column in (
+        (f"UPDATE {table} SET {column} = 'my key is {KEY}.'", table) for table, column in (  # noqa: S608 - fixed names
             ("approvals", "message"), ("approvals", "reason"), ("approval_votes", "comment"), ("approval_events", "author"),
             ("approval_results", "headers"), ("grants", "condition"), ("outbox", "error"), ("people", "name"), ("people_events", "detail"),
         )
     ],
     "approvals-can-be-read": [
-        (f"UPDATE approvals SET encoding = 'zlib' WHERE id = '{_id(1)}'", _id(1)),
-        (f"UPDATE approvals SET demands = '[' WHERE id = '{_id(1)}'", _id(1)),
-        (f"UPDATE approvals SET shown = 'x' WHERE id = '{_id(1)}'", _id(1)),
-        ("UPDATE approval_results SET encoding = 'zlib'", _id(3)),
+        ("UPDATE approvals SET encoding = 'zlib' WHERE id = '<1>'", "<1>"),
+        ("UPDATE approvals SET demands = '[' WHERE id = '<1>'", "<1>"),
+        ("UPDATE approvals SET shown = 'x' WHERE id = '<1>'", "<1>"),
+        ("UPDATE approval_results SET encoding = 'zlib'", "<3>"),
         ("UPDATE kept_answers SET encoding = 'other'", "call_"),
     ],
-    "approvals-nobody-knows-the-end-of": [(f"UPDATE approvals SET state = 'unknown' WHERE id = '{_id(1)}'", _id(1))],
+    "approvals-nobody-knows-the-end-of": [("UPDATE approvals SET state = 'unknown' WHERE id = '<1>'", "<1>")],
     "notices-not-delivered": [("UPDATE outbox SET dead = 1", "ntc_"), ("UPDATE outbox SET due_ns = 1", "ntc_")],
 }
 
@@ -173,20 +182,20 @@ class TestDoctorOfApprovals:
     ) -> None:
         sql("PRAGMA foreign_keys = OFF")
         for each in statement.split("; "):
-            sql(each)
+            sql(_with_ids(each))
         found = {finding.invariant.name: finding.rows for finding in diagnose()}
         assert name in found
-        assert any(str(value).startswith(named) for row in found[name] for value in row.values()), found[name]
+        assert any(str(value).startswith(_with_ids(named)) for row in found[name] for value in row.values()), found[name]
 
     @pytest.mark.parametrize("statement", [
         "UPDATE calls SET decision = 'deny' WHERE id IN (SELECT executed_by FROM approvals)",
-        f"DELETE FROM call_approvals WHERE ticket = '{_id(3)}' AND fence = 0",
+        "DELETE FROM call_approvals WHERE ticket = '<3>' AND fence = 0",
     ])
     def test_what_is_said_of_calls_holds_for_approved_ones(
         self, statement: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
     ) -> None:
         """A denied call that was sent; an answer that was kept under no approval."""
-        sql(statement)
+        sql(_with_ids(statement))
         assert {finding.invariant.name for finding in diagnose()} & {"sent-means-allowed", "completed-means-succeeded"}
 
     async def test_what_a_dead_process_left_is_as_it_should_be_once_it_is_swept(
@@ -223,3 +232,16 @@ def test_every_invariant_on_approvals_has_a_planted_violation() -> None:
 ])
 def test_what_cannot_be_read_approves_nothing(demands: str, votes: str) -> None:
     assert not votes_approve(demands, votes)
+
+
+@pytest.mark.usefixtures("history")
+async def test_retention_by_hand_takes_approvals_that_ended_and_leaves_a_sound_database(
+    path: Path, store: SqliteStore, diagnose: Callable[..., list[Finding]],
+) -> None:
+    await store.journal.finish(some.samples.completed(120, decision="held"), response=None)
+    script = PAGE.read_text().partition("```sql\n")[2].partition("```")[0]
+    with closing(open_writable(path, synchronous="full", busy_timeout_s=5)) as connection:
+        connection.executescript(script.replace("(unixepoch() - 30 * 86400)", str(at_ns(0) // 10**9 + 10)))
+        left = [row[0] for row in connection.execute("SELECT id FROM approvals ORDER BY id").fetchall()]
+    assert left == [_id(n) for n in (1, 4, 5, 8)]
+    assert [finding for finding in diagnose() if not finding.invariant.note] == []

@@ -11,9 +11,9 @@ import pytest
 
 from gateway.session import SessionKey
 from gateway.store import session_reads
-from gateway.store.approvals_protocol import OutdatedError, SessionFilter
 from gateway.store.memory import MemoryStore
 from gateway.store.protocol import Store
+from gateway.store.session_protocol import OutdatedError, SessionFilter
 from gateway.store.sqlite import SqliteStore
 
 KEY = SessionKey("key000000001", "s-1")
