@@ -287,7 +287,7 @@ class Holding:
     async def _needed(self, case: Progress, matter: Matter, granted: dict[str, str]) -> dict[str, str]:
         """Of these grants those that are needed: what people were asked about goes by their word, else it would be done twice."""
         ticket = await self._store.find(case.principal.id, _presented(matter)) if granted else None
-        if ticket is None or self._over(case, ticket):
+        if ticket is None or self._over(case, ticket, whole=matter.kind in WHOLE):
             return granted
         asked = {demand.rule for demand in ticket.demands}
         return {rule: grant for rule, grant in granted.items() if rule not in asked}

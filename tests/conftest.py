@@ -95,6 +95,7 @@ class IdentityProvider:
 
     async def _token(self, request: web.Request) -> web.Response:
         form = dict(await request.post())
+        known: tuple[Any, ...]
         if self.public:
             known = (form["client_id"], CLIENT_SECRET)
             assert "Authorization" not in request.headers
@@ -102,7 +103,7 @@ class IdentityProvider:
             known = (form["client_id"], form["client_secret"])
         else:
             basic = base64.b64decode(request.headers.get("Authorization", "Basic ").partition(" ")[2]).decode()
-            known = tuple(dict(parse_qsl(f"x={each}", keep_blank_values=True))["x"] for each in basic.split(":"))  # type: ignore[assignment]
+            known = tuple(dict(parse_qsl(f"x={each}", keep_blank_values=True))["x"] for each in basic.split(":"))
         asked = self.codes.pop(str(form.get("code")), None)
         challenge = base64.urlsafe_b64encode(sha256(str(form.get("code_verifier")).encode()).digest()).decode().rstrip("=")
         if known != (CLIENT, CLIENT_SECRET) or asked is None or challenge != asked["code_challenge"] or form["redirect_uri"] != asked["redirect_uri"]:

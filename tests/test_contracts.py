@@ -97,3 +97,11 @@ def test_a_tool_that_is_wrong_itself_is_told_once(compiled):
 def test_a_broken_tool_that_has_a_contract_is_told_of_both(compiled):
     found = problems(compiled, STATUS + PAY.replace("/v1/payments", "/v1/{nothing}").replace("result.status", "results.status"))
     assert len(found) == 2
+
+
+def test_without_an_engine_the_rules_tell_so_and_the_contracts_nothing(compiled, monkeypatch):
+    def missing(*_given: Any) -> Any:
+        raise ImportError("no wheel")
+
+    monkeypatch.setattr("gateway.contracts.open_engines", missing)
+    assert compiled(STATUS + PAY).tools["bank.pay"].verify is None

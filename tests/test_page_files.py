@@ -67,7 +67,7 @@ def test_the_guide_names_every_view_every_key_and_pictures_that_there_are():
     assert len(views) == 9
     assert [view for view in views if f"| {view} |" not in guide] == []
     known = (FOLDER / "shortcuts.js").read_text().partition("KNOWN = [")[2].partition("];")[0]
-    keys = {key for row in re.findall(r'\["([^"]+)",', known) for key in row.replace(" – ", " / ").split(" / ")}
+    keys = {key for row in re.findall(r'\["([^"]+)",', known) for key in re.split(r" [/\u2013] ", row)}
     assert len(keys) > 10
     assert [key for key in keys if f"`{key}`" not in guide] == []
     pictures = re.findall(r"\]\((images/[^)]+)\)", guide)

@@ -115,6 +115,7 @@ def _of_secrets(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]
         if secret is not None and len(secret.reveal()) < _SHORTEST_SECRET:
             yield deployment.problem(path, f"shorter than {_SHORTEST_SECRET} characters, so it can be guessed",
                                      "make one with: openssl rand -hex 32")
+    references += [(("oidc", "client_secret"), config.oidc.client_secret)] if config.oidc is not None else []
     references += [(("providers", name, "api_key"), provider.api_key) for name, provider in config.providers.items()]
     for path, reference in references:
         if reference is not None and reference.startswith("file:"):

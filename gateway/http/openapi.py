@@ -79,7 +79,7 @@ DOCS: Final[tuple[Doc, ...]] = (
     Doc("GET", "/-/sessions", "Sessions, the latest first.", query=("principal", "since", "after", "limit")),
     Doc("GET", "/-/sessions/{id}", "One session: its state, labels, facts, calls and cost.", query=("principal",)),
     Doc("GET", "/-/sessions/{id}/timeline", "Everything on record of a session, in order.", query=("principal", "after", "limit")),
-    Doc("PUT", "/-/sessions/{id}/facts/{name}", "Put a fact on record that rules may read.", "operate", query=("principal",), body=FactGiven),
+    Doc("PUT", "/-/sessions/{id}/facts/{name}", "Set a fact that rules may read.", "operate", query=("principal",), body=FactGiven),
     Doc("POST", "/-/sessions/{id}/freeze", "Let none of its calls go on.", "operate", query=("principal",), body=NoteGiven),
     Doc("POST", "/-/sessions/{id}/thaw", "Let its calls go on again.", "operate", query=("principal",), body=NoteGiven),
     Doc("POST", "/-/sessions/{id}/kill", "End it for good.", "operate", query=("principal",), body=NoteGiven),

@@ -15,6 +15,7 @@ from gateway.errors import InvalidRequest
 from gateway.identity.actor import PERMISSIONS, Permission
 from gateway.secret import Secret
 from gateway.store.approvals_protocol import Person
+from gateway.store.scrub import Scrubber
 
 TOKEN_PREFIX: Final = "lgp_"  # noqa: S105 - what every one begins with
 TOKEN_LENGTH: Final = 49  # lgp_ + 12 + _ + 32
@@ -60,6 +61,9 @@ def checked_text(key: str, text: str, *, required: bool = False) -> str:
     if len(text) > _LONGEST or not text.isprintable() or (required and not text):
         wrong = "is empty" if not text else f"is longer than {_LONGEST} characters" if len(text) > _LONGEST else "cannot be shown"
         raise InvalidRequest(f"`{key}` {wrong}.", pointer=f"/{key}")
+    if Scrubber(()).text(text) != text:
+        raise InvalidRequest(f"`{key}` holds a key or a token, which belongs to its owner alone; what stands here is shown to others.",
+                             pointer=f"/{key}")
     return text
 
 

@@ -246,8 +246,10 @@ INVARIANTS: Final = (
         "UNION ALL SELECT 'settlements', id FROM settlements JOIN calls USING (seq) WHERE holds_key(author) "
         "UNION ALL SELECT 'ledger', id FROM ledger JOIN calls USING (seq) WHERE holds_key(ledger.provider, ledger.model, prices) "
         "UNION ALL SELECT 'rates', rule FROM rates WHERE holds_key(rule, whose) "
-        "UNION ALL SELECT 'breakers', target FROM breakers WHERE holds_key(target, permits, cause, author, note)",
-        "a virtual key stands in clear text: revoke it (`lockgate keys revoke`), then remove the row",
+        "UNION ALL SELECT 'breakers', target FROM breakers WHERE holds_key(target, permits, cause, author, note) "
+        "UNION ALL SELECT 'people', id FROM people WHERE holds_key(id, name, roles, teams, email, subject) "
+        "UNION ALL SELECT 'people_events', person FROM people_events WHERE holds_key(person, author, detail)",
+        "a virtual key or an API token stands in clear text: stop it (`lockgate keys revoke`, `lockgate people token`), then remove the row",
     ),
     Invariant(
         "no-key-in-any-body",

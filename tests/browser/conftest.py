@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from playwright.async_api import Browser, BrowserContext, Page, Request, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, Request, async_playwright, expect
 
 from gateway.app import Parts
 from gateway.clock import SystemClock, SystemIds
@@ -115,6 +115,7 @@ async def chromium() -> AsyncIterator[Browser]:
     """A browser for all tests of this worker."""
     if CHROMIUM is None:
         pytest.skip("the page is tested in a browser, and there is no Chromium here: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE_MS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

@@ -310,6 +310,8 @@ class Chapter:
         elif made.proposed:
             calls = answer["choices"][0]["message"].get("tool_calls")
             arguments = json.loads(calls[0]["function"]["arguments"]) if calls else None
+            if arguments is None and "nobody knows what came of it" in answer["choices"][0]["message"]["content"]:
+                return self.refused(made, {"code": "approval_unknown"})
             right = made.verdict == "deny" if arguments is None else made.verdict != "deny" and arguments in wanted
             if right and arguments is not None and made.word in TOOLS:
                 return await self.called(session, made, arguments)

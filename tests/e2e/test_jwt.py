@@ -129,3 +129,54 @@ async def test_rubbish_is_401_and_costs_nobody_anything(house, corp, token):
     assert corp.asked == []
     house.gateway.running.telemetry.flush()
     assert b"defect" not in b"".join(house.lines)
+
+
+WAITS = """
+[[rule]]
+id = "payroll"
+phase = "request"
+effect = "require_approval"
+when = "texts.exists(t, t.contains('payroll'))"
+message = "Payroll is looked at first."
+approvers = ["role:approver"]
+"""
+OIDC = """
+[oidc]
+issuer = "{issuer}"
+client_id = "lockgate"
+client_secret = "env:OIDC_SECRET"
+private = true
+permissions = {{ approver = "approve" }}
+"""
+
+
+async def test_nobody_approves_what_they_have_asked_for_whichever_way_they_come(house, provider, messages):
+    """The same person calls with a token and logs in at the page: the issuer knows them by one subject, so do we."""
+    house.environ["OIDC_SECRET"] = "client secret: 7%/+"
+    await house.open(config=MEMORY + CONFIG.format(issuer=provider.url) + OIDC.format(issuer=provider.url) + '[approvals]\nhold = "0s"\n',
+                     policies=WAITS)
+    provider.now_s = lambda: house.gateway.running.clock.now_ns() / 1e9
+    session = await house.http()
+
+    async def logged_in(subject: str) -> dict[str, str]:
+        provider.person |= {"sub": subject, "roles": ["approver"]}
+        async with session.get("/-/oidc/begin", allow_redirects=False) as begun:
+            state, url = begun.headers["Set-Cookie"].partition(";")[0], begun.headers["Location"]
+        async with session.get(f"/-/oidc/callback?{provider.authorize(url)}", headers={"Cookie": state}, allow_redirects=False) as back:
+            assert back.status == 302, await back.text()
+            cookie = back.headers["Set-Cookie"].partition(";")[0]
+        async with session.get("/-/me", headers={"Cookie": cookie}) as answer:
+            told = await answer.json()
+        return {"Cookie": cookie, "X-Lockgate-Csrf": told["csrf"], "Origin": house.gateway.url}
+
+    with pytest.raises(openai.ConflictError):
+        await house.client(provider.sign(claims(house, provider, sub="ada-1"))).chat.completions.create(model="fast", messages=messages("the payroll"))
+    ada, bob = await logged_in("ada-1"), await logged_in("bob-2")
+    async with session.get("/-/approvals", headers=ada) as answer:
+        (row,) = (await answer.json())["approvals"]
+    vote = {"verdict": "approve", "digest": row["digest"]}
+    async with session.post(f"/-/approvals/{row['id']}/vote", json=vote, headers=ada) as answer:
+        assert answer.status == 403, await answer.text()
+    async with session.post(f"/-/approvals/{row['id']}/vote", json=vote, headers=bob) as answer:
+        assert (await answer.json())["approval"]["state"] == "approved"
+    assert (row["principal"], row["may_vote"]) == ("jwt:corp:ada-1", False)

@@ -360,7 +360,7 @@ async def test_people_are_made_changed_disabled_and_enabled_and_all_of_it_is_on_
     {"id": "ada", "permission": "view", "password": "short"}, {"id": "ada", "permission": "view", "name": "a\u202eb"},
     {"id": "ada", "permission": "view", "roles": [""]}, {"id": "ada", "permission": "view", "roles": ["x"] * 51},
     {"id": "ada", "permission": "view", "teams": "blue"}, {"id": "ada", "permission": "view", "email": "x" * 201},
-    {"id": "ada", "permission": "view", "subject": "x"}, {"id": "ada", "permission": "view", "password": "x" * 257},
+    {"id": "ada", "permission": "view", "name": "lgp_" + "a" * 12 + "_" + "b" * 32}, {"id": "ada", "permission": "view", "subject": "x"}, {"id": "ada", "permission": "view", "password": "x" * 257},
 ])
 @pytest.mark.usefixtures("browser")
 async def test_an_account_that_cannot_be_is_not_made(house, body):

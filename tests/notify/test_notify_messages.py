@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.approval import Demand, Stage, State, Vote, Voter
@@ -89,6 +89,7 @@ def test_nobodys_words_break_out_of_their_line(ticket, hook, chat, mailbox, fiel
     assert "://evil" not in mail.get_content()
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec=None), max_size=400), st.integers(2, 50))
 def test_shown_words_are_one_bounded_printable_line(text, limit):
     told = shown(text, limit)

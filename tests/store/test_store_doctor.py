@@ -215,7 +215,7 @@ class TestDoctor:
     @pytest.mark.parametrize(("table", "column"), [
         ("calls", "reasons"), ("outcomes", "message"), ("verdicts", "verdicts"), ("tool_uses", "args"), ("tool_results", "text"),
         ("sessions", "labels"), ("turns", "holder"), ("keys", "name"), ("budget_changes", "note"), ("settlements", "author"),
-        ("ledger", "prices"), ("plans", "plan"), ("paths", "why"), ("breakers", "note"),
+        ("ledger", "prices"), ("plans", "plan"), ("paths", "why"), ("breakers", "note"), ("people", "name"), ("people_events", "detail"),
     ])
     def test_a_virtual_key_is_found_wherever_others_can_write(
         self, table: str, column: str, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
