@@ -30,7 +30,7 @@ from gateway.progress import Progress
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError
 from gateway.telemetry import Telemetry
-from gateway.tickets import WHOLE, Matter, asked_key, met, nothing_kept, refuse, ticket_of
+from gateway.tickets import WHOLE, Matter, asked_key, met, nothing_kept, outline, refuse, ticket_of
 from gateway.waiting import Waiting
 from gateway.wire.strict_json import dumps
 
@@ -40,11 +40,14 @@ _LATEST: Final = 1000  # changes that are looked at in one step
 
 
 class OnHold(Exception):
-    """No error, but a step of the call's path. The call cannot go on before something happens to `ticket`."""
+    """No error, but a step of the call's path. The call cannot go on before something happens to `ticket`.
+
+    Thousands may wait for people: one that does has no more of its ticket than a wait needs.
+    """
 
     def __init__(self, ticket: Ticket) -> None:
         super().__init__(ticket.id)
-        self.ticket = ticket
+        self.ticket = ticket if ticket.state is State.APPROVED else outline(ticket)
         self.decision: Decision | None = None  # what asks for it, where that is on record already
 
 
@@ -118,6 +121,9 @@ class Holding:
             raise self._pending(ticket, snapshot)
         if presence.later and ticket.state is State.PENDING and case.encoder is None:
             raise ApprovalAccepted(ticket.message, ticket=ticket.id, rule=ticket.rule, retry_after_s=round(approvals.retry_after))
+        case.approval = ticket
+        if case.under is not None and case.under.id == ticket.id:
+            case.under = ticket
         presence.waited.add(ticket.id)
         if len(self.waiting) >= approvals.max_held:
             raise self._pending(ticket, snapshot)
@@ -323,10 +329,8 @@ class Holding:
             performing.add_done_callback(lambda _: self.waiting.wake([what]))
         alone = False
         try:
-            if performing is None and self._known > ticket.changed:  # it may have changed since it was looked at
-                latest = await self._store.get(ticket.id)
-                if latest is None or latest.changed != ticket.changed:
-                    return
+            if performing is None and self._known > ticket.changed and await self._has_changed(ticket):
+                return
             why = await waiter.told
         except asyncio.CancelledError:
             alone = self.waiting.drop(waiter)
@@ -338,6 +342,11 @@ class Holding:
                 self.waiting.drop(waiter)
         if why != "changed":
             raise self._pending(ticket, snapshot)
+
+    async def _has_changed(self, ticket: Ticket) -> bool:
+        """Whether something has happened to it since it was looked at, before there was anybody to be told."""
+        latest = await self._store.get(ticket.id)
+        return latest is None or latest.changed != ticket.changed
 
     def _until_s(self, case: Progress, snapshot: Snapshot, ticket: Ticket) -> float:
         """Until when its caller's connection is held, on the monotonic clock. `hold` is for people: what is done takes its own time."""

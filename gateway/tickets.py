@@ -63,6 +63,11 @@ def ticket_of(
         notify=("*",) if told is None else tuple(sorted(told)))
 
 
+def outline(ticket: Ticket) -> Ticket:
+    """What there is to say of a ticket, without what it is about."""
+    return replace(ticket, shown={}, body=b"", origin={}, demands=(), votes=(), patch=None)
+
+
 def refuse(ticket: Ticket) -> None:
     """Raise for a ticket whose action will not go on: `ApprovalDenied`, `ApprovalUnknown`."""
     if ticket.state is State.UNKNOWN:

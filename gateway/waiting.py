@@ -51,14 +51,16 @@ class Waiting:
     _by_ticket: dict[str, set[Waiter]] = field(default_factory=dict)
     _due: list[tuple[float, int, Waiter]] = field(default_factory=list)
     _numbers: "count[int]" = field(default_factory=count)
+    _waiting: int = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_ticket.values()))
+        return self._waiting
 
     def add(self, ticket: str, *, until_s: float, streams: bool) -> Waiter:
         """Somebody begins to wait, until that monotonic time at the most. `drop` them, whatever happens."""
         waiter = Waiter(ticket, asyncio.get_running_loop().create_future(), streams)
         self._by_ticket.setdefault(ticket, set()).add(waiter)
+        self._waiting += 1
         heapq.heappush(self._due, (until_s, next(self._numbers), waiter))
         if self.stopping and not streams:
             waiter.told.set_result("stopping")
@@ -67,7 +69,9 @@ class Waiting:
     def drop(self, waiter: Waiter) -> bool:
         """They wait no longer; whether nobody else waits for the same."""
         waiters = self._by_ticket.get(waiter.ticket, set())
-        waiters.discard(waiter)
+        if waiter in waiters:
+            waiters.remove(waiter)
+            self._waiting -= 1
         if not waiters:
             self._by_ticket.pop(waiter.ticket, None)
         waiter.told.cancel()

@@ -12,7 +12,7 @@ from gateway.core.estimate import Bounds, Measure
 from gateway.core.money import Price
 from gateway.core.plan import RouteTarget
 from gateway.errors import AttemptFailed
-from gateway.progress import Progress, Receipt, Tally, Trying
+from gateway.progress import Progress, Receipt, Tally, Trying, id_of
 from gateway.spending import Spending
 from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event
@@ -275,3 +275,34 @@ def test_tool_calls_and_results_are_part_of_the_record():
     case.results["c0"] = "done"
     record = case.record(Outcome.COMPLETED, ended_ns=6, status=200)
     assert (record.tool_uses, record.tool_results) == ((use,), (("c0", "done"),))
+
+
+def decided(kind: type[Allowed | Denied], **said: Any) -> Allowed | Denied:
+    return kind(**{"rule": None, "message": None, "remedy": None, "reasons": (), "labels": (), "bundle": "", **said})
+
+
+def test_what_rules_take_off_the_session_is_on_record_where_they_let_it_pass_and_the_call_itself_has_not_put_it_on() -> None:
+    case = Progress("call_1", "openai", "chat", 1)
+    case.decided(decided(Allowed, labels=("own",), unlabels=("a", "own")))
+    case.decided(decided(Denied, unlabels=("never",)))
+    assert list(case.unlabels) == ["a"]
+    case.begun = case.answered = True  # from here on the store knows of those
+    case.decided(decided(Allowed, unlabels=("b", "a")))
+    case.decided(decided(Denied, unlabels=("never",)))
+    assert list(case.unlabels) == ["b", "a"]
+    record = case.record(Outcome.COMPLETED, ended_ns=2, status=200)
+    assert (record.unlabels, record.answer_unlabels) == (("a", "own"), ("b", "a"))
+
+
+@pytest.mark.parametrize(("body", "found"), [({"id": "x"}, "x"), ({}, ""), ({"id": None}, ""), ({"id": 5}, ""), ({"id": "x" * 1001}, "")])
+def test_the_id_of_an_answer_is_a_text_of_a_bounded_length(body: dict[str, Any], found: str) -> None:
+    """A provider may write anything there."""
+    assert id_of(body) == found
+
+
+def test_a_stream_has_the_id_of_its_first_piece_that_has_one() -> None:
+    tally = Tally(None)
+    pieces: list[dict[str, Any] | None] = [None, {"choices": []}, {"id": "first"}, {"id": "second"}]
+    for body in pieces:
+        tally.add(Event(body=body))
+    assert tally.answer_id == "first"

@@ -47,6 +47,9 @@ def _path(told: JsonObject) -> Iterator[str]:
     if told["part_of"]:
         yield ""
         yield f"this call was made by the gateway itself, for {told['part_of']}"
+    if told["approval"]:
+        yield ""
+        yield f"people were asked: approval {told['approval']}"
     if told["plan"]:
         yield ""
         yield from plan_lines(told["plan"], told["task"])

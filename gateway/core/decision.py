@@ -128,7 +128,8 @@ class _Decided:
 
     `rule` is the rule that decided, None where none did and the default allows; `message` and `remedy` are for the caller. `reasons`
     are those of every rule that was asked, in declared order; `labels` what matching `log` rules say, `unlabels` what they take off the
-    session; `bundle` the digest of the rules. `values` are the facts that were read. `subject` is the tool, where a tool call or a result was judged.
+    session; `bundle` the digest of the rules. `values` are the facts that were read. `subject` is the tool, where a tool call or a
+    result was judged.
     """
 
     rule: str | None

@@ -66,8 +66,8 @@ class Selection:
     """The rules that could apply, in declared order, and what they read.
 
     `together` gives the verdicts of those that have a program in one step, where the engine can. `queries` are what they ask of the
-    session, `reads_session` whether they read anything of it, `reads_facts` whether what was put there; `reads_budgets`: one of them asks how the accounts stand; `serial`: one of
-    them asks for one call of a session at a time.
+    session, `reads_session` whether they read anything of it, `reads_facts` whether what was put there; `reads_budgets`: one of them asks
+    how the accounts stand; `serial`: one of them asks for one call of a session at a time.
     """
 
     rules: tuple[Rule, ...]

@@ -3,7 +3,7 @@
 import { field, fill, h } from "./dom.js";
 import { equal, pointed, read, step, write } from "./exact.js";
 import { brief } from "./layout.js";
-import { said } from "./text.js";
+import { escaped, said } from "./text.js";
 
 const MOST_SHOWN = 20;
 const WAIT_MS = 150; // between the last key and the look at the text
@@ -20,7 +20,7 @@ export class Editor {
       rows: String(Math.min(30, write(original).split("\n").length + 1)),
       spellcheck: "false",
       autocapitalize: "none",
-      value: write(original),
+      value: escaped(write(original)),
     });
     this.comment = h("input", { maxlength: "2000" });
     this.verdict = h("div", { class: "checked", role: "status" });

@@ -73,13 +73,14 @@ function act(app, row, what, load) {
 }
 
 async function create(app, load) {
-  const [name, team, org, roles, routes, expires] = ["", "", "", "", "*", ""].map((value) =>
+  const [name, team, org, owner, roles, routes, expires] = ["", "", "", "", "", "*", ""].map((value) =>
     h("input", { value, maxlength: "200", spellcheck: "false", autocomplete: "off" }),
   );
   const form = [
     field("Name", name, "What it is for, so that people recognise it."),
     h("div", { class: "pair" }, field("Team", team), field("Organisation", org)),
     h("div", { class: "pair" }, field("Roles", roles, "With commas between."), field("Routes", routes, "Globs, with commas between.")),
+    field("Owner", owner, "The account of the person whose it is: they may not approve what it asks for."),
     field("Expires", expires, "A duration (30d) or a date. Empty: never."),
   ];
   if (!(await app.shell.ask("New key", form, [{ value: "yes", label: "Make it", kind: "approve" }], name))) return;
@@ -95,6 +96,7 @@ async function create(app, load) {
       org: org.value.trim(),
       roles: many(roles),
       routes: many(routes),
+      owner: owner.value.trim(),
       ...(expires.value.trim() ? { expires: expires.value.trim() } : {}),
     });
     for (const warning of told.warnings) app.shell.note(warning, "bad");

@@ -72,6 +72,12 @@ export function foldAt(text) {
   return whole(text, Math.min(at, FOLD_LETTERS));
 }
 
+/** JSON that means the same, in which nothing is unseen: for a field, which shows its text as it is. */
+export function escaped(json) {
+  const unit = (letter) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return json.replace(UNSEEN, (letter) => [...Array(letter.length).keys()].map((at) => unit(letter[at])).join(""));
+}
+
 /** A size as people read it. */
 export function size(bytes) {
   if (bytes < 1_000) return `${bytes} bytes`;

@@ -249,7 +249,7 @@ INVARIANTS: Final = (
         "UNION ALL SELECT 'breakers', target FROM breakers WHERE holds_key(target, permits, cause, author, note) "
         "UNION ALL SELECT 'people', id FROM people WHERE holds_key(id, name, roles, teams, email, subject) "
         "UNION ALL SELECT 'people_events', person FROM people_events WHERE holds_key(person, author, detail)",
-        "a virtual key or an API token stands in clear text: stop it (`lockgate keys revoke`, `lockgate people token`), then remove the row",
+        "a virtual key or API token stands in clear text: stop it (`lockgate keys revoke`, `lockgate people token`), then remove the row",
     ),
     Invariant(
         "no-key-in-any-body",

@@ -62,7 +62,7 @@ async def test_a_call_is_held_until_it_is_approved_and_then_answered(house):
     done = await house.ticket("succeeded")
     assert [(each["event"], each["state"], each["author"]) for each in done["history"]] == [
         ("open", "pending", ticket["principal"]), ("vote", "pending", "admin"), ("approve", "approved", "admin"),
-        ("claim", "executing", ""), ("succeed", "succeeded", "")]
+        ("claim", "executing", ""), ("succeed", "succeeded", ""), ("deliver", "succeeded", "")]
     assert [(vote["person"], vote["verdict"], vote["comment"]) for vote in done["votes"]] == [("admin", "approve", "go on")]
 
 

@@ -23,6 +23,7 @@ async def models(house, key):
 
 async def test_a_key_is_made_works_at_once_and_its_secret_is_never_shown_again(house):
     await house.open()
+    await ask(house, "POST", "/-/people", {"id": "mara", "permission": "approve"})
     status, made = await ask(house, "POST", "/-/keys", {
         "name": "batch", "team": "search", "org": "acme", "roles": ["dev"], "routes": ["fast"], "expires": "30d", "owner": "mara"})
     assert status == 200
@@ -69,7 +70,7 @@ async def test_a_revoked_key_stops_for_good(house):
     ({}, "name"), ({"name": " "}, "is empty"), ({"name": "a\x1b[31m"}, "cannot be shown"), ({"name": "x" * 201}, "200"),
     ({"name": "a", "expires": "soon"}, "neither a duration"), ({"name": "a", "expires": "2020-01-01"}, "past"),
     ({"name": "a", "routes": [""]}, "routes"), ({"name": "a", "permission": "admin"}, "permission"), ({"name": "a", "roles": "admin"}, "roles"),
-    ({"name": "a", "roles": ["r"] * 33}, "roles"),
+    ({"name": "a", "roles": ["r"] * 33}, "roles"), ({"name": "a", "owner": "nobody"}, "no account"),
 ])
 async def test_what_makes_no_key_is_refused_with_what_is_wrong(house, body, said):
     await house.open()

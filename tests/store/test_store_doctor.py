@@ -15,6 +15,7 @@ from gateway.core.breaker import Event, Step, by_hand
 from gateway.core.rate import Take
 from gateway.core.windows import Window
 from gateway.session import SessionKey
+from gateway.store.approvals_protocol import Person, Stamped
 from gateway.store.bodies import pack
 from gateway.store.database import open_readonly, open_writable
 from gateway.store.doctor import INVARIANTS, examine
@@ -113,6 +114,7 @@ async def history(store: SqliteStore, samples: ModuleType) -> None:
     await store.sessions.enter(SessionKey("key000000001", "s-1"), samples.call_id(10), now_ns=1, until_ns=2)
     await store.bundles.keep("sha256:abc", b"rules " * 1000, now_ns=samples.NOW_NS)
     await store.keys.create(samples.key(1))
+    await store.people.add(Person("ada", "Ada", "view"), Stamped("created", "admin", 1))
 
 
 async def _parts(store: SqliteStore, samples: ModuleType) -> None:

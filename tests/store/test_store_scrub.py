@@ -224,3 +224,12 @@ def test_of_a_huge_body_not_even_the_shape_is_kept() -> None:
         assert kept is not None
         assert b"[redacted: 10001 values]" in kept
         assert len(kept) < 100
+
+
+def test_a_person_s_token_is_scrubbed_as_a_key_is():
+    token = "lgp_AbC123dEf456_" + "x9" * 16
+    scrubber = Scrubber(())
+    assert scrubber.text(f"a {token} b") == "a [secret] b"
+    assert scrubber.bytes(f"a {token} b".encode()) == b"a [secret] b"
+    assert scrubber.text(f"cut {token[:-5]}") == "cut [secret]"
+    assert scrubber.text("lgp_ is what tokens begin with") == "lgp_ is what tokens begin with"
