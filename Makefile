@@ -14,8 +14,8 @@ PROVEN := gateway/core/*,gateway/wire/*,adapters/*
 help: ## Show this.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/.demo ## See it work: a gateway, simulated providers, the official client. Needs no account anywhere.
-	$(BIN)/lockgate demo
+demo: $(VENV)/.demo ## See it work: a gateway, simulated providers, the official client. Needs no account anywhere. KEEP=1 leaves the page open.
+	$(BIN)/lockgate demo $(if $(KEEP),--keep)
 
 test: $(VENV)/.dev ## Run the tests; core, wire and adapters must be covered in every branch.
 	@.ci/machine

@@ -71,7 +71,7 @@ class Answering:
         """Whoever waited for an approval has its answer: it is not kept any longer."""
         if case.approval is not None and not case.presence.performing:
             with contextlib.suppress(StoreUnavailable):  # then it is given once more where it is asked for once more
-                await self.holding.given(case)
+                await self.holding.answers.given(case)
 
     async def give(self, case: Progress, done: Finished, dialect: Dialect, client: Client) -> None:
         """Settle a call whose action was done before, under its approval, and give its client what came of it."""
@@ -120,6 +120,7 @@ class Answering:
         try:
             if isinstance(error, StoreUnavailable):
                 raise error
+            await self.holding.answers.put_back(case)
             if case.presence.performing and isinstance(error, Forbidden | ApprovalDenied | UnknownRoute | Unauthenticated):
                 await self.holding.refuse(case.presence.performing, error.message)  # denied is denied, whoever had approved it
             if case.claim is not None:

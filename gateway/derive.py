@@ -28,8 +28,8 @@ def check_named(session: str | None, order: Sequence[str]) -> None:
     taken = next((PREFIXES[kind] for kind in order if session.startswith(PREFIXES[kind])), None)
     if taken is not None:
         raise InvalidRequest(
-            f"The header X-Lockgate-Session must not begin with `{taken}`: such sessions are read from the body or the trace. To have other "
-            "calls in the same session, send a name of your own with all of them.")
+            f"The header X-Lockgate-Session must not begin with `{taken}`: such sessions are read from the body or the trace. To have "
+            "other calls in the same session, send a name of your own with all of them.")
 
 
 async def in_session(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.admission import Admission
-from gateway.call import Call, Json, JsonObject
+from gateway.call import Json, JsonObject
 from gateway.clock import Clock, Ids
 from gateway.core.action import UncanonicalError
 from gateway.core.approval import OPEN, Demand, Event, NotPossibleError, Result, State, Ticket
@@ -25,12 +25,13 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailed,
 )
+from gateway.kept_answers import KeptAnswers, of_kept
 from gateway.performing import Perform, Performing
 from gateway.progress import Progress
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError
 from gateway.telemetry import Telemetry
-from gateway.tickets import WHOLE, Matter, asked_key, met, nothing_kept, outline, refuse, ticket_of
+from gateway.tickets import WHOLE, Matter, met, nothing_kept, outline, refuse, ticket_of
 from gateway.waiting import Waiting
 from gateway.wire.strict_json import dumps
 
@@ -72,9 +73,10 @@ class Holding:
     ) -> None:
         self.waiting = Waiting(clock)
         self.conditions = Conditions()
+        self.answers = KeptAnswers(store, clock)
         self._store = store
         self._admission = admission
-        self.performing = Performing(store, perform, self.refresh, telemetry)
+        self.performing = Performing(store, perform, self.refresh, telemetry, clock)
         self._clock = clock
         self._ids = ids
         self._scrub = scrub
@@ -107,6 +109,12 @@ class Holding:
             await self._check(case, matter, ticket, tuple(each.demand for each in approvals))
         case.grants = tuple(granted.values())
         return ticket
+
+    async def reconsider(self, case: Progress, matter: Matter, ticket: Ticket, held: Sequence[Held]) -> None:
+        """Check that an approval is enough for what the rules of now ask about the exact action that people saw. Raises `OnHold`."""
+        demands = tuple({each.rule: each.demand for one in held for each in one.approvals}.values())
+        if ticket.state is State.APPROVED and not met(demands, ticket):
+            raise OnHold(await self._strengthened(case, matter, ticket, demands))
 
     async def wait(self, case: Progress, snapshot: Snapshot, ticket: Ticket) -> None:
         """Wait until something happens to a ticket: then the rules are to be asked again. What the call holds is given back meanwhile.
@@ -147,6 +155,7 @@ class Holding:
             OnHold: the ticket, or a grant, is another by now.
         """
         now_ns = self._clock.now_ns()
+        await self.answers.take(case)
         if case.grants and not await self._store.use(case.grants, call_id=case.id, now_ns=now_ns):
             case.grants = ()
             raise OnHold(ticket or await self._latest(case, matter))
@@ -158,6 +167,7 @@ class Holding:
             if not await self._store.release(claim, call_id=case.id, keep=keep, now_ns=now_ns):
                 raise OnHold(await self._latest(case, matter))
             await self.refresh()
+        case.released.add(ticket.id)
         return None if ticket.digest == matter.action.digest else ticket.shown["arguments"]
 
     async def refresh(self) -> None:
@@ -169,34 +179,12 @@ class Holding:
                 return
             self.waiting.wake(ticket for ticket, _state, _number in changes)
             self._known = max(self._known, changes[-1][2])
-            if any(state is State.APPROVED for _ticket, state, _number in changes) and not self.waiting.stopping:
-                await self.performing.catch_up()
+            if not self.waiting.stopping:
+                await self.performing.approved([ticket for ticket, state, _number in changes if state is State.APPROVED])
 
     async def start(self) -> None:
         """Begin with what is there: nobody waits for it yet."""
         self._known = await self._store.generation()
-
-    async def look_up(self, case: Progress, snapshot: Snapshot, call: Call) -> None:
-        """Note the answer that is kept for a request, of which a part is held for people, where there is one (`case.kept`)."""
-        route = snapshot.routes.get(call.route)
-        held = snapshot.bundle.holds_answers or (route is not None and route.approve)
-        if held and not case.presence.performing:
-            case.asked_again = asked_key(call)
-            await self._kept(case, case.asked_again)
-
-    async def given(self, case: Progress) -> None:
-        """The caller has its answer: nothing of it is kept any longer."""
-        if case.asked_again and (case.kept is not None or case.approval is not case.under):
-            await self._store.forget_kept(case.principal.id, case.asked_again)
-        if case.under is not None and (case.claim is not None or case.under.state in (State.SUCCEEDED, State.FAILED)):
-            await self._store.delivered(case.under.id, now_ns=self._clock.now_ns())
-
-    async def _kept(self, case: Progress, asked: str) -> bool:
-        """Whether an answer is kept under this."""
-        kept = await self._store.kept(case.principal.id, asked, now_ns=self._clock.now_ns()) if asked else None
-        if kept is not None:
-            case.kept, case.asked_again = kept.reply, asked
-        return kept is not None
 
     async def refuse(self, ticket_id: str, reason: str) -> None:
         """The rules deny by now what people have approved."""
@@ -217,7 +205,7 @@ class Holding:
         if ticket.state not in (State.SUCCEEDED, State.FAILED):
             return not waited
         if not whole:
-            return case.kept is None  # it was for another answer, which held the same
+            return not of_kept(case, ticket)  # it was for another answer, which held the same
         if waited:
             return ticket.state is State.FAILED and ticket.result is None  # whoever made it has died
         wanted = ticket.delivered_ns is None or (ticket.mode == "execute" and ticket.state is State.SUCCEEDED)
@@ -263,9 +251,9 @@ class Holding:
         whole = matter.kind in WHOLE
         refuse(ticket)
         if ticket.state in (State.SUCCEEDED, State.FAILED):
-            if case.kept is not None and not whole:
-                return  # it was released, and its answer did not arrive
-            if whole and await self._kept(case, ticket.origin["asked_key"]):
+            if not whole:
+                return  # it was released, and the answer that it stands in did not arrive
+            if await self.answers.find(case, ticket.origin["asked_key"]):
                 return  # it was done, and people look at a part of its answer
             if ticket.result is None and matter.kind == "request":
                 raise UpstreamFailed("It was done, and its answer is not kept any more.")
@@ -310,7 +298,9 @@ class Holding:
             raise ApprovalUnavailable(why, rule=ticket.rule)
         kept = None
         if answer is not None and case.asked_again:
-            kept = KeptAnswer(case.asked_again, case.principal.id, case.id, answer, now_ns + int(config.keep_results * 1e9))
+            first = case.kept.call_id if case.kept is not None else case.id
+            kept = KeptAnswer(case.asked_again, case.principal.id, first, answer, now_ns + int(config.keep_results * 1e9))
+            case.keeps = True
         try:
             opened = await self._store.open(ticket, self._notify(ticket, "opened", now_ns), most=config.max_pending, kept=kept)
         except QueueFullError as full:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway.call import Json, JsonObject, Reply, ToolCall
-from gateway.core.action import Action, digest_of, without_delivery
+from gateway.core.action import Action, UncanonicalError, digest_of, without_delivery
 from gateway.core.approval import Kind
 from gateway.core.conditions import ConditionError, Conditions
 from gateway.core.decision import Held
 from gateway.core.question import Question
-from gateway.errors import ApprovalUnavailable
+from gateway.errors import ApprovalUnavailable, InvalidRequest
 from gateway.snapshot import Snapshot
 from gateway.tickets import Matter
 from gateway.tool_offers import definitions
@@ -31,7 +31,11 @@ def of_tool(
     known = snapshot.tools.get(tool.name)
     schema: Json = known.parameters if known is not None else definitions(question.call).get(tool.name, [])
     principal = question.call.principal
-    action = Action(kind, OPERATION, principal.id, principal.on_behalf_of, "", tool.name, digest_of(schema), tool.args)
+    try:
+        named = digest_of(schema)
+    except UncanonicalError as error:
+        raise InvalidRequest(f"What the request says of the tool {tool.name} cannot be shown to anybody: {error}.") from error
+    action = Action(kind, OPERATION, principal.id, principal.on_behalf_of, "", tool.name, named, tool.args)
     effect = known.effect if known is not None else "at_most_once"
     return _matter(snapshot, conditions, question, held, action, effect, irreversible=bool(tool.annotations.get("irreversible")))
 

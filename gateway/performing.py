@@ -1,11 +1,12 @@
 """What the gateway needs to make a call by itself that people have approved: whose it was, where it belongs, and who takes its answer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from gateway.call import Origin, Principal
+from gateway.clock import Clock
 from gateway.core.action import without_delivery
 from gateway.core.approval import Result, State, Ticket
 from gateway.errors import InternalError
@@ -17,6 +18,8 @@ Done = TypeVar("Done")
 Perform = Callable[[Ticket], Awaitable[Result]]
 
 _MOST_AT_ONCE: Final = 50  # calls that the gateway makes by itself
+_FIRST_PAUSE_S: Final = 10.0  # before one that could not begin is tried again
+_LONGEST_PAUSE_S: Final = 300.0
 _SAID: Final = ("X-Should-Retry", "Retry-After", "X-Lockgate-Rule")  # what goes on to whoever waits, where it could not be begun
 
 
@@ -61,14 +64,27 @@ def origin_in(ticket: Ticket) -> Origin:
     return Origin(**ticket.origin["origin"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """Until when a call that could not begin is left alone, on the monotonic clock, and how long that pause is."""
+
+    until_s: float
+    pause_s: float
+
+
 class Performing:
     """Makes approved calls, each in a task of its own. One per gateway; `refresh` tells whoever waits."""
 
-    def __init__(self, store: Approvals, perform: Perform, refresh: Callable[[], Awaitable[None]], telemetry: Telemetry) -> None:
+    def __init__(
+        self, store: Approvals, perform: Perform, refresh: Callable[[], Awaitable[None]], telemetry: Telemetry, clock: Clock,
+    ) -> None:
         self._store = store
         self._perform = perform
         self._refresh = refresh
         self._telemetry = telemetry
+        self._clock = clock
+        self._after: str | None = None
+        self._resting: dict[str, _Rest] = {}
         self._running: dict[str, asyncio.Task[Result | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -85,10 +101,25 @@ class Performing:
             running = self._running[ticket.id] = self.own(self._performed(ticket))
         return running
 
+    async def approved(self, tickets: Sequence[str]) -> None:
+        """Make those of them that are for the gateway to make."""
+        for ticket_id in tickets:
+            ticket = await self._store.get(ticket_id)
+            if ticket is not None and ticket.state is State.APPROVED and ticket.mode == "execute":
+                self.of(ticket)
+
     async def catch_up(self) -> None:
-        """Make the calls that people have approved for the gateway to make, where nobody has yet. Now and then, and when one is."""
-        for ticket in await self._store.list(TicketFilter(states=(State.APPROVED,), mode="execute", limit=_MOST_AT_ONCE)):
-            if len(self._running) < _MOST_AT_ONCE:
+        """Make the calls that people have approved for the gateway to make, and that nobody has made yet: a page of them now and then.
+
+        One that cannot begin (its budget is spent, its target rests) is tried less and less often, and keeps nobody else waiting.
+        """
+        page = await self._store.list(TicketFilter(states=(State.APPROVED,), mode="execute", after=self._after, limit=_MOST_AT_ONCE))
+        self._after = page[-1].id if len(page) == _MOST_AT_ONCE else None
+        now_s = self._clock.monotonic()
+        self._resting = {each: rest for each, rest in self._resting.items() if rest.until_s + rest.pause_s > now_s}
+        for ticket in page:
+            rest = self._resting.get(ticket.id)
+            if rest is None or rest.until_s <= now_s:
                 self.of(ticket)
 
     async def close(self, timeout_s: float) -> None:
@@ -105,7 +136,13 @@ class Performing:
         finally:
             self._running.pop(ticket.id, None)
         await self._refresh()
-        return told if latest is not None and latest.state is State.APPROVED else None
+        if latest is None or latest.state is not State.APPROVED:
+            self._resting.pop(ticket.id, None)
+            return None
+        before = self._resting.get(ticket.id)
+        pause_s = _FIRST_PAUSE_S if before is None else min(2 * before.pause_s, _LONGEST_PAUSE_S)
+        self._resting[ticket.id] = _Rest(self._clock.monotonic() + pause_s, pause_s)
+        return told
 
     def own(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
         """A task beside the calls, whose failure is told."""

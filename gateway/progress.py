@@ -14,7 +14,7 @@ from gateway.core.money import cost_nusd
 from gateway.core.plan import RouteTarget
 from gateway.errors import AttemptFailed, CallError
 from gateway.spending import Spending
-from gateway.store.approvals_protocol import Claim
+from gateway.store.approvals_protocol import Claim, KeptAnswer
 from gateway.store.protocol import NOTHING_BOOKED, Booked
 from gateway.waiting import Presence
 from gateway.wire.assemble import Assembler
@@ -125,7 +125,10 @@ class Progress:
     approval: Ticket | None = None  # the latest that it went on under, or waits for
     under: Ticket | None = None  # the one that is about the call as a whole
     claim: Claim | None = None  # what its intent takes
-    kept: JsonObject | None = field(default=None, repr=False)  # the answer that was held for people, and is given now
+    kept: KeptAnswer | None = None  # the answer that was held for people, and is given now
+    keeps: bool = False  # there is one, of its own or from before
+    taken: KeptAnswer | None = None  # the same, once something of it goes on: nobody else is given it
+    released: set[str] = field(default_factory=set)  # approvals under which something of it has gone on
     grants: tuple[str, ...] = ()  # what its intent, or what goes on without one, uses up
     asked_again: str = ""  # what an answer is kept under that is held for people; empty where none can be
     result: Result | None = field(default=None, repr=False)  # what came of an approved action, for whoever waits for it
@@ -143,6 +146,7 @@ class Progress:
     lost: int = 0  # numbers of attempts of which nobody knows whether they are on record; none of them was made
     given: int = 0  # the number of the attempt whose answer is given, where that is not the last that has one
     attempts: list[Attempt] = field(default_factory=list)
+    left: list[Attempt] = field(default_factory=list)  # those of which a byte may have been sent
     limits: list[tuple[Limit, str]] = field(default_factory=list)  # rates that the call takes, each with the tool it is about, if any
     spending: Spending | None = None
     booked: Booked = NOTHING_BOOKED
@@ -250,6 +254,8 @@ class Progress:
             first_byte_ns=trying.first_byte_ns, waited_s=trying.waited_s, usage=usage, cost_nusd=cost, prices=trying.to.prices,
             why=trying.why, breaker=trying.breaker, retries_left=trying.retries_left, largest_gap_s=receipt.largest_gap_s)
         self.attempts.append(attempt)
+        if trying.sent and cause not in _UNBILLED:
+            self.left.append(attempt)
         if trying.ended is not None:
             trying.ended(trying, attempt, failure)
 
@@ -344,10 +350,9 @@ class Progress:
             return ""
         if outcome in (Outcome.COMPLETED, Outcome.WITHHELD):
             return Event.SUCCEED
-        sent = [each for each in self.attempts if each.cause not in _UNBILLED and (each.status is not None or each.cause or self.tally)]
-        if not sent:  # nothing has left: it may be done yet
+        if not self.left:  # nothing has been sent: it may be done yet
             return Event.RETURN
-        if self.under.effect == "model" or sent[-1].status is not None:
+        if self.under.effect == "model" or all(each.status is not None for each in self.left):
             return Event.FAIL
         return Event.LOSE if self.under.effect == "at_most_once" else Event.RETURN
 

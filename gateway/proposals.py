@@ -3,11 +3,12 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.asking import Asking, limits_of
 from gateway.call import Call, Json, JsonObject, ToolCall, ToolUse
+from gateway.core.approval import Ticket
 from gateway.core.decision import BAD_ARGUMENTS, Decision, Denied, Held, Reason
 from gateway.core.question import Question
 from gateway.enact import enact, rate_spent, takes_of
@@ -18,6 +19,7 @@ from gateway.matters import of_tool
 from gateway.progress import Progress
 from gateway.schemas import SchemaCache
 from gateway.snapshot import Snapshot
+from gateway.tickets import Matter
 from gateway.tool_offers import read, refused, say, unfit
 from gateway.wire.tool_calls import CALLS, LEGACY, Proposed, misplaced, proposed, rewritten
 
@@ -90,9 +92,9 @@ class Proposals:
             case.withheld = True  # if it ends now, the provider has done its work all the same
             await self.holding.wait(case, snapshot, on_hold[0].ticket)
             case.withheld = False
-            for hold in on_hold:  # they are asked again: it is one decision
-                if hold.decision is not None:
-                    case.undecided(hold.decision)
+            for waited in on_hold:  # they are asked again: it is one decision
+                if waited.decision is not None:
+                    case.undecided(waited.decision)
             snapshot = self.current()
 
     def remember(self, principal: str, tool_call_id: str, *, released: bool) -> None:
@@ -145,8 +147,26 @@ class Proposals:
         """The arguments that the tool call goes on with, once people have let it. Raises as `Holding.permit` does."""
         matter = of_tool(snapshot, self.holding.conditions, question, tool, held, kind="tool_call")
         ticket = await self.holding.permit(case, snapshot, matter, answer())
+        if ticket is not None and ticket.digest != matter.action.digest:
+            await self._reconsidered(case, snapshot, replace(question, tool=replace(tool, args=ticket.shown["arguments"])), matter, ticket)
         changed: JsonObject | None = await self.holding.release(case, matter, ticket, keep=tool.name in snapshot.tools)
         return tool.args if changed is None else changed
+
+    async def _reconsidered(self, case: Progress, snapshot: Snapshot, question: Question, matter: Matter, ticket: Ticket) -> None:
+        """Ask the rules about what goes on in place of what was proposed: the arguments that people have seen, and perhaps written.
+
+        Raises:
+            Forbidden, ApprovalDenied: the rules of now do not let it.
+            OnHold: they ask for more people.
+        """
+        judged = await self.asking.judged(snapshot.bundle, await self.asking.informed(case, snapshot, question))
+        held = enact(judged.decision)
+        if question.tool is not None and judged.question.tool is not None:
+            known = snapshot.tools.get(question.tool.name)
+            if judged.question.tool.args != question.tool.args or unfit(question.tool, question.call, known, self.schemas):
+                why = "The rules make another action of it by now than what was approved."
+                raise ApprovalDenied(why, ticket=ticket.id, rule=ticket.rule)
+        await self.holding.reconsider(case, matter, ticket, held)
 
     async def _take(self, case: Progress, call: Call, decision: Decision, now_ns: int) -> None:
         """Take the rates of a tool call that a model proposes: of requests, others are refused in its phase.

@@ -130,43 +130,44 @@ class Proxy:
         call = await read_call(case, arrival.dialect, arrival.tool, body, snapshot)  # parsed once: what is judged is what is sent
         call = await self._in_session(case, snapshot, call)
         case.received = call.body
-        async with contextlib.AsyncExitStack() as stack:
-            way = stack.enter_context(self._way(case, snapshot, arrival, client))
-            await self.holding.look_up(case, snapshot, call)  # an answer of which people look at a part is not asked for twice
-            snapshot, call, route = await stack.enter_async_context(self._permitted(case, snapshot, arrival, call))  # rules, and people
-            if case.kept is not None:
-                case.answered = True
-                kept = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept))
-                self._hush(way)
-                await self._answering.answer(case, call, arrival.dialect, client, kept)
-                return
-            spending = spending_of(call, route, case.received, self._scrubber.text)
-            begun_s = loop.time()  # the route's time begins now, the client's own when it came; an SDK's once it has sent its body
-            deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s, sent_s=sent_s,
-                                  spoken=case.encoder is not None)
-            async with asyncio.timeout_at(begun_s + min(deadlines.total_s, deadlines.silence_s)) as limit:
-                case.presence.limit = limit
-                case.patience = told(deadlines, route.deadlines)
-                plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
-                case.plan = plan_json(plan)
-                with contextlib.closing(self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
-                    first = await tries.first()
-                    await self.settler.begin(case, call, first.to, snapshot.budgets, spending)  # on disk before anything leaves
-                    self.errands.mirror(case, call, route, snapshot)
-                    errand = Errand(case, call, route, deadlines, tries, snapshot)
-                    heard = partial(limit.reschedule, begun_s + deadlines.total_s)  # from then on the client hears something
-                    got = await self._sent(errand, first, way, heard)
+        del body  # whoever waits for people keeps what it says, once
+        with self._way(case, snapshot, arrival, client) as way:
+            await self.holding.answers.look_up(case, snapshot, call)  # an answer of which people look at a part is not asked for twice
+            async with self._permitted(case, snapshot, arrival, call) as permitted:  # what rules say, and people
+                snapshot, call, route = permitted
+                if case.kept is not None:
                     case.answered = True
-                    if isinstance(got, Reply):
-                        got = await self._rulings.reply(case, snapshot, call, got)
-                    elif way is not None:
-                        heard()
-                        got, rest = await self._streaming.relay(errand, got, way)
-            self._hush(way)
-            if isinstance(got, Reply):  # settled before the answer's last byte, and outside the deadline: the provider has done its work
-                await self._answering.answer(case, call, arrival.dialect, client, got)
-            else:
-                await self._answering.end_stream(case, client, got, rest)
+                    kept = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept.reply))
+                    self._hush(way)
+                    await self._answering.answer(case, call, arrival.dialect, client, kept)
+                    return
+                spending = spending_of(call, route, case.received, self._scrubber.text)
+                begun_s = loop.time()  # the route's time begins now, the client's own when it came; an SDK's once it has sent its body
+                deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s, sent_s=sent_s,
+                                      spoken=case.encoder is not None)
+                async with asyncio.timeout_at(begun_s + min(deadlines.total_s, deadlines.silence_s)) as limit:
+                    case.presence.limit = limit
+                    case.patience = told(deadlines, route.deadlines)
+                    plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
+                    case.plan = plan_json(plan)
+                    with contextlib.closing(self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
+                        first = await tries.first()
+                        await self.settler.begin(case, call, first.to, snapshot.budgets, spending)  # on disk before anything leaves
+                        self.errands.mirror(case, call, route, snapshot)
+                        errand = Errand(case, call, route, deadlines, tries, snapshot)
+                        heard = partial(limit.reschedule, begun_s + deadlines.total_s)  # from then on the client hears something
+                        got = await self._sent(errand, first, way, heard)
+                        case.answered = True
+                        if isinstance(got, Reply):
+                            got = await self._rulings.reply(case, snapshot, call, got)
+                        elif way is not None:
+                            heard()
+                            got, rest = await self._streaming.relay(errand, got, way)
+                self._hush(way)
+                if isinstance(got, Reply):  # settled before the answer's last byte, outside the deadline: the provider has done its work
+                    await self._answering.answer(case, call, arrival.dialect, client, got)
+                else:
+                    await self._answering.end_stream(case, client, got, rest)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Handle one call and settle it, however it ends: the record is durable before the client has its whole answer.
@@ -203,8 +204,7 @@ class Proxy:
             stopped = Overloaded("The gateway was stopped before the answer was complete.")
             await self._answering.fail(case, case.ended_by or stopped, arrival.dialect, client)
         except ClientGone:
-            if not case.settled:
-                self._gone(case)
+            self._gone(case)
             raise
         finally:
             self._left(case, task)
@@ -383,5 +383,8 @@ class Proxy:
             raise
 
     def _gone(self, case: Progress) -> None:
-        gone = ClientGone("The client closed its connection.")
-        self.settler.settle_later(case, Outcome.CANCELLED, _CLIENT_CLOSED, gone)
+        if case.taken is not None:
+            self.holding.performing.own(self.holding.answers.put_back(case))
+        if not case.settled:
+            gone = ClientGone("The client closed its connection.")
+            self.settler.settle_later(case, Outcome.CANCELLED, _CLIENT_CLOSED, gone)

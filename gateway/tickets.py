@@ -53,7 +53,8 @@ def ticket_of(
     return Ticket(
         id=ticket_id, kind=matter.kind,
         mode="execute" if matter.kind in ("request", "tool") and any(each.mode == "execute" for each in approvals) else "release",
-        state=State.PENDING, digest=action.digest, presented=action.presented, principal=principal.id, call_id=case.id,
+        state=State.PENDING, digest=action.digest, presented=action.presented, principal=principal.id,
+        call_id=case.kept.call_id if case.kept is not None else case.id,
         rule=approvals[0].rule, message=first.message or "This call needs approval.", demands=tuple(each.demand for each in approvals),
         shown=action.shown(), body=dumps(case.received) if matter.kind in ("request", "tool") else b"{}", origin=origin, shape=action.shape,
         created_ns=now_ns, expires_ns=now_ns + int(expires_s * 1e9), effect=matter.effect, principal_name=principal.name,

@@ -1,10 +1,8 @@
 """`lockgate demo`: the gateway at work, in real processes, with the official client. Exit code 0 only if all of it really happened."""
 
-import selectors
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
@@ -13,11 +11,13 @@ from typing import Any, Final
 import click
 import orjson
 
+from gateway.cli.demo_approvals import BANK_RULES, BANK_TOOL, Bank, leave_waiting, show_approval
+from gateway.cli.demo_stage import DemoFailed, Processes, expect, lockgate, say
+from gateway.cli.remote import Remote
 from gateway.errors import SetupError
+from gateway.secret import Secret
 
-_READY_S: Final = 30.0
 _MOST_CALLS: Final = 15
-_LOCKGATE: Final = (sys.executable, "-m", "gateway.cli")
 
 _CONFIG: Final = """
 [server]
@@ -25,6 +25,9 @@ port = 0
 
 [auth]
 pepper = "file:secrets/pepper"
+
+[admin]
+token = "file:secrets/admin-token"
 
 [providers.primary]
 adapter = "openai"
@@ -91,63 +94,11 @@ _PAY: Final = {"type": "function", "function": {"name": "pay", "parameters": {
     "type": "object", "properties": {"amount": {"type": "number"}}, "required": ["amount"]}}}
 
 
-class DemoFailed(SetupError):
-    """Something the demo promises did not happen."""
-
-
-class Processes:
-    """The demo's child processes; all of them are gone when the demo ends."""
-
-    def __init__(self) -> None:
-        self._running: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *arguments: str, cwd: Path) -> tuple[subprocess.Popen[bytes], str]:
-        """Start one `lockgate` command and wait for the address in its ready line."""
-        log = (cwd / f"{arguments[0]}-{len(self._running)}.log").open("wb")
-        with log:
-            process = subprocess.Popen([*_LOCKGATE, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=log)  # noqa: S603 - our own commands
-        self._running.append(process)
-        line = _first_line(process)
-        if " ready on " not in line:
-            raise DemoFailed(f"`lockgate {arguments[0]}` did not start: {line or Path(log.name).read_text().strip()}")
-        return process, line.rsplit(" ready on ", 1)[1].strip()
-
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
-        """End one process and wait until it is gone."""
-        process.terminate()
-        try:
-            process.wait(timeout=_READY_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-        self._running.remove(process)
-
-    def stop_all(self) -> None:
-        """End them all, the last one started first."""
-        for process in reversed(self._running.copy()):
-            self.stop(process)
-
-
-def _first_line(process: subprocess.Popen[bytes]) -> str:
-    assert process.stdout is not None  # noqa: S101 - it was started with a pipe
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        return process.stdout.readline().decode() if selector.select(_READY_S) else ""
-
-
-def _lockgate(cwd: Path, *arguments: str) -> str:
-    done = subprocess.run([*_LOCKGATE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=_READY_S, check=False)  # noqa: S603 - our own commands
-    if done.returncode != 0:
-        raise DemoFailed(f"`lockgate {' '.join(arguments)}` failed: {done.stderr.strip()}")
-    return done.stdout
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-def demo() -> None:
-    """Start a gateway and two simulated providers; show calls that are allowed, denied, redacted, stopped by a budget and routed round
-    a dead provider.
+@click.option("--keep", is_flag=True, help="Leave the page open in the end, with an action that waits for you; ends on Ctrl-C.")
+def demo(*, keep: bool) -> None:
+    """Start a gateway and two simulated providers; show calls that are allowed, denied, redacted, stopped by a budget, routed round
+    a dead provider, and one that waits until two people approve it.
     """
     try:
         import openai  # noqa: PLC0415 - only the demo needs it
@@ -155,27 +106,36 @@ def demo() -> None:
         raise SetupError("The demo talks through the official client: pip install 'lockgate[demo]'.") from error
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-demo-"))) / "deployment"
+        threads = stack.enter_context(ThreadPoolExecutor(1))  # for who waits; the gateway is gone when this ends
         processes = Processes()
         stack.callback(processes.stop_all)
-        click.echo("Setting up: a deployment folder, two simulated providers, a gateway, keys for the teams `interns` and `students`.")
-        _lockgate(folder.parent, "init", str(folder))
+        click.echo("Setting up: a deployment folder, two simulated providers, a gateway, keys for the teams `interns` and `students`, "
+                   "and Ada and Grace of finance.")
+        lockgate(folder.parent, "init", str(folder))
         primary, primary_url = processes.start("simulate", "--port", "0", cwd=folder)
         _backup, backup_url = processes.start("simulate", "--port", "0", cwd=folder)
         _write_deployment(folder, primary_url, backup_url)
         key, poor = (_key(folder, team) for team in ("interns", "students"))
         _gateway, url = processes.start("serve", cwd=folder)
+        admin = Remote(url, Secret((folder / "secrets" / "admin-token").read_text().strip()))
+        people = {name: _person(admin, name) for name in ("ada", "grace")}
         click.echo(f"The gateway answers at {url}/v1. Now the official openai client, with only its base URL changed:\n")
         client = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
         _show(client, openai)
         answered = _show_budget(client.with_options(api_key=poor), openai, folder)
         _show_fallback(client, kill_primary=lambda: processes.stop(primary))
-        _show_journal(folder, completed=5 + answered)
-    click.echo("\nAll of it happened.")
+        bank = Bank(client, threads, url, key, people, backup_url)
+        show_approval(bank)
+        _show_journal(folder, completed=8 + answered)
+        click.echo("\nAll of it happened.")
+        if keep:
+            leave_waiting(bank, admin.token.reveal())
 
 
 def _write_deployment(folder: Path, primary_url: str, backup_url: str) -> None:
     for name, text in {
-        "config.toml": _CONFIG.format(primary=primary_url, backup=backup_url), "routes/demo.toml": _ROUTES, "policies/demo.toml": _POLICIES,
+        "config.toml": _CONFIG.format(primary=primary_url, backup=backup_url),
+        "routes/demo.toml": _ROUTES + BANK_TOOL.format(bank=backup_url.removesuffix("/v1")), "policies/demo.toml": _POLICIES + BANK_RULES,
     }.items():
         path = folder / name
         for shipped in path.parent.glob("*.toml"):
@@ -184,7 +144,14 @@ def _write_deployment(folder: Path, primary_url: str, backup_url: str) -> None:
 
 
 def _key(folder: Path, team: str) -> str:
-    made: str = orjson.loads(_lockgate(folder, "keys", "create", "--name", "demo", "--team", team, "--json"))["key"]
+    made: str = orjson.loads(lockgate(folder, "keys", "create", "--name", "demo", "--team", team, "--json"))["key"]
+    return made
+
+
+def _person(admin: Remote, name: str) -> str:
+    """Somebody who may approve payments; their API token."""
+    admin.post("/-/people", {"id": name, "permission": "approve", "roles": ["finance"]})
+    made: str = admin.post(f"/-/people/{name}/token")["token"]
     return made
 
 
@@ -195,19 +162,19 @@ def _ask(client: Any, text: str) -> Any:
 def _show(client: Any, openai: Any) -> None:
     """The calls. `client` is an `openai.OpenAI`, `openai` its module (imported late, hence no types)."""
     allowed = _ask(client, "Say hello to everyone.")
-    _expect(allowed.headers["x-lockgate-target"] == "primary/sim-large", "the allowed call went to the primary provider")
-    _say("allowed", f"{allowed.parse().choices[0].message.content!r}", allowed.headers)
+    expect(allowed.headers["x-lockgate-target"] == "primary/sim-large", "the allowed call went to the primary provider")
+    say("allowed", f"{allowed.parse().choices[0].message.content!r}", allowed.headers)
 
     pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(
         model="assistant", messages=[{"role": "user", "content": "Tell me a short story."}], stream=True) if chunk.choices]
-    _expect(sum(1 for piece in pieces if piece) > 1, "the stream came in pieces")
+    expect(sum(1 for piece in pieces if piece) > 1, "the stream came in pieces")
     click.echo(f"  streamed   {len(pieces)} chunks: {''.join(pieces)!r}")
 
     try:
         _ask(client, "Summarise the payroll of last month.")
     except openai.PermissionDeniedError as error:
-        _expect(error.code == "forbidden" and error.response.headers["x-lockgate-rule"] == "no-payroll-data", "the rule denied the call")
-        _say("denied", error.body["message"], error.response.headers)
+        expect(error.code == "forbidden" and error.response.headers["x-lockgate-rule"] == "no-payroll-data", "the rule denied the call")
+        say("denied", error.body["message"], error.response.headers)
     else:
         raise DemoFailed("The call that a rule forbids was answered.")
 
@@ -221,9 +188,9 @@ def _show_budget(client: Any, openai: Any, folder: Path) -> int:
         try:
             answer = _ask(client, "words 40")
         except openai.RateLimitError as error:
-            _expect(error.code == "budget_exceeded" and error.body["account"] == "students/students", "the team's budget refused the call")
-            _expect(shortened, "the last answer was shortened to what was left")
-            _say("stopped", error.body["message"], error.response.headers)
+            expect(error.code == "budget_exceeded" and error.body["account"] == "students/students", "the team's budget refused the call")
+            expect(shortened, "the last answer was shortened to what was left")
+            say("stopped", error.body["message"], error.response.headers)
             _show_books(folder)
             return answered
         shortened = "x-lockgate-max-tokens" in answer.headers
@@ -235,19 +202,19 @@ def _show_budget(client: Any, openai: Any, folder: Path) -> int:
 
 def _show_books(folder: Path) -> None:
     click.echo("\nWhat the books say (`lockgate budgets show`):\n")
-    click.echo(_lockgate(folder, "budgets", "show"))
-    (account,) = orjson.loads(_lockgate(folder, "budgets", "show", "students/students", "--json"))["accounts"]
-    _expect(Decimal(account["used_usd"]) <= Decimal(account["limit_usd"]), "no more was spent than the limit")
-    _expect(Decimal(account["reserved_usd"]) == 0, "nothing is set aside any more")
+    click.echo(lockgate(folder, "budgets", "show"))
+    (account,) = orjson.loads(lockgate(folder, "budgets", "show", "students/students", "--json"))["accounts"]
+    expect(Decimal(account["used_usd"]) <= Decimal(account["limit_usd"]), "no more was spent than the limit")
+    expect(Decimal(account["reserved_usd"]) == 0, "nothing is set aside any more")
 
 
 def _show_fallback(client: Any, *, kill_primary: Callable[[], None]) -> None:
     kill_primary()
     click.echo("  (the primary provider is now dead)")
     survived = _ask(client, "Are you still there?")
-    _expect(survived.headers["x-lockgate-target"] == "backup/sim-small", "the call went round the dead provider")
-    _expect(survived.headers["x-lockgate-attempts"] == "2", "both attempts are on record")
-    _say("survived", f"{survived.parse().choices[0].message.content!r}", survived.headers)
+    expect(survived.headers["x-lockgate-target"] == "backup/sim-small", "the call went round the dead provider")
+    expect(survived.headers["x-lockgate-attempts"] == "2", "both attempts are on record")
+    say("survived", f"{survived.parse().choices[0].message.content!r}", survived.headers)
 
 
 def _show_rules_on_answers(client: Any) -> None:
@@ -255,32 +222,21 @@ def _show_rules_on_answers(client: Any) -> None:
     proposed = client.chat.completions.with_raw_response.create(
         model="assistant", messages=[{"role": "user", "content": 'call pay {"amount": 20} call pay {"amount": 5000}'}], tools=[_PAY])
     choice = proposed.parse().choices[0]
-    _expect([call.function.arguments for call in choice.message.tool_calls] == ['{"amount":20}'], "the small payment alone went through")
-    _expect("no-large-payments" in choice.message.content, "the model and the application can read why")
-    _say("withheld", f"pay 20 went through; {choice.message.content!r}", proposed.headers)
+    expect([call.function.arguments for call in choice.message.tool_calls] == ['{"amount":20}'], "the small payment alone went through")
+    expect("no-large-payments" in choice.message.content, "the model and the application can read why")
+    say("withheld", f"pay 20 went through; {choice.message.content!r}", proposed.headers)
 
     said = "".join(chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(
         model="assistant", messages=[{"role": "user", "content": "say Write to ada@example.org for more"}], stream=True) if chunk.choices)
-    _expect(said == "Write to [redacted:email] for more", "the address was taken out of the stream")
+    expect(said == "Write to [redacted:email] for more", "the address was taken out of the stream")
     click.echo(f"  redacted   {said!r}")
 
 
 def _show_journal(folder: Path, *, completed: int) -> None:
     click.echo("\nWhat the journal says (`lockgate calls tail`):\n")
-    click.echo(_lockgate(folder, "calls", "tail"))
-    calls = orjson.loads(_lockgate(folder, "calls", "tail", "--json"))
-    _expect([call["outcome"] for call in calls].count("completed") == completed, f"{completed} calls were completed")
-    _expect([call["outcome"] for call in calls].count("refused") == 2, "two calls were refused")
-    _expect(all(call["cost_usd"] is not None for call in calls), "every call has its cost")
-    click.echo(_lockgate(folder, "doctor").strip())
-
-
-def _say(what: str, text: str, headers: Any) -> None:
-    click.echo(f"  {what:<10} {text}")
-    told = {name: headers.get(f"x-lockgate-{name}") for name in ("decision", "rule", "target", "attempts", "cost-usd")}
-    click.echo("             " + "  ".join(f"{name}={value}" for name, value in told.items() if value is not None))
-
-
-def _expect(happened: bool, what: str) -> None:  # noqa: FBT001 - reads as a sentence at the call
-    if not happened:
-        raise DemoFailed(f"It did not happen that {what}.")
+    click.echo(lockgate(folder, "calls", "tail"))
+    calls = orjson.loads(lockgate(folder, "calls", "tail", "--json"))
+    expect([call["outcome"] for call in calls].count("completed") == completed, f"{completed} calls were completed")
+    expect([call["outcome"] for call in calls].count("refused") == 2, "two calls were refused")
+    expect(all(call["cost_usd"] is not None for call in calls), "every call has its cost")
+    click.echo(lockgate(folder, "doctor").strip())

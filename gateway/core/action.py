@@ -15,6 +15,7 @@ from gateway.call import Json, JsonObject
 from gateway.core.approval import Kind
 
 _LARGEST_EXACT: Final = 2**53 - 1  # beyond it two integers may be one and the same IEEE 754 double, which is all that RFC 8785 knows
+_INTEGER: Final = "\x00integer"  # a name that is in no action
 _NOT_THE_ACTION: Final = frozenset({"stream", "stream_options"})  # how an answer is brought is no part of what is done
 
 
@@ -97,11 +98,13 @@ def without_delivery(body: JsonObject) -> dict[str, Any]:
 def _exact(value: Json) -> Json:
     """The value with every integer beyond 2^53 - 1 as an object of one name that tells its digits."""
     if isinstance(value, dict):
+        if _INTEGER in value:
+            raise UncanonicalError("an object has a name that begins with a zero byte")
         return {name: _exact(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_exact(each) for each in value]
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST_EXACT:
-        return {"\x00integer": str(value)}  # no name of a caller's begins so: the parser takes such names, and their objects have others
+        return {_INTEGER: str(value)}
     return value
 
 

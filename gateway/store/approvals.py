@@ -14,6 +14,7 @@ from gateway.store.approvals_sql import (
     found,
     generation,
     insert,
+    keep,
     listed,
     moment,
     open_ticket,
@@ -35,6 +36,7 @@ _CHANGES: Final = "SELECT id, state, changed FROM approvals WHERE changed > ? OR
 _HISTORY: Final = f"SELECT {', '.join(HISTORY_FIELDS)} FROM approval_events WHERE ticket = ? ORDER BY id"  # noqa: S608 - constants
 _KEPT: Final = "SELECT call_id, encoding, reply, expires_ns FROM kept_answers WHERE principal = ? AND presented = ? AND expires_ns > ?"
 _FORGET: Final = "DELETE FROM kept_answers WHERE principal = ? AND presented = ?"
+_TAKE_KEPT: Final = "DELETE FROM kept_answers WHERE principal = ? AND presented = ? RETURNING call_id, encoding, reply, expires_ns"
 _OLD_ANSWERS: Final = """
 DELETE FROM kept_answers WHERE rowid IN (SELECT rowid FROM kept_answers WHERE expires_ns <= ? ORDER BY expires_ns LIMIT ?)
 """
@@ -114,6 +116,14 @@ class SqliteApprovals:
     async def kept(self, principal: str, presented: str, *, now_ns: int) -> KeptAnswer | None:
         asked = text(principal), text(presented), now_ns
         row = await self._read(lambda connection: connection.execute(_KEPT, asked).fetchone())
+        reply = None if row is None else reply_of(row[1], row[2])
+        return None if reply is None else KeptAnswer(presented, principal, row[0], reply, row[3])
+
+    async def keep(self, kept: KeptAnswer, *, now_ns: int) -> None:
+        await self._write(lambda connection: keep(connection, kept, now_ns=now_ns))
+
+    async def take_kept(self, principal: str, presented: str) -> KeptAnswer | None:
+        row = await self._write(lambda connection: connection.execute(_TAKE_KEPT, (text(principal), text(presented))).fetchone())
         reply = None if row is None else reply_of(row[1], row[2])
         return None if reply is None else KeptAnswer(presented, principal, row[0], reply, row[3])
 

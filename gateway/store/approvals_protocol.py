@@ -182,6 +182,14 @@ class Approvals(Protocol):
         """The answer that is kept for a request."""
         ...
 
+    async def keep(self, kept: KeptAnswer, *, now_ns: int) -> None:
+        """Keep an answer that was taken, and did not arrive."""
+        ...
+
+    async def take_kept(self, principal: str, presented: str) -> KeptAnswer | None:
+        """The kept answer, which is not kept any longer: of any number of callers one has it."""
+        ...
+
     async def forget_kept(self, principal: str, presented: str) -> None:
         """The answer has been given, or has been denied."""
         ...

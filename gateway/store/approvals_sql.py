@@ -63,7 +63,7 @@ _LATEST: Final = f"SELECT {_COLUMNS} FROM approvals WHERE principal = ? AND pres
 _DUE: Final = (
     f"SELECT {_COLUMNS} FROM approvals INDEXED BY approvals_due "  # noqa: S608
     "WHERE state IN ('pending', 'approved') AND expires_ns <= ? ORDER BY expires_ns LIMIT ?")
-_VOTES: Final = f"SELECT {', '.join(VOTE_COLUMNS)} FROM approval_votes WHERE ticket = ? ORDER BY n"  # noqa: S608
+_VOTES: Final = f"SELECT {', '.join(VOTE_COLUMNS)} FROM approval_votes WHERE ticket = ?"  # noqa: S608
 _RESULT_OF: Final = f"SELECT {', '.join(RESULT_COLUMNS)} FROM approval_results WHERE ticket = ?"  # noqa: S608
 _FILTERS: Final = ("rule", "tool", "route", "kind", "principal", "session", "team", "shape", "call_id", "mode")
 
@@ -173,9 +173,14 @@ def open_ticket(connection: Connection, ticket: Ticket, notices: Iterable[Notice
         now = write_step(connection, late, notify=notify)
     now = insert(connection, new, notices, notify=notify) if now is None or is_new else now
     if kept is not None and now.digest == ticket.digest:
-        connection.execute(_KEEP, (
-            text(kept.principal), text(kept.presented), text(kept.call_id), ticket.created_ns, kept.expires_ns, *kept_values(kept)))
+        keep(connection, kept, now_ns=ticket.created_ns)
     return now
+
+
+def keep(connection: Connection, kept: KeptAnswer, *, now_ns: int) -> None:
+    """Keep an answer, in place of the one that is kept for the same request."""
+    connection.execute(_KEEP, (
+        text(kept.principal), text(kept.presented), text(kept.call_id), now_ns, kept.expires_ns, *kept_values(kept)))
 
 
 def add_vote(connection: Connection, ticket_id: str, vote: Vote, n: int) -> None:
@@ -221,4 +226,4 @@ def _page(connection: Connection, sql: str, values: Sequence[Any]) -> list[Ticke
 
 
 def _votes(connection: Connection, ticket_id: str) -> list[Vote]:
-    return [vote_of(row) for row in connection.execute(_VOTES, (ticket_id,)).fetchall()]
+    return [vote_of(row) for row in sorted(connection.execute(_VOTES, (ticket_id,)).fetchall())]  # `n` is the first column

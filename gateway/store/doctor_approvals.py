@@ -101,8 +101,6 @@ APPROVAL_INVARIANTS: Final = (
         "UNION ALL SELECT 'approval_results', ticket FROM approval_results WHERE holds_key(content_type, headers) "
         "UNION ALL SELECT 'grants', id FROM grants WHERE holds_key(rule, session, tool, condition, author, note, revoked_by) "
         "UNION ALL SELECT 'outbox', id FROM outbox WHERE holds_key(channel, body, holder, error) "
-        "UNION ALL SELECT 'people', id FROM people WHERE holds_key(id, name, roles, teams, email, subject) "
-        "UNION ALL SELECT 'people_events', person FROM people_events WHERE holds_key(person, author, detail) "
         "UNION ALL SELECT 'session_states', id FROM session_states WHERE holds_key(id, author, note) "
         "UNION ALL SELECT 'session_facts', id FROM session_facts WHERE holds_key(id, name, value, author) "
         "UNION ALL SELECT 'session_events', id FROM session_events WHERE holds_key(id, author, detail) "

@@ -177,6 +177,15 @@ class MemoryApprovals:
         reply = reply_of(*packed) if packed and expires_ns > now_ns else None
         return None if reply is None else KeptAnswer(presented, principal, call_id, reply, expires_ns)
 
+    async def keep(self, kept: KeptAnswer, *, now_ns: int) -> None:
+        _ = now_ns
+        self._kept[text(kept.principal), text(kept.presented)] = text(kept.call_id), kept_values(kept), kept.expires_ns
+
+    async def take_kept(self, principal: str, presented: str) -> KeptAnswer | None:
+        kept = await self.kept(principal, presented, now_ns=0)
+        await self.forget_kept(principal, presented)
+        return kept
+
     async def forget_kept(self, principal: str, presented: str) -> None:
         self._kept.pop((text(principal), text(presented)), None)
 

@@ -253,7 +253,7 @@ _SCHEMA_5: Final = (
     given INTEGER, uses INTEGER,          -- how often it may be used, and how often still; NULL: any number of times
     revoked_ns INTEGER, revoked_by TEXT NOT NULL
 ) STRICT""",
-    "CREATE INDEX grants_by_rule ON grants (rule, principal)",
+    "CREATE INDEX grants_by_rule ON grants (rule, principal, created_ns, id)",
     """CREATE TABLE grant_uses (              -- append-only
     id INTEGER PRIMARY KEY, grant_id TEXT NOT NULL REFERENCES grants(id), call_id TEXT NOT NULL, at_ns INTEGER NOT NULL
 ) STRICT""",

@@ -67,7 +67,7 @@ _ATTEMPTS: Final = (
 _VERDICTS: Final = f"SELECT {', '.join(VERDICT_COLUMNS)} FROM verdicts WHERE seq = ?"  # noqa: S608 - constants
 _PATHS: Final = f"SELECT {', '.join(PATH_COLUMNS)} FROM paths WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 _PLAN: Final = "SELECT plan, part_of FROM plans WHERE seq = ?"
-_APPROVALS: Final = "SELECT ticket FROM call_approvals WHERE seq = ? ORDER BY fence DESC, ticket DESC"
+_APPROVALS: Final = "SELECT fence, ticket FROM call_approvals WHERE seq = ?"
 _PARTS: Final = "SELECT id FROM plans JOIN calls USING (seq) WHERE part_of = ? AND part_of != '' ORDER BY seq"  # the index is of those
 _USES: Final = f"SELECT {', '.join(USE_COLUMNS)} FROM tool_uses WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 # Attempt 1 has its intent in the row of the call; how long after the call's arrival it was sent is not kept.
@@ -125,7 +125,7 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
             [_row(USE_COLUMNS, row) for row in connection.execute(_USES, (seq,)).fetchall()],
             [_row(PATH_COLUMNS, row) for row in connection.execute(_PATHS, (seq,)).fetchall()],
             plan, part_of, [row[0] for row in connection.execute(_PARTS, (text(call_id),)).fetchall()],
-            [row[0] for row in connection.execute(_APPROVALS, (seq,)).fetchall()],
+            [ticket for _fence, ticket in sorted(connection.execute(_APPROVALS, (seq,)).fetchall(), reverse=True)],
         ))
     finally:
         if connection.in_transaction:

@@ -217,7 +217,7 @@ async def test_every_command_explains_itself(town, command):
 async def test_the_demo_shows_what_it_promises(town):
     said = await town.run("demo")
     for shown in ("allowed", "streamed", "denied", "rule=no-payroll-data", "(shortened)", "The budget students/students has too little left",
-                  "survived", "attempts=2", "cost-usd=", "All of it happened."):
+                  "survived", "attempts=2", "cost-usd=", "waiting    bank.pay", "Grace approves", "approved", "paid       once", "All of it happened."):
         assert shown in said, said
 
 

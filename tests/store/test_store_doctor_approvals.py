@@ -13,7 +13,6 @@ import pytest
 
 from gateway.core.approval import Event, Result
 from gateway.core.approval_steps import DIED
-from gateway.store.approvals_protocol import Person, Stamped
 from gateway.store.database import open_writable
 from gateway.store.doctor_approvals import APPROVAL_INVARIANTS, votes_approve
 from gateway.store.invariants import Finding
@@ -109,7 +108,7 @@ PLANTED: dict[str, list[tuple[str, str]]] = {
     "no-key-in-any-approval": [
         (f"UPDATE {table} SET {column} = 'my key is {KEY}.'", table) for table, column in (  # noqa: S608 - fixed names
             ("approvals", "message"), ("approvals", "reason"), ("approval_votes", "comment"), ("approval_events", "author"),
-            ("approval_results", "headers"), ("grants", "condition"), ("outbox", "error"), ("people", "name"), ("people_events", "detail"),
+            ("approval_results", "headers"), ("grants", "condition"), ("outbox", "error"),
         )
     ],
     "approvals-can-be-read": [
@@ -166,7 +165,6 @@ async def history(store: SqliteStore) -> None:
     for n, uses in ((1, 2), (2, None)):
         await approvals.grant(some.grant(n, uses=uses))
     await desk.begin(120, grants=("grt_0001", "grt_0002"))
-    await store.people.add(Person("ada", "Ada", "approve"), Stamped("created", "admin", at_ns(0), {"name": "Ada"}))
 
 
 @pytest.mark.usefixtures("history")

@@ -1,0 +1,62 @@
+"""Answers of which people look at a part: kept for whoever presents their request again, and given to one of them."""
+
+from dataclasses import dataclass
+
+from gateway.call import Call
+from gateway.clock import Clock
+from gateway.core.approval import State, Ticket
+from gateway.errors import ApprovalConflict
+from gateway.progress import Progress
+from gateway.snapshot import Snapshot
+from gateway.store.approvals_protocol import Approvals
+from gateway.tickets import asked_key
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswers:
+    """One per gateway."""
+
+    store: Approvals
+    clock: Clock
+
+    async def look_up(self, case: Progress, snapshot: Snapshot, call: Call) -> None:
+        """Note the answer that is kept for a request, of which a part is held for people, where there is one (`case.kept`)."""
+        route = snapshot.routes.get(call.route)
+        held = snapshot.bundle.holds_answers or (route is not None and route.approve)
+        if held and not case.presence.performing:
+            case.asked_again = asked_key(call)
+            await self.find(case, case.asked_again)
+
+    async def take(self, case: Progress) -> None:
+        """Something of an answer goes on to this caller, so that nobody else may be given the same. Raises `ApprovalConflict`."""
+        if not case.asked_again or case.taken is not None:
+            return
+        case.taken = await self.store.take_kept(case.principal.id, case.asked_again)
+        if case.taken is None and case.keeps:
+            raise ApprovalConflict("The answer that this waited for has just been given to another connection of yours.")
+
+    async def put_back(self, case: Progress) -> None:
+        """The answer did not go on after all: it is kept for when its caller comes back."""
+        taken, case.taken = case.taken, None
+        if taken is not None:
+            await self.store.keep(taken, now_ns=self.clock.now_ns())
+
+    async def given(self, case: Progress) -> None:
+        """The caller has its answer: nothing of it is kept any longer."""
+        if case.keeps and case.taken is None:
+            await self.store.forget_kept(case.principal.id, case.asked_again)
+        case.taken = None
+        if case.under is not None and (case.claim is not None or case.under.state in (State.SUCCEEDED, State.FAILED)):
+            await self.store.delivered(case.under.id, now_ns=self.clock.now_ns())
+
+    async def find(self, case: Progress, asked: str) -> bool:
+        """Whether an answer is kept under this."""
+        kept = await self.store.kept(case.principal.id, asked, now_ns=self.clock.now_ns()) if asked else None
+        if kept is not None:
+            case.kept, case.asked_again, case.keeps = kept, asked, True
+        return kept is not None
+
+
+def of_kept(case: Progress, ticket: Ticket) -> bool:
+    """Whether something of the answer that is given now was released under this ticket before, and did not arrive: once for each."""
+    return case.kept is not None and ticket.call_id == case.kept.call_id and ticket.id not in case.released
