@@ -302,7 +302,8 @@ class Holding:
             kept = KeptAnswer(case.asked_again, case.principal.id, first, answer, now_ns + int(config.keep_results * 1e9))
             case.keeps = True
         try:
-            opened = await self._store.open(ticket, self._notify(ticket, "opened", now_ns), most=config.max_pending, kept=kept)
+            opened = await self._store.open(ticket, self._notify(ticket, "opened", now_ns), most=config.max_pending,
+                                             most_each=config.max_pending_each, kept=kept)
         except QueueFullError as full:
             raise Overloaded(f"{full.message} Try again later.", retry_after_s=60) from full
         await self.refresh()

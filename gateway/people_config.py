@@ -21,6 +21,8 @@ class ApprovalsConfig(Strict):
         "When a caller whose connection was not held any longer should come back (`retry-after` of `approval_pending`)."))
     max_pending: int = Field(default=10_000, ge=1, le=1_000_000, description=(
         "How many approvals may be pending; further calls that need one are refused with `overloaded`."))
+    max_pending_each: int = Field(default=1_000, ge=1, le=1_000_000, description=(
+        "How many of them may be of one caller's, so that nobody fills the queue for the others."))
     max_held: int = Field(default=10_000, ge=0, le=1_000_000, description=(
         "How many connections one process holds; further callers get `approval_pending` at once, and come back."))
     keep_results: PositiveDuration = Field(default=86_400.0, description=(

@@ -1,8 +1,8 @@
 """The gate in a stream: what it lets out, put together, is the judged answer, however the provider cut its chunks."""
 
 import json
-from itertools import pairwise
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest

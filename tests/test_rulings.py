@@ -68,7 +68,7 @@ class Nobody:
 
     conditions = Conditions()
 
-    async def permit(self, case: Progress, snapshot: Any, matter: Matter, answer: Any = None) -> None:
+    async def permit(self, _case: Progress, _snapshot: Any, matter: Matter, _answer: Any = None) -> None:
         raise ApprovalPending(f"{matter.kind} waits.", ticket="apr_1", rule=matter.approvals[0].rule)
 
 

@@ -120,7 +120,7 @@ def change(  # noqa: PLR0913 - one parameter an option
     if not fields.told:
         raise click.UsageError("Nothing is to be changed: give an option.")
     _change(person_id, config_path, Stamped("changed", author, SystemClock().now_ns(), fields.told), fields.on,
-            f"{person_id} is changed.", as_json=as_json)
+            f"{person_id} is changed.", log_out=fields.stands_at_login, as_json=as_json)
 
 
 @people.command()

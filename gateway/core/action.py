@@ -15,6 +15,7 @@ from gateway.call import Json, JsonObject
 from gateway.core.approval import Kind
 
 _LARGEST_EXACT: Final = 2**53 - 1  # beyond it two integers may be one and the same IEEE 754 double, which is all that RFC 8785 knows
+_MOST_COMPARED: Final = 1000  # values of two actions that are compared one by one
 _INTEGER: Final = "\x00integer"  # a name that is in no action
 _NOT_THE_ACTION: Final = frozenset({"stream", "stream_options"})  # how an answer is brought is no part of what is done
 
@@ -36,9 +37,15 @@ def digest_of(value: Json) -> str:
     return f"sha256:{sha256(canonical(value)).hexdigest()}"
 
 
-def json_patch(before: Json, after: Json) -> list[dict[str, Any]]:
-    """What makes `after` of `before`, as RFC 6902 has it."""
-    return list(jsonpatch.make_patch(before, after))
+def json_patch(before: JsonObject, after: JsonObject) -> list[dict[str, Any]]:
+    """What makes `after` of `before`, as RFC 6902 has it; where they are large, by whole members: comparing lists takes quadratic time."""
+    if _members(before) + _members(after) <= _MOST_COMPARED:
+        return list(jsonpatch.make_patch(before, after))
+    gone = [{"op": "remove", "path": _path(name)} for name in before if name not in after]
+    new = [{"op": "add", "path": _path(name), "value": value} for name, value in after.items() if name not in before]
+    other = [{"op": "replace", "path": _path(name), "value": value} for name, value in after.items()
+             if name in before and before[name] != value]
+    return [*gone, *new, *other]
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,21 @@ class Action:
 def without_delivery(body: JsonObject) -> dict[str, Any]:
     """A model call's body without what says how the answer is brought."""
     return {name: value for name, value in body.items() if name not in _NOT_THE_ACTION}
+
+
+def _path(name: str) -> str:
+    return "/" + name.replace("~", "~0").replace("/", "~1")
+
+
+def _members(value: Json) -> int:
+    """How many values there are within one, itself included; no more than just over `_MOST_COMPARED` are counted."""
+    left, found = [value], 0
+    while left and found <= _MOST_COMPARED:
+        each = left.pop()
+        found += 1
+        if isinstance(each, dict | list):
+            left += (each.values() if isinstance(each, dict) else each)
+    return found
 
 
 def _exact(value: Json) -> Json:

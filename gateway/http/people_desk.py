@@ -122,7 +122,7 @@ class PeopleDesk:
             return replace(fields.on(person), password=password or person.password)
 
         await self._do(request, client, Stamped("changed", author_of(request, actor), self.control.clock.now_ns(), told), how,
-                       log_out=bool(password))
+                       log_out=bool(password) or fields.stands_at_login)
 
     async def token(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/people/{id}/token`: a new API token, shown once; the old one stops at once."""

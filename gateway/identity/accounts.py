@@ -90,6 +90,11 @@ class Fields:
         given = {name: getattr(self, name) for name in ("name", "permission", "roles", "teams", "email")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value is not None}
 
+    @property
+    def stands_at_login(self) -> bool:
+        """Whether what an identity provider says at a login stands in place of one of these: an open login would go on without it."""
+        return self.roles is not None or self.teams is not None
+
     def checked(self) -> "Fields":
         """The same, fit to be shown. Raises `InvalidRequest`."""
         return Fields(

@@ -56,9 +56,11 @@ class SqliteApprovals:
     def tell(self, notify: Notify) -> None:
         self._calls.notify = notify
 
-    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, kept: KeptAnswer | None = None) -> Ticket:
+    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, most_each: int | None = None,
+                   kept: KeptAnswer | None = None) -> Ticket:
         return await self._write(
-            lambda connection: open_ticket(connection, ticket, notices, most=most, kept=kept, notify=self._calls.notify))
+            lambda connection: open_ticket(
+                connection, ticket, notices, bounds=(most, most_each), kept=kept, notify=self._calls.notify))
 
     async def find(self, principal: str, presented: str) -> Ticket | None:
         return await self._read(lambda connection: found(connection, principal, presented))

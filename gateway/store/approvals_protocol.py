@@ -107,7 +107,8 @@ class Approvals(Protocol):
         """
         ...
 
-    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, kept: KeptAnswer | None = None) -> Ticket:
+    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, most_each: int | None = None,
+                   kept: KeptAnswer | None = None) -> Ticket:
         """Add a ticket with its notices, or give the one that there is for the same principal and presented digest, where something may
         still come of it (`State` in `OPEN`) and its time is not over. Raises `QueueFullError` where `most` are pending already.
 
@@ -327,8 +328,8 @@ class People(Protocol):
     async def attempt(self, name: bytes, *, now_ns: int, most: int, lock_until_ns: int) -> int | None:
         """Count a password that is about to be looked at, before it is: several at once are no more guesses than one after another.
 
-        `name` stands for the name that was given, which need not be anybody's. The `most`th in a row without a right one among them locks it
-        until then. Gives None where it may be looked at, else until when it is locked.
+        `name` stands for the name that was given, which need not be anybody's. The `most`th in a row without a right one among them locks
+        it until then. Gives None where it may be looked at, else until when it is locked.
         """
         ...
 

@@ -52,6 +52,7 @@ INSERT OR REPLACE INTO kept_answers (principal, presented, call_id, at_ns, expir
 """
 _CHANGED: Final = "UPDATE counters SET value = value + 1 WHERE name = 'approvals_generation'"
 _GENERATION: Final = "SELECT value FROM counters WHERE name = 'approvals_generation'"
+_PENDING_EACH: Final = "SELECT count(*) FROM (SELECT 1 FROM approvals WHERE state = 'pending' AND principal = ? LIMIT ?)"
 _PENDING: Final = "SELECT count(*) FROM (SELECT 1 FROM approvals WHERE state = 'pending' LIMIT ?)"
 
 _BY_ID: Final = f"SELECT {_COLUMNS} FROM approvals WHERE id = ?"  # noqa: S608
@@ -159,9 +160,10 @@ def write_step(
     return ticket
 
 
-def open_ticket(connection: Connection, ticket: Ticket, notices: Iterable[Notice], *, most: int, kept: KeptAnswer | None,
-                notify: Notify) -> Ticket:
-    """See `Approvals.open`."""
+def open_ticket(connection: Connection, ticket: Ticket, notices: Iterable[Notice], *, bounds: tuple[int, int | None],
+                kept: KeptAnswer | None, notify: Notify) -> Ticket:
+    """See `Approvals.open`; `bounds` are how many may be pending, in all and of one caller."""
+    most, most_each = bounds
     new = opened(ticket)
     there = found(connection, ticket.principal, ticket.presented)
     late = None if there is None else overdue(there, ticket.created_ns)
@@ -169,6 +171,9 @@ def open_ticket(connection: Connection, ticket: Ticket, notices: Iterable[Notice
     is_new = now is None or now.state not in OPEN
     if is_new and connection.execute(_PENDING, (most,)).fetchone()[0] >= most:
         raise QueueFullError(f"{most} approvals are pending already.")
+    if is_new and most_each is not None and (
+            connection.execute(_PENDING_EACH, (text(ticket.principal), most_each)).fetchone()[0] >= most_each):
+        raise QueueFullError(f"{most_each} approvals of this caller are pending already.")
     if late is not None:
         now = write_step(connection, late, notify=notify)
     now = insert(connection, new, notices, notify=notify) if now is None or is_new else now

@@ -72,6 +72,7 @@ class OpenCalls:
         self.notify: Notify = tell_nobody  # what is told of approvals, of steps that nobody asked for
         self.beat_ns = 0  # when this process last looked at the leases
         self.seqs: dict[str, int] = {}
+        self.known_below = 0  # an open call of this process that has a smaller seq is in `seqs`
         self.overdue: dict[tuple[int, int], int] = {}  # another process and its lease that is over: how often that was seen
 
     def __repr__(self) -> str:

@@ -38,36 +38,38 @@ ON CONFLICT (id) DO UPDATE SET lease_ns = excluded.lease_ns, floor = excluded.fl
 class Join(Job[int]):
     """Register this process and sweep: how many calls were closed. A former process of the same name is dead."""
 
-    __slots__ = ("_calls", "_name", "_now_ns", "_owner")
+    __slots__ = ("_calls", "_name", "_next", "_now_ns", "_owner")
 
     def __init__(self, calls: OpenCalls, name: str, *, now_ns: int) -> None:
         super().__init__()
         self._calls = calls
         self._name = name
         self._now_ns = now_ns
-        self._owner = 0
+        self._owner = self._next = 0
 
     def apply(self, connection: Connection) -> int:
         closed = 0
+        self._next = _next_seq(connection)
         former = connection.execute("SELECT id, floor FROM owners WHERE name = ?", (self._name,)).fetchone()
         if former is not None:
             closed = _close_open(connection, self._calls, *former, now_ns=self._now_ns)
             connection.execute("DELETE FROM owners WHERE id = ?", (former[0],))
         self._owner = connection.execute(
             "INSERT INTO owners (name, started_ns, lease_ns, floor) VALUES (?, ?, ?, ?)",
-            (self._name, self._now_ns, self._now_ns + FIRST_LEASE_NS, _next_seq(connection)),
+            (self._name, self._now_ns, self._now_ns + FIRST_LEASE_NS, self._next),
         ).lastrowid
         return closed + _sweep(connection, self._calls, self._owner, None, now_ns=self._now_ns)
 
     def committed(self) -> None:
         self._calls.owner = self._owner
+        self._calls.known_below = self._next
         self._calls.beat_ns = self._now_ns
 
 
 class Extend(Job[int]):
     """Extend this process's lease and sweep: how many calls were closed."""
 
-    __slots__ = ("_calls", "_lease_ns", "_name", "_now_ns")
+    __slots__ = ("_calls", "_lease_ns", "_name", "_next", "_now_ns")
 
     def __init__(self, calls: OpenCalls, name: str, *, now_ns: int, lease_ns: int) -> None:
         super().__init__()
@@ -75,11 +77,13 @@ class Extend(Job[int]):
         self._name = name
         self._now_ns = now_ns
         self._lease_ns = lease_ns
+        self._next = 0
 
     def apply(self, connection: Connection) -> int:
         calls = self._calls
+        self._next = _next_seq(connection)
         mine = connection.execute("SELECT lease_ns FROM owners WHERE id = ?", (calls.owner,)).fetchone()
-        floor = min(calls.seqs.values()) if calls.seqs else _next_seq(connection)
+        floor = _oldest_open(connection, calls) or self._next
         connection.execute(_EXTEND, (calls.owner, self._name, self._now_ns, self._now_ns + self._lease_ns, floor))
         if mine is None or mine[0] < self._now_ns:  # the time stood still for this process: it did for the others too
             calls.overdue.clear()
@@ -89,6 +93,7 @@ class Extend(Job[int]):
         return _sweep(connection, calls, calls.owner, calls.overdue, now_ns=self._now_ns)
 
     def committed(self) -> None:
+        self._calls.known_below = self._next
         self._calls.beat_ns = self._now_ns
 
 
@@ -102,10 +107,17 @@ class Leave(Job[None]):
         self._calls = calls
 
     def apply(self, connection: Connection) -> None:
-        if self._calls.seqs:
+        if _oldest_open(connection, self._calls) is not None:
             connection.execute("UPDATE owners SET lease_ns = ? WHERE id = ?", (_GIVEN_UP, self._calls.owner))
         else:
             connection.execute("DELETE FROM owners WHERE id = ?", (self._calls.owner,))
+
+
+def _oldest_open(connection: Connection, calls: OpenCalls) -> int | None:
+    """The first call of this process that is open. One that this very transaction has begun is on record, and not in `seqs` yet."""
+    if calls.seqs:
+        return min(calls.seqs.values())
+    return min((row[0] for row in connection.execute(_OPEN, (calls.owner, calls.known_below))), default=None)
 
 
 def _next_seq(connection: Connection) -> int:

@@ -101,7 +101,8 @@ class MemoryApprovals:
     def tell(self, notify: Notify) -> None:
         self._notify = notify
 
-    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, kept: KeptAnswer | None = None) -> Ticket:
+    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, most_each: int | None = None,
+                   kept: KeptAnswer | None = None) -> Ticket:
         new = opened(ticket_of(ticket_values(ticket)))
         there = self._found(ticket.principal, ticket.presented)
         late = None if there is None else overdue(there, ticket.created_ns)
@@ -109,6 +110,9 @@ class MemoryApprovals:
         is_new = now is None or now.state not in OPEN
         if is_new and self._states[State.PENDING] >= most:
             raise QueueFullError(f"{most} approvals are pending already.")
+        mine = (each for each in self._tickets.values() if each.state is State.PENDING and each.principal == new.ticket.principal)
+        if is_new and most_each is not None and sum(1 for _ in mine) >= most_each:
+            raise QueueFullError(f"{most_each} approvals of this caller are pending already.")
         if late is not None:
             now = self._keep(late)
         now = self._insert(new, notices) if now is None or is_new else now

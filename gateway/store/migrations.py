@@ -213,6 +213,7 @@ _SCHEMA_5: Final = (
     "CREATE INDEX approvals_due ON approvals (expires_ns) WHERE state IN ('pending', 'approved')",
     "CREATE INDEX approvals_by_state ON approvals (state, created_ns, id)",
     "CREATE INDEX approvals_by_time ON approvals (created_ns, id)",
+    "CREATE INDEX approvals_pending ON approvals (principal) WHERE state = 'pending'",
     "CREATE INDEX approvals_by_change ON approvals (changed)",
     "CREATE INDEX approvals_by_session ON approvals (principal, session, created_ns) WHERE session != ''",
     "CREATE INDEX approvals_by_call ON approvals (call_id)",

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import Call, Said, ToolCall, ToolResult
+from gateway.core.approval import Demand, Stage
 from gateway.core.decide import LATER, at_best, decide, merge
 from gateway.core.decision import BY_DEFAULT, Allowed, Approval, Decision, Denied, Held, Limit, Phase, Redaction, Rerouting, Setting
 from gateway.core.expressions import Program
@@ -56,7 +57,7 @@ def test_obligations_stand_in_declared_order_whatever_their_effects(call: Make) 
     assert [(type(each), each.rule) for each in decision.transforms] == [(Setting, "r0"), (Redaction, "r2"), (Setting, "r5"), (Redaction, "r9")]
     assert [(type(each), each.rule) for each in decision.reroutings] == [(Rerouting, "r3"), (Rerouting, "r7")]
     assert [(type(each), each.rule) for each in decision.limits] == [(Limit, "r1"), (Limit, "r6")]
-    assert decision.approvals == (Approval("r4", ("role:finance",), 2), Approval("r8", ("role:finance",), 2))
+    assert decision.approvals == tuple(Approval(name, Demand(name, (Stage(("role:finance",), 2),))) for name in ("r4", "r8"))
     assert decision.rule == "r4"
 
 

@@ -102,8 +102,8 @@ approval = {{ expires = "1000h", {settings} }}
     ("automatic", "tool_call", 'match = { tools = ["auto-*"] }', 'mode = "execute"'),
     ("secrets", "response", "when = 'response.text.contains(\"secret\")'", 'mode = "release"')))
 PLACES = [f"{place} {when}" for place, weight in {
-    "approvals.find": 1, "approvals.open": 3, "approvals.vote": 3, "approvals.replace": 2, "approvals.release": 2, "approvals.kept": 1,
-    "approvals.delivered": 3, "approvals.forget_kept": 2, "approvals.sweep": 1, "approvals.happen": 1, "approvals.list": 1, "journal.begin": 4,
+    "approvals.find": 1, "approvals.open": 3, "approvals.vote": 3, "approvals.replace": 2, "approvals.release": 2, "approvals.kept": 1, "approvals.take_kept": 2,
+    "approvals.keep": 2, "approvals.delivered": 3, "approvals.forget_kept": 2, "approvals.sweep": 1, "approvals.happen": 1, "approvals.list": 1, "journal.begin": 4,
     "journal.finish": 4, "journal.refuse": 1, "transport.send": 4, "answer.read": 3, "answer.chunk": 3}.items()
     for when in ("before", "after", "amid") for _ in range(weight)]
 
@@ -295,6 +295,8 @@ class Chapter:
     def refused(self, made: Wish, error: dict[str, Any]) -> str:
         code = error["code"]
         if code in ("overloaded", "approval_pending", "store_unavailable"):  # within a stream: an application begins anew
+            raise Retry
+        if code == "approval_conflict" and (made.proposed or made.word == "secret"):  # another connection of this caller was given the answer
             raise Retry
         allowed = {"approval_denied": made.verdict in ("deny", "ignore"), "approval_unknown": TOOLS.get(made.word) == "at_most_once",
                    "upstream_rejected": made.amount == 7}

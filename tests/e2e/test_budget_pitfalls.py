@@ -298,12 +298,12 @@ class Torn:
     def __getattr__(self, name: str):
         return getattr(self._journal, name)
 
-    async def finish(self, record: Any, *, response: bytes | None) -> Any:
+    async def finish(self, record: Any, *, response: bytes | None, result: Any = None) -> Any:
         if not self.asked.is_set():
             self.asked.set()
             await self.let.wait()
             raise StoreUnavailable("the disk is busy")
-        return await self._journal.finish(record, response=response)
+        return await self._journal.finish(record, response=response, result=result)
 
 
 @STORES

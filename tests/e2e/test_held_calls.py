@@ -6,6 +6,8 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.cli.story import story
+
 RULE = """
 [[rule]]
 id = "secret-plans"
@@ -91,6 +93,7 @@ async def test_the_story_of_a_call_names_its_approval(house):
     raw = await ended(task)
     told = await house.ask("GET", f"/-/calls/{raw.headers['x-lockgate-call']}/explain")
     assert (told["decision"], told["rule"], told["approval"]) == ("held", "secret-plans", ticket["id"])
+    assert f"people were asked: approval {ticket['id']}" in list(story(told))
 
 
 @pytest.mark.parametrize("max_retries", [0, 2])

@@ -56,7 +56,7 @@ async def test_when_the_hold_ends_the_client_is_told_to_come_back(house):
     headers = error.response.headers
     assert (headers["x-should-retry"], headers["retry-after"], headers["x-lockgate-approval"], headers["x-lockgate-decision"]) == (
         "true", "1", ticket["id"], "held")
-    assert (error.body["ticket"], error.body["rule"]) == (ticket["id"], "secret-plans")  # type: ignore[index, call-overload]
+    assert (error.body["ticket"], error.body["rule"]) == (ticket["id"], "secret-plans")
     (row,) = await house.calls()
     assert (row["outcome"], row["approval"]) == ("refused", ticket["id"])
 

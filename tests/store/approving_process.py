@@ -31,24 +31,25 @@ S = some.S
 NAMES = ("one", "two")
 AT_ONCE = 6
 MOST_LINES = 40
+LONGEST_S = 60
 EFFECTS = ("idempotent", "at_most_once", "model")
 
 
 class Approver:
-    """One process. `first` keeps its numbers apart from those of all others."""
+    """The `number`th process. What it says goes to `line`."""
 
-    def __init__(self, path: str, name: str, dice: random.Random, first: int, line: int) -> None:
+    def __init__(self, path: str, name: str, dice: random.Random, number: int, line: int) -> None:
         self.store = SqliteStore(path, name, synchronous="normal")
         self.store.approvals.tell(some.told)
-        self.dice, self.number, self.line = dice, first, line
-        self.now_ns = some.NOW_NS + first * S
+        self.dice, self.number, self.line = dice, number * 1_000_000, line  # its numbers are no other's
+        self.now_ns = some.NOW_NS + number // len(NAMES) * 30 * S
 
     async def run(self) -> None:
         await self.store.start(now_ns=self.now_ns)
         await asyncio.gather(*(self._work() for _ in range(AT_ONCE)))
 
     async def _work(self) -> None:
-        verbs = (self._open, self._vote, self._vote, self._claim, self._claim, self._claim, self._release, self._withdraw, self._sweep)
+        verbs = (self._open, self._vote, self._vote, self._claim, self._claim, self._claim, self._release, self._withdraw, self._sweep, self._resolve)
         while True:
             self.now_ns += self.dice.choice((0, 1, S))
             try:
@@ -77,16 +78,18 @@ class Approver:
     async def _vote(self) -> None:
         ticket = await self._some(State.PENDING)
         if ticket is None:
-            return await self._open()
+            await self._open()
+            return
         person = self.dice.choice(("ada", "bob", "eve"))
-        vote = some.vote(ticket, person, "deny" if self.dice.random() < 0.1 else "approve")
+        vote = some.vote(ticket, person, "deny" if self.dice.random() < 0.1 else "approve", at_ns=self.now_ns)
         voted = await self.store.approvals.vote(ticket.id, vote, grant=some.grant(self._next()) if self.dice.random() < 0.2 else None)
         self._say("voted", ticket.id, person, voted.state)
 
     async def _claim(self) -> None:
         ticket = await self._some(State.APPROVED)
         if ticket is None:
-            return await self._vote()
+            await self._vote()
+            return
         n = self._next()
         grants = tuple(each.id for each in await self.store.approvals.grants(live_at_ns=self.now_ns, limit=1))
         record = some.samples.record(n, decision="held", approval=ticket.id, received_ns=self.now_ns)
@@ -117,6 +120,11 @@ class Approver:
         if ticket is not None and self.dice.random() < 0.1:
             await self.store.approvals.happen(ticket.id, Event.WITHDRAW, now_ns=self.now_ns)
 
+    async def _resolve(self) -> None:
+        ticket = await self._some(State.UNKNOWN)
+        if ticket is not None:
+            await self.store.approvals.happen(ticket.id, Event.SUCCEED, now_ns=self.now_ns, author="ada", fence=ticket.fence)
+
     async def _sweep(self) -> None:
         await self.store.approvals.sweep(now_ns=self.now_ns, results_before_ns=0)
         for notice in await self.store.outbox.take(str(self.number), now_ns=self.now_ns, until_ns=self.now_ns + S, limit=3):
@@ -128,6 +136,7 @@ def _forked(work: Coroutine[Any, Any, None]) -> int:
     if child:
         work.close()
         return child
+    signal.alarm(LONGEST_S)  # where nobody kills it, because it has nothing more to say
     code = 1
     try:
         asyncio.run(work)
@@ -139,12 +148,12 @@ def _forked(work: Coroutine[Any, Any, None]) -> int:
 
 def main(path: str, seed: int, kills: int) -> None:
     """Fork, listen, kill."""
-    dice = random.Random(seed)  # noqa: S311 - a test's
+    dice = random.Random(seed)
     gc.freeze()
     for number in range(0, kills, len(NAMES)):
         heard, line = os.pipe()
         children = [
-            _forked(Approver(path, name, random.Random(dice.random()), (number + n) * 1_000_000, line).run())  # noqa: S311 - a test's
+            _forked(Approver(path, name, random.Random(dice.random()), number + n, line).run())
             for n, name in enumerate(NAMES)]
         os.close(line)
         with os.fdopen(heard, "rb") as lines:

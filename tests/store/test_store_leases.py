@@ -128,6 +128,32 @@ async def test_recovery_looks_no_further_back_than_the_oldest_open_call(
     assert sql("SELECT floor FROM owners") == [(4,)]
 
 
+async def test_a_call_that_begins_in_the_transaction_of_a_heartbeat_is_found_after_a_death(
+    path: Path, others: list[SqliteStore], samples: ModuleType,
+) -> None:
+    """It would stay open for ever, with its money set aside and its approval claimed."""
+    dying = SqliteStore(path, "four")
+    await dying.start(now_ns=samples.NOW_NS)
+    await asyncio.gather(dying.journal.begin(samples.intent(1)), dying.heartbeat(now_ns=samples.NOW_NS, lease_ns=LEASE_NS))
+    await beats(others[0], samples.NOW_NS + LEASE_NS + 1)
+    call = await others[1].journal.call(samples.call_id(1))
+    assert call is not None
+    assert call["outcome"] == "interrupted"
+    await dying.close()
+
+
+async def test_a_call_that_begins_in_the_transaction_of_the_end_is_left_to_the_next(
+    path: Path, others: list[SqliteStore], samples: ModuleType,
+) -> None:
+    leaving = SqliteStore(path, "four")
+    await leaving.start(now_ns=samples.NOW_NS)
+    begun = asyncio.create_task(leaving.journal.begin(samples.intent(1)))
+    await asyncio.sleep(0)
+    await leaving.close()
+    await begun
+    assert await others[0].heartbeat(now_ns=samples.NOW_NS + 1, lease_ns=LEASE_NS) == 1
+
+
 async def test_a_process_long_dead_is_forgotten(
     store: SqliteStore, others: list[SqliteStore], samples: ModuleType, sql: Callable[..., Any],
 ) -> None:
