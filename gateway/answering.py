@@ -51,6 +51,7 @@ class Answering:
             kept = body if call.operation == OPERATION else self.scrubber.bytes(dumps(reply.body))
             case.result = Result(status, content_type or "", kept, figures(case))
         await self.settler.settle(case, Outcome.COMPLETED, status, response=reply.body)
+        case.shown = True
         if case.presence.begin is None:
             await client.answer(status, answer_headers(case), body, content_type)
         else:

@@ -87,7 +87,7 @@ class Deciding:
             return f"The rule {ticket.rule} asks for no approval any more."
         if not rule[1].grants:
             return f"The rule {ticket.rule} wants every call approved by itself (`approval.grants`)."
-        if len(ticket.demands) != 1 or sum(stage.quorum for stage in ticket.demands[0].stages) != 1:
+        if len(ticket.demands) != 1 or not ticket.demands[0].single or not rule[1].demand.single:
             return "Several people have to approve, so one of them alone cannot allow what comes after."
         return ""
 
@@ -180,9 +180,15 @@ class Deciding:
             told = [each.pointed(offer.condition) + (f" ({each.hint})" if each.hint else "") for each in error.problems]
             raise InvalidRequest("; ".join(told), pointer="/grant/condition") from error
         return Grant(
-            id=f"grt_{self.ids.call_id().removeprefix('call_')}", rule=ticket.rule, principal=ticket.principal, condition=offer.condition,
-            author=ballot.voter.id, created_ns=now_ns, expires_ns=now_ns + int(offer.lasting_s * _NS), uses=offer.uses,
+            id=f"grt_{self.ids.call_id().removeprefix('call_')}", rule=ticket.rule, demand=self._demanded(ticket.rule),
+            principal=ticket.principal, condition=offer.condition, author=ballot.voter.id, created_ns=now_ns, expires_ns=now_ns + int(offer.lasting_s * _NS), uses=offer.uses,
             session=ticket.session if offer.session else "", tool=ticket.tool, ticket=ticket.id, note=offer.note)
+
+
+    def _demanded(self, name: str) -> str:
+        """What a rule demands now, by its key."""
+        rule = approval_rule(self.current().bundle, name)
+        return rule[1].demand.key if rule is not None else ""
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from gateway.clock import Clock, Ids
 from gateway.core.action import UncanonicalError
 from gateway.core.approval import OPEN, Demand, Event, NotPossibleError, Result, State, Ticket
 from gateway.core.conditions import Conditions
-from gateway.core.decision import Approval, Decision, Held
+from gateway.core.decision import Approval, Held
 from gateway.errors import (
     ApprovalAccepted,
     ApprovalDenied,
-    ApprovalPending,
     ApprovalUnavailable,
     InvalidRequest,
     Overloaded,
@@ -31,7 +30,7 @@ from gateway.progress import Progress
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError
 from gateway.telemetry import Telemetry
-from gateway.tickets import WHOLE, Matter, met, nothing_kept, outline, refuse, ticket_of
+from gateway.tickets import WHOLE, Matter, as_told, met, nothing_kept, outline, pending, refuse, ticket_of
 from gateway.waiting import Waiting
 from gateway.wire.strict_json import dumps
 
@@ -49,7 +48,6 @@ class OnHold(Exception):
     def __init__(self, ticket: Ticket) -> None:
         super().__init__(ticket.id)
         self.ticket = ticket if ticket.state is State.APPROVED else outline(ticket)
-        self.decision: Decision | None = None  # what asks for it, where that is on record already
 
 
 class Finished(Exception):
@@ -82,6 +80,7 @@ class Holding:
         self._scrub = scrub
         self._notify = notify
         self._known = 0
+        self._live: dict[str, str] = {}  # the calls whose streams take an approval, by its id
 
     def __repr__(self) -> str:
         return f"Holding({len(self.waiting)} wait, {self.performing!r})"
@@ -103,7 +102,8 @@ class Holding:
         approvals = [each for each in matter.approvals if each.rule not in granted]
         ticket = None
         if approvals or performing:  # what was approved is claimed, also where nobody asks for that any more
-            case.approval = ticket = await self._met_by(case, snapshot, matter, approvals, answer)
+            ticket = await self._met_by(case, snapshot, matter, approvals, answer)
+            case.approval = as_told(ticket, matter)
             if whole:
                 case.under = ticket
             await self._check(case, matter, ticket, tuple(each.demand for each in approvals))
@@ -126,7 +126,7 @@ class Holding:
         """
         presence, approvals = case.presence, snapshot.config.approvals
         if presence.performing:  # whoever waits for it waits elsewhere
-            raise self._pending(ticket, snapshot)
+            raise pending(ticket, snapshot.config.approvals.retry_after)
         if presence.later and ticket.state is State.PENDING and case.encoder is None:
             raise ApprovalAccepted(ticket.message, ticket=ticket.id, rule=ticket.rule, retry_after_s=round(approvals.retry_after))
         case.approval = ticket
@@ -134,32 +134,34 @@ class Holding:
             case.under = ticket
         presence.waited.add(ticket.id)
         if len(self.waiting) >= approvals.max_held:
-            raise self._pending(ticket, snapshot)
+            raise pending(ticket, snapshot.config.approvals.retry_after)
         if case.inside:
             case.inside = False
             self._admission.leave()
         left_s = _paused(presence.limit)
         if presence.begin is not None:
             await presence.begin()
-        performing = self.performing.of(ticket) if ticket.state is State.APPROVED else None
+        waits = ticket.state is not State.APPROVED or ticket.id in self._live
+        performing = None if waits else self.performing.of(ticket)
         await self._wait(case, snapshot, ticket, performing)
         if performing is not None and performing.done() and (result := performing.result()) is not None:
             raise Finished(ticket, result)  # it could not be begun
         if presence.limit is not None and left_s is not None:
             presence.limit.reschedule(asyncio.get_running_loop().time() + left_s)
 
-    async def release(self, case: Progress, matter: Matter, ticket: Ticket | None, *, keep: bool) -> Json:
-        """Let something that nothing is sent for go on: what it goes on with where people have changed it, else None.
+    async def release(self, case: Progress, matter: Matter, ticket: Ticket | None, *, grants: Sequence[str], keep: bool) -> Json:
+        """Let something that nothing is sent for go on, under a ticket or grants: what it goes on with where people have changed it, else
+        None.
 
         Raises:
             OnHold: the ticket, or a grant, is another by now.
         """
         now_ns = self._clock.now_ns()
         await self.answers.take(case)
-        if case.grants and not await self._store.use(case.grants, call_id=case.id, now_ns=now_ns):
-            case.grants = ()
+        if grants and not await self._store.use(grants, call_id=case.id, now_ns=now_ns):
             raise OnHold(ticket or await self._latest(case, matter))
-        case.grants = ()
+        if case.tally is not None:  # a stream that is relayed: it goes out at once
+            case.shown = True
         if ticket is None:
             return None
         if ticket.state is State.APPROVED:
@@ -169,6 +171,12 @@ class Holding:
             await self.refresh()
         case.released.add(ticket.id)
         return None if ticket.digest == matter.action.digest else ticket.shown["arguments"]
+
+    def ended(self, case: Progress) -> None:
+        """A call is over: if its stream was taking an approval, and did not, another one may."""
+        if case.under is not None and self._live.get(case.under.id) == case.id:
+            del self._live[case.under.id]
+            self.waiting.wake([case.under.id])
 
     async def refresh(self) -> None:
         """Look for what has happened to approvals, here or in another process, and tell who waits. Every quarter of a second or so."""
@@ -220,7 +228,10 @@ class Holding:
         alike = ticket.digest == matter.action.digest
         if performing and not alike:
             raise ApprovalDenied("The rules make another action of it by now than what was approved.", ticket=ticket.id, rule=ticket.rule)
-        if performing or (matter.kind == "request" and ticket.mode == "release" and alike and case.presence.begin is not None):
+        streams = matter.kind == "request" and ticket.mode == "release" and alike and case.presence.begin is not None
+        if streams and self._live.setdefault(ticket.id, case.id) != case.id:
+            raise OnHold(ticket)  # another stream is taking it: what that brings is for both
+        if performing or streams:
             case.claim = Claim(ticket.id, ticket.digest, ticket.fence)
             return
         raise OnHold(ticket)
@@ -269,11 +280,11 @@ class Holding:
         """The rules that live grants cover, with their ids."""
         now_ns, found = self._clock.now_ns(), {}
         for approval in matter.approvals:
-            if not approval.grants or matter.irreversible:
+            if not approval.grants or matter.irreversible or not approval.demand.single:
                 continue
             for grant in await self._store.grants(rule=approval.rule, principal=case.principal.id, live_at_ns=now_ns):
-                fits = grant.tool == matter.action.tool and grant.session in ("", case.origin.session)
-                if fits and grant.live(now_ns) and self.conditions.holds(snapshot.bundle, grant.condition, matter.question):
+                fits = (grant.demand, grant.tool) == (approval.demand.key, matter.action.tool)
+                if fits and grant.session in ("", case.origin.session) and grant.live(now_ns) and self.conditions.holds(snapshot.bundle, grant.condition, matter.question):
                     found[approval.rule] = grant.id
                     break
         return found
@@ -299,7 +310,9 @@ class Holding:
         kept = None
         if answer is not None and case.asked_again:
             first = case.kept.call_id if case.kept is not None else case.id
-            kept = KeptAnswer(case.asked_again, case.principal.id, first, answer, now_ns + int(config.keep_results * 1e9))
+            released = list(case.kept.reply.get("released", ())) if case.kept is not None else []
+            reply = {**answer, "released": released}
+            kept = KeptAnswer(case.asked_again, case.principal.id, first, reply, now_ns + int(config.keep_results * 1e9))
             case.keeps = True
         try:
             opened = await self._store.open(ticket, self._notify(ticket, "opened", now_ns), most=config.max_pending,
@@ -332,7 +345,7 @@ class Holding:
             if not alone:
                 self.waiting.drop(waiter)
         if why != "changed":
-            raise self._pending(ticket, snapshot)
+            raise pending(ticket, snapshot.config.approvals.retry_after)
 
     async def _has_changed(self, ticket: Ticket) -> bool:
         """Whether something has happened to it since it was looked at, before there was anybody to be told."""
@@ -349,12 +362,6 @@ class Holding:
         if waits_s is None:
             return until_s
         return min(until_s, presence.arrived_s + max(waits_s - _SPARE_S, waits_s / 2))
-
-    def _pending(self, ticket: Ticket, snapshot: Snapshot) -> ApprovalPending:
-        after_s = round(snapshot.config.approvals.retry_after)
-        said = "Nobody has decided yet" if ticket.state is State.PENDING else "It is being done"
-        return ApprovalPending(f"{ticket.message} {said}: send the same request again, it finds this approval ({ticket.id}).",
-                               ticket=ticket.id, rule=ticket.rule, retry_after_s=max(1, after_s))
 
     async def _withdraw(self, ticket: Ticket) -> None:
         try:

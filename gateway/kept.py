@@ -8,9 +8,10 @@ from gateway.wire.assemble import Assembler
 from gateway.wire.protocol import Event
 
 
-def kept_json(reply: Reply) -> JsonObject:
-    """A provider's answer as it is kept."""
-    return {"body": dict(reply.body), "usage": None if reply.usage is None else asdict(reply.usage), "reasons": list(reply.finish_reasons)}
+def kept_json(reply: Reply, unfit: str = "") -> JsonObject:
+    """A provider's answer as it is kept; `unfit` is why validators do not let it pass, empty where they do."""
+    return {"body": dict(reply.body), "usage": None if reply.usage is None else asdict(reply.usage), "reasons": list(reply.finish_reasons),
+            "unfit": unfit}
 
 
 def kept_stream(whole: Assembler) -> JsonObject | None:
@@ -19,7 +20,7 @@ def kept_stream(whole: Assembler) -> JsonObject | None:
     if body.get("lockgate_truncated") or len(body["choices"]) != 1:
         return None
     reason = body["choices"][0].get("finish_reason")
-    return {"body": body, "usage": None, "reasons": [reason] if isinstance(reason, str) else []}
+    return {"body": body, "usage": None, "reasons": [reason] if isinstance(reason, str) else [], "unfit": ""}
 
 
 def kept_reply(kept: JsonObject) -> Reply:

@@ -1,6 +1,6 @@
 """Answers of which people look at a part: kept for whoever presents their request again, and given to one of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.call import Call
 from gateway.clock import Clock
@@ -36,10 +36,11 @@ class KeptAnswers:
             raise ApprovalConflict("The answer that this waited for has just been given to another connection of yours.")
 
     async def put_back(self, case: Progress) -> None:
-        """The answer did not go on after all: it is kept for when its caller comes back."""
+        """Nothing of the answer has reached its caller after all: it is kept for when they come back, with what was let go on already."""
         taken, case.taken = case.taken, None
-        if taken is not None:
-            await self.store.keep(taken, now_ns=self.clock.now_ns())
+        if taken is not None and not case.shown:
+            released = [*taken.reply.get("released", ()), *case.released]
+            await self.store.keep(replace(taken, reply={**taken.reply, "released": released}), now_ns=self.clock.now_ns())
 
     async def given(self, case: Progress) -> None:
         """The caller has its answer: nothing of it is kept any longer."""
@@ -58,5 +59,5 @@ class KeptAnswers:
 
 
 def of_kept(case: Progress, ticket: Ticket) -> bool:
-    """Whether something of the answer that is given now was released under this ticket before, and did not arrive: once for each."""
-    return case.kept is not None and ticket.call_id == case.kept.call_id and ticket.id not in case.released
+    """Whether something of the answer that is given now was let go on under this ticket, and none of it has arrived: once for each."""
+    return case.kept is not None and ticket.id in case.kept.reply.get("released", ()) and ticket.id not in case.released

@@ -29,7 +29,9 @@ def of_tool(
 ) -> Matter:
     """A tool call, made by a client (`tool`) or proposed by a model (`tool_call`): one and the same where the tool is declared here."""
     known = snapshot.tools.get(tool.name)
-    schema: Json = known.parameters if known is not None else definitions(question.call).get(tool.name, [])
+    schema: Json = definitions(question.call).get(tool.name, [])
+    if known is not None:  # what is done with the arguments is a part of the action
+        schema = [known.parameters, known.method, list(known.path), sorted(known.query), known.effect]
     principal = question.call.principal
     try:
         named = digest_of(schema)

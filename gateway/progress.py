@@ -126,6 +126,8 @@ class Progress:
     under: Ticket | None = None  # the one that is about the call as a whole
     claim: Claim | None = None  # what its intent takes
     kept: KeptAnswer | None = None  # the answer that was held for people, and is given now
+    passing: set[str] = field(default_factory=set)  # approvals of an answer whose parts are to go on together
+    shown: bool = False  # a byte of the answer may have left for the client
     keeps: bool = False  # there is one, of its own or from before
     taken: KeptAnswer | None = None  # the same, once something of it goes on: nobody else is given it
     released: set[str] = field(default_factory=set)  # approvals under which something of it has gone on

@@ -12,7 +12,7 @@ from gateway.core.approval import Ticket
 from gateway.core.decision import BAD_ARGUMENTS, Decision, Denied, Held, Reason
 from gateway.core.question import Question
 from gateway.enact import enact, rate_spent, takes_of
-from gateway.errors import ApprovalDenied, ApprovalUnknown, Forbidden, RateLimited, UpstreamFailed
+from gateway.errors import ApprovalDenied, ApprovalUnknown, CallError, Forbidden, RateLimited, UpstreamFailed
 from gateway.gate import Ruling
 from gateway.holding import Holding, OnHold
 from gateway.matters import of_tool
@@ -29,6 +29,24 @@ _LONGEST_ID: Final = 256
 _MOST_PROPOSED: Final = 1024  # tool calls in one answer, all its choices together
 
 Answer = Callable[[], JsonObject | None]  # the answer that a proposal stands in, as it is kept; None where it cannot be
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """A proposed tool call that was judged: what it may go on under, or why it may not go on at all.
+
+    `place` is its own among the call's uses of tools. `matter` is None where nobody has to be asked; else `ticket` is None where `grants`
+    cover it.
+    """
+
+    asked: Proposed
+    tool: ToolCall
+    decision: Decision | None
+    place: int
+    error: Forbidden | RateLimited | ApprovalDenied | ApprovalUnknown | None = None
+    matter: Matter | None = None
+    ticket: Ticket | None = None
+    grants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +96,32 @@ class Proposals:
         Raises:
             ApprovalPending: nobody has decided yet, and the caller should come back.
         """
-        rulings: dict[int, Ruling] = {}
+        decided = case.verdicts if case.answered else case.decisions
+        before, used = len(decided), len(case.uses)
+        if used + len(asked) > _MOST_PROPOSED:
+            raise UpstreamFailed(f"The answer calls more than {_MOST_PROPOSED} tools.")
         while True:
-            on_hold: list[OnHold] = []
-            for number, each in enumerate(asked):
-                if number not in rulings:
-                    try:
-                        rulings[number] = await self._proposed(case, snapshot, call, each, answer)
-                    except OnHold as hold:
-                        on_hold.append(hold)
-            if not on_hold:
-                return [rulings[number] for number in range(len(asked))]
+            passed: list[_Passed] = []
+            case.passing.clear()
+            on_hold: list[Ticket] = []
+            for each in asked:
+                try:
+                    passed.append(await self._proposed(case, snapshot, call, each, answer))
+                except OnHold as hold:
+                    on_hold.append(hold.ticket)
+            if not on_hold:  # nothing of it goes on before all of it may
+                try:
+                    return [await self._released(case, snapshot, call, each) for each in passed]
+                except OnHold as hold:
+                    on_hold.append(hold.ticket)
+                except CallError:
+                    del case.uses[used:]  # none has gone on
+                    raise
+            del case.uses[used:]
             case.withheld = True  # if it ends now, the provider has done its work all the same
-            await self.holding.wait(case, snapshot, on_hold[0].ticket)
+            await self.holding.wait(case, snapshot, on_hold[0])
             case.withheld = False
-            for waited in on_hold:  # they are asked again: it is one decision
-                if waited.decision is not None:
-                    case.undecided(waited.decision)
+            del decided[before:]  # all of it is asked again
             snapshot = self.current()
 
     def remember(self, principal: str, tool_call_id: str, *, released: bool) -> None:
@@ -105,10 +132,8 @@ class Proposals:
         if len(self.lately) > _MOST_LATELY:
             self.lately.popitem(last=False)
 
-    async def _proposed(self, case: Progress, snapshot: Snapshot, call: Call, asked: Proposed, answer: Answer) -> Ruling:
+    async def _proposed(self, case: Progress, snapshot: Snapshot, call: Call, asked: Proposed, answer: Answer) -> _Passed:
         """One tool call that a model proposes. Raises `OnHold` where people have to decide first."""
-        if len(case.uses) >= _MOST_PROPOSED:
-            raise UpstreamFailed(f"The answer calls more than {_MOST_PROPOSED} tools.")
         await asyncio.sleep(0)  # there may be many, and other calls wait
         known = snapshot.tools.get(asked.name)
         now_ns = self.asking.clock.now_ns()
@@ -123,34 +148,54 @@ class Proposals:
             held = enact(judged.decision)
             if tool.args is not made.args:
                 _check_made(tool, asked, unfit(tool, call, known, self.schemas))
-            args = await self._permitted(case, snapshot, judged.question, tool, held, answer) if held else tool.args
-            await self._take(case, call, judged.decision, now_ns)
-        except (Forbidden, RateLimited, ApprovalDenied, ApprovalUnknown) as error:
-            if judged is None or judged.decision.name == "allow":  # the gateway's own refusal: no decision of the rules says it
+            passed = _Passed(asked, tool, judged.decision, len(case.uses))
+            if held:
+                passed = await self._permitted(case, snapshot, judged.question, passed, held, answer)
+        except (Forbidden, ApprovalDenied, ApprovalUnknown) as error:
+            passed = _Passed(asked, tool, judged.decision if judged is not None else None, len(case.uses), error)
+        case.uses.append(_use(call, passed, tool.args, now_ns, released=passed.error is None))  # for the rules, the next one comes after it
+        return passed
+
+    async def _permitted(
+        self, case: Progress, snapshot: Snapshot, question: Question, passed: _Passed, held: tuple[Held, ...], answer: Answer,
+    ) -> _Passed:
+        """The tool call with the approval or the grants that let it go on. Raises as `Holding.permit` does."""
+        tool = passed.tool
+        matter = of_tool(snapshot, self.holding.conditions, question, tool, held, kind="tool_call")
+        ticket = await self.holding.permit(case, snapshot, matter, answer())
+        if ticket is not None and ticket.id in case.passing:
+            twice = "The same call stands in this answer already, and an approval is for one. Propose it again once that one is done."
+            raise ApprovalDenied(twice, ticket=ticket.id, rule=ticket.rule)
+        if ticket is not None:
+            case.passing.add(ticket.id)
+        if ticket is not None and ticket.digest != matter.action.digest:
+            await self._reconsidered(case, snapshot, replace(question, tool=replace(tool, args=ticket.shown["arguments"])), matter, ticket)
+        return replace(passed, matter=matter, ticket=ticket, grants=case.grants)
+
+    async def _released(self, case: Progress, snapshot: Snapshot, call: Call, passed: _Passed) -> Ruling:
+        """What becomes of a tool call that may go on, or may not. Raises `OnHold` where what it was to go on under is another by now."""
+        asked, tool, now_ns = passed.asked, passed.tool, self.asking.clock.now_ns()
+        arguments, error = tool.args, passed.error
+        if error is None:
+            try:
+                if passed.decision is not None:
+                    await self._take(case, call, passed.decision, now_ns)
+                if passed.matter is not None:
+                    keep = tool.name in snapshot.tools
+                    changed = await self.holding.release(case, passed.matter, passed.ticket, grants=passed.grants, keep=keep)
+                    arguments = tool.args if changed is None else changed
+            except RateLimited as spent:
+                error = spent
+        ruling = Ruling(arguments)
+        if error is not None:
+            if passed.decision is None or passed.decision.name == "allow":  # the gateway's own refusal: no decision of the rules says it
                 case.decided(_denied(snapshot, asked.name, error.rule, error.message))
             remedy = error.remedy if isinstance(error, Forbidden) else None
             ruling = Ruling(None, refused(asked.name, error.message, error.rule, remedy))
-        except OnHold as hold:
-            hold.decision = judged.decision if judged is not None else None
-            raise
-        else:
-            ruling = Ruling(args)
-        released = ruling.arguments is not None
-        given = tool.args if ruling.arguments is None else ruling.arguments
-        case.uses.append(ToolUse(call.id, asked.id, asked.name, "model", given, released, now_ns))
+        released = error is None
+        case.uses[passed.place] = _use(call, passed, arguments, now_ns, released=released)
         self.remember(call.principal.id, asked.id, released=released)
         return ruling
-
-    async def _permitted(
-        self, case: Progress, snapshot: Snapshot, question: Question, tool: ToolCall, held: tuple[Held, ...], answer: Answer,
-    ) -> JsonObject:
-        """The arguments that the tool call goes on with, once people have let it. Raises as `Holding.permit` does."""
-        matter = of_tool(snapshot, self.holding.conditions, question, tool, held, kind="tool_call")
-        ticket = await self.holding.permit(case, snapshot, matter, answer())
-        if ticket is not None and ticket.digest != matter.action.digest:
-            await self._reconsidered(case, snapshot, replace(question, tool=replace(tool, args=ticket.shown["arguments"])), matter, ticket)
-        changed: JsonObject | None = await self.holding.release(case, matter, ticket, keep=tool.name in snapshot.tools)
-        return tool.args if changed is None else changed
 
     async def _reconsidered(self, case: Progress, snapshot: Snapshot, question: Question, matter: Matter, ticket: Ticket) -> None:
         """Ask the rules about what goes on in place of what was proposed: the arguments that people have seen, and perhaps written.
@@ -180,6 +225,10 @@ class Proposals:
         spent = await self.asking.budgets.take(takes_of(limits, self.asking.subjects(case, call), 0), now_ns=now_ns)
         if spent is not None:
             raise rate_spent(spent)
+
+
+def _use(call: Call, passed: _Passed, arguments: JsonObject, at_ns: int, *, released: bool) -> ToolUse:
+    return ToolUse(call.id, passed.asked.id, passed.asked.name, "model", arguments, released, at_ns)
 
 
 def _check_made(tool: ToolCall, asked: Proposed, problem: str) -> None:

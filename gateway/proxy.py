@@ -11,6 +11,7 @@ from typing import Any
 from gateway.admission import Admission, House
 from gateway.answering import Answering
 from gateway.asking import Asking
+from gateway.beginning import Beginning
 from gateway.breakers import Breakers
 from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply
 from gateway.clock import Clock, Ids
@@ -105,6 +106,7 @@ class Proxy:
         proposals = Proposals(asking, self.holding, lambda: self.snapshot)
         self._rulings = Rulings(sessions, asking, self.holding, proposals)
         self.settler = Settler(journal, telemetry, clock, scrubber)
+        self._beginning = Beginning(self.settler, self.holding, approvals)
         self._dispatcher = Dispatcher(transport, journal, budgets, breakers, clock, scrubber.text)
         self._pursuit = Pursuit(breakers, telemetry, clock, ids)
         self.errands = Errands(self._dispatcher, self._pursuit, self.settler)
@@ -136,7 +138,7 @@ class Proxy:
             async with self._permitted(case, snapshot, arrival, call) as permitted:  # what rules say, and people
                 snapshot, call, route = permitted
                 if case.kept is not None:
-                    case.answered = True
+                    case.answered, case.unfit = True, case.kept.reply["unfit"]
                     kept = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept.reply))
                     self._hush(way)
                     await self._answering.answer(case, call, arrival.dialect, client, kept)
@@ -152,7 +154,7 @@ class Proxy:
                     case.plan = plan_json(plan)
                     with contextlib.closing(self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
                         first = await tries.first()
-                        await self.settler.begin(case, call, first.to, snapshot.budgets, spending)  # on disk before anything leaves
+                        await self._beginning.begin(case, call, first.to, snapshot, spending)  # on disk before anything leaves
                         self.errands.mirror(case, call, route, snapshot)
                         errand = Errand(case, call, route, deadlines, tries, snapshot)
                         heard = partial(limit.reschedule, begun_s + deadlines.total_s)  # from then on the client hears something
@@ -214,6 +216,7 @@ class Proxy:
 
     def _left(self, case: Progress, task: asyncio.Task[Any] | None) -> None:
         self._running.pop(task, None)
+        self.holding.ended(case)
         self.in_flight -= 1
         if case.inside:
             self.admission.leave()

@@ -83,7 +83,7 @@ class Rulings:
         if _judges_tools(snapshot):
             if misplaced({name: value for name, value in reply.body.items() if name != "choices"}, ""):
                 raise UpstreamFailed(STRAY_CALL)
-            kept = partial(kept_json, raw)
+            kept = partial(kept_json, raw, case.unfit)
             choices = [await self.proposals.choice(case, snapshot, call, choice, kept) for choice in choices]
             reply = replace(reply, body={**reply.body, "choices": choices}, finish_reasons=finish_reasons(choices))
         if snapshot.bundle.phases["response"].empty and not case.unfit:
@@ -138,8 +138,8 @@ class Rulings:
             try:
                 if held := (*enact(judged.decision), *_unfit(case, judged)):
                     matter = of_answer(snapshot, self.holding.conditions, judged.question, raw, held)
-                    ticket = await self.holding.permit(case, snapshot, matter, kept_json(raw))
-                    await self.holding.release(case, matter, ticket, keep=False)
+                    ticket = await self.holding.permit(case, snapshot, matter, kept_json(raw, case.unfit))
+                    await self.holding.release(case, matter, ticket, grants=case.grants, keep=False)
             except CallError:
                 case.withheld = True
                 raise

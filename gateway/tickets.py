@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from gateway.call import Call
-from gateway.core.action import Action, without_delivery
+from gateway.core.action import Action, json_patch, without_delivery
 from gateway.core.approval import Demand, Event, Kind, Result, State, Ticket, escalated, verdict_of
 from gateway.core.decision import Approval, Held
 from gateway.core.question import Question
-from gateway.errors import ApprovalDenied, ApprovalUnknown
+from gateway.errors import ApprovalDenied, ApprovalPending, ApprovalUnknown
 from gateway.progress import Progress
 from gateway.tool_offers import definitions
 from gateway.wire.strict_json import dumps
@@ -47,7 +47,7 @@ def ticket_of(
     origin: dict[str, Any] = {
         "principal": asdict(principal), "origin": {**asdict(replace(case.origin, tags={})), "tags": dict(case.origin.tags)},
         "dialect": call.dialect, "operation": call.operation, "asked": call.asked, "user": call.user, "kind": matter.kind,
-        "phase": matter.question.phase, "asked_key": case.asked_again}
+        "phase": matter.question.phase, "asked_key": case.asked_again if matter.kind in WHOLE else ""}
     if matter.kind == "tool_call":
         origin["definitions"] = definitions(call).get(action.tool, [])  # what arguments have to fit that people write instead
     return Ticket(
@@ -104,3 +104,17 @@ def nothing_kept(ticket: Ticket) -> Result:
     """What a caller is told of an action whose answer is not there any more."""
     words = {"ticket": ticket.id, "state": ticket.state.value, "message": "It was done, and its answer is not kept any more."}
     return Result(200, "application/json", dumps(words))
+
+
+def as_told(ticket: Ticket, matter: Matter) -> Ticket:
+    """The ticket as its caller is told of it: what is done in place of what they ask now stands in its patch."""
+    if matter.kind not in WHOLE or ticket.digest == matter.action.digest:
+        return ticket
+    return replace(ticket, patch=json_patch(dict(matter.action.arguments), dict(ticket.shown["arguments"])))
+
+
+def pending(ticket: Ticket, retry_after_s: float) -> ApprovalPending:
+    """What a caller is told that should come back."""
+    said = "Nobody has decided yet" if ticket.state is State.PENDING else "It is being done"
+    return ApprovalPending(f"{ticket.message} {said}: send the same request again, it finds this approval ({ticket.id}).",
+                           ticket=ticket.id, rule=ticket.rule, retry_after_s=max(1, round(retry_after_s)))

@@ -79,7 +79,7 @@ class World:
         given = [RuleConfig.model_validate({"id": f"r{n}", **rule}) for n, rule in enumerate(rules)]
         bundle = compile_bundle(given, "auto", defaults=DefaultsConfig.model_validate(defaults or {}))
         policy = SimpleNamespace(env={}, wait=0.0, withheld=withheld)
-        self.snapshot: Any = SimpleNamespace(bundle=bundle, budgets=BudgetBook(), tools={name: declared(name) for name in tools}, config=SimpleNamespace(policy=policy),
+        self.snapshot: Any = SimpleNamespace(bundle=bundle, budgets=BudgetBook(), tools={name: declared(name) for name in tools}, providers={f"tool:{name}": SimpleNamespace(base_url="https://tools.example") for name in tools}, config=SimpleNamespace(policy=policy),
                                              routes={name: route(name) for name in ("fast", "slow", *tools)})
         clock = StandingClock()
         self.store = MemoryStore("worker-1")
@@ -106,7 +106,8 @@ class World:
         return (await self.rulings.reply(self.case, self.snapshot, self.call(), answer)).body["choices"]
 
     async def proposes(self, name: str, arguments: str = "{}", call_id: str = "c1", call: Call | None = None) -> Any:
-        return await self.proposals._proposed(self.case, self.snapshot, call or self.call(), Proposed(call_id, name, arguments, "function"), lambda: None)
+        asked = [Proposed(call_id, name, arguments, "function")]
+        return (await self.proposals.ruled(self.case, self.snapshot, call or self.call(), asked, lambda: None))[0]
 
 
 def chat(*messages: dict[str, Any]) -> list[dict[str, Any]]:

@@ -122,6 +122,11 @@ class Demand:
     escalate: tuple[str, ...] = ()
 
     @property
+    def single(self) -> bool:
+        """Whether one person is enough."""
+        return len(self.stages) == 1 and self.stages[0].quorum == 1
+
+    @property
     def key(self) -> str:
         """What votes for it name it by: its rule, and whom it asks. Where a rule asks others, earlier votes do not count for it."""
         asked = "\0".join("\1".join(stage.approvers) for stage in self.stages)
@@ -251,6 +256,11 @@ class Ticket:
     changed: int = 0
     result: "Result | None" = field(default=None, repr=False)
 
+    def asked_by(self, person: str) -> bool:
+        """Whether it is this person's own: asked for by them, with a key of theirs, or on their behalf, as an identity provider says."""
+        for_them = self.on_behalf_of and (person == self.on_behalf_of or person.startswith(f"oidc:{self.on_behalf_of}@"))
+        return bool(for_them) or person in (self.principal, self.owner)
+
     @property
     def verdict(self) -> Event | None:
         """What its votes amount to."""
@@ -272,6 +282,7 @@ class Grant:
     """A permission that came out of an approval: calls that `rule` would hold go on, as long as it lasts and `condition` (CEL) is true.
 
     `uses` are left, None for any number; `session` empty: any of the principal's. `tool` is the one it is for, empty for a model call.
+    `demand` is the key of what the rule demanded: a rule that asks others by now is not covered.
     """
 
     id: str
@@ -284,6 +295,7 @@ class Grant:
     uses: int | None = None
     session: str = ""
     tool: str = ""
+    demand: str = ""
     ticket: str = ""
     revoked_ns: int | None = None
     revoked_by: str = ""

@@ -73,7 +73,9 @@ def moved(ticket: Ticket, event: Event, *, now_ns: int, author: str = "", reason
     state = after(ticket.state, event)
     changes: dict[str, Any] = {"state": state, "reason": reason, "ended_ns": now_ns if state in ENDED else None}
     match event:
-        case Event.APPROVE | Event.DENY:
+        case Event.APPROVE:
+            changes |= {"decided_ns": now_ns, "expires_ns": now_ns + _ns(ticket.unexpired_s)}  # absolute: one that comes back has no more
+        case Event.DENY:
             changes["decided_ns"] = now_ns
         case Event.STRENGTHEN:
             changes["decided_ns"] = None
@@ -85,8 +87,6 @@ def moved(ticket: Ticket, event: Event, *, now_ns: int, author: str = "", reason
             changes["executed_by"] = ""
         case _:
             pass
-    if state is State.APPROVED:
-        changes["expires_ns"] = now_ns + _ns(ticket.unexpired_s)
     now: Ticket = replace(ticket, **changes)
     return Moved(now, (_entry(now, event, now_ns, author=author, reason=reason, call_id=call_id or ticket.executed_by),))
 
@@ -106,8 +106,8 @@ def voted(ticket: Ticket, vote: Vote, *, grants: bool = False) -> Moved:
         raise NotPossibleError("What cannot be undone is approved one by one: nothing is granted with it.")
     if vote.digest != ticket.digest:
         raise NotPossibleError("The approval is of another action than the one that you were shown; look at it again.")
-    if person in (ticket.principal, ticket.owner):
-        raise NotPossibleError(f"{person} asks for this action, or owns the key that does, and so may not vote on it.")
+    if ticket.asked_by(person):
+        raise NotPossibleError(f"{person} asks for this action, owns the key that does, or is whom it is for: they may not vote on it.")
     if any(each.voter.id == person for each in ticket.votes):
         raise NotPossibleError(f"{person} has voted on this approval already; a person has one vote.")
     stages = {demand.key: standing(demand, ticket.votes).stage for demand in ticket.demands}

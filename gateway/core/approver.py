@@ -179,10 +179,9 @@ def _barred(ticket: Ticket, voter: Voter, now_ns: int) -> str:
         return f"It is decided on: {ticket.state}."
     if now_ns >= ticket.expires_ns:
         return "Its time is over."
-    if voter.id == ticket.principal:
-        return "You have asked for it yourself."
-    if voter.id == ticket.owner:
-        return "It was asked for with a key of yours."
+    if ticket.asked_by(voter.id):
+        own = {ticket.principal: "You have asked for it yourself.", ticket.owner: "It was asked for with a key of yours."}
+        return own.get(voter.id, "It is asked for on your behalf.")
     if any(vote.voter.id == voter.id for vote in ticket.votes):
         return "You have voted."
     return ""

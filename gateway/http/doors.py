@@ -5,6 +5,7 @@ A browser sends its cookie wherever a page tells it to. So a request that has on
 """
 
 import hmac
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ from gateway.store.approvals_protocol import Login
 COOKIE: Final = "lockgate_login"
 CSRF: Final = "X-Lockgate-Csrf"
 SAFE: Final = frozenset({"GET", "HEAD"})
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
 _OWN_SITES: Final = frozenset({"none", "same-origin"})
 _SCHEMES: Final = ("http", "https")
 _NOBODY: Final = ("The control endpoints take the admin token or a person's API token, `Authorization: Bearer TOKEN`, or a browser's login "
@@ -52,7 +54,8 @@ class OwnNames:
         """
         said = request.headers.getall("Host", ())
         host = said[0].lower() if len(said) == 1 else ""
-        name = (host if host.endswith("]") else host.rpartition(":")[0] or host).strip("[]")
+        found = _HOST.fullmatch(host)
+        name = "" if found is None else (found[1] or found[2])
         own = "" if request.transport is None else request.transport.get_extra_info("sockname")[0]  # an address is no name that could lie
         if not name or not (is_loopback(name) or name in self.hosts or name == own):
             raise BrowserRefused("The header `Host` has a name that is not this gateway's. Its own are this machine's, `server.host`, that "

@@ -32,7 +32,8 @@ ENTRY_COLUMNS: Final = ("at_ns", "event", "state", "author", "reason", "call_id"
 HISTORY_FIELDS: Final = ENTRY_COLUMNS
 RESULT_COLUMNS: Final = ("status", "content_type", "headers", "encoding", "body")
 GRANT_COLUMNS: Final = (
-    "id", "rule", "principal", "session", "tool", "condition", "author", "ticket", "note", "created_ns", "expires_ns", "uses", "revoked_ns",
+    "id", "rule", "demand", "principal", "session", "tool", "condition", "author", "ticket", "note",
+    "created_ns", "expires_ns", "uses", "revoked_ns",
     "revoked_by",
 )
 NOTICE_COLUMNS: Final = ("id", "channel", "kind", "ticket", "body", "due_ns")

@@ -248,8 +248,8 @@ _SCHEMA_5: Final = (
     "CREATE INDEX call_approvals_by_ticket ON call_approvals (ticket)",
     "CREATE UNIQUE INDEX call_approvals_claims ON call_approvals (ticket, fence) WHERE fence > 0",  # a claim is one call's
     """CREATE TABLE grants (
-    id TEXT PRIMARY KEY, rule TEXT NOT NULL, principal TEXT NOT NULL, session TEXT NOT NULL, tool TEXT NOT NULL, condition TEXT NOT NULL,
-    author TEXT NOT NULL, ticket TEXT NOT NULL, note TEXT NOT NULL,
+    id TEXT PRIMARY KEY, rule TEXT NOT NULL, demand TEXT NOT NULL, principal TEXT NOT NULL, session TEXT NOT NULL, tool TEXT NOT NULL,
+    condition TEXT NOT NULL, author TEXT NOT NULL, ticket TEXT NOT NULL, note TEXT NOT NULL,
     created_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL,
     given INTEGER, uses INTEGER,          -- how often it may be used, and how often still; NULL: any number of times
     revoked_ns INTEGER, revoked_by TEXT NOT NULL

@@ -209,7 +209,7 @@ class TestVoting:
         ({"expires_ns": NOW + S}, vote("ada"), "time to decide on this approval is over"),
         ({}, vote("ada", digest="sha256:other"), "another action"),
         ({}, vote("key1"), "asks for this action"),
-        ({}, vote("olga"), "owns the key"),
+        ({}, vote("olga"), "owns the key that does"),
         ({"votes": (vote("ada"),)}, vote("ada", "deny"), "has voted on this approval already"),
         ({}, vote("ada", places=()), "is not asked"),
         ({}, vote("ada", demands=(OTHER,)), "is not asked"),
@@ -366,7 +366,7 @@ class TestClaims:
 
     def test_one_that_was_returned_is_not_ended_by_who_had_it(self) -> None:
         back = moved(self.CLAIMED, Event.RETURN, now_ns=NOW + S, reason="r").ticket
-        assert (back.state, back.executed_by, back.fence, back.expires_ns) == (State.APPROVED, "", 4, NOW + 61 * S)
+        assert (back.state, back.executed_by, back.fence, back.expires_ns) == (State.APPROVED, "", 4, self.CLAIMED.expires_ns), "its time is absolute"
         assert finished(back, Event.SUCCEED, call_id="call_9", fence=4, now_ns=NOW, reason="") is None
         again = moved(back, Event.CLAIM, now_ns=NOW + 2 * S, call_id="call_10").ticket
         assert finished(again, Event.FAIL, call_id="call_9", fence=4, now_ns=NOW, reason="") is None

@@ -49,7 +49,7 @@ def rules(quorum: int = 1, mode: str = "release") -> str:
     return RULE.format(quorum=quorum, mode=mode)
 
 
-def asked(stream: bool) -> dict[str, Any]:
+def asked(*, stream: bool) -> dict[str, Any]:
     return {"model": "fast", "messages": [{"role": "user", "content": "say The plan"}], **({"stream": True} if stream else {})}
 
 
@@ -120,7 +120,7 @@ def events(house) -> Counter[str]:
 @pytest.mark.parametrize("streams", [0, RACERS, RACERS // 2], ids=["plain", "streams", "both"])
 async def test_of_many_who_present_one_action_each_has_the_one_answer(house, streams):
     await house.open(policies=rules())
-    racers = [asyncio.create_task(present(house, asked(number < streams))) for number in range(RACERS)]
+    racers = [asyncio.create_task(present(house, asked(stream=number < streams))) for number in range(RACERS)]
     await all_wait(house, RACERS)
     await house.vote(await house.ticket())
     assert Counter(await asyncio.gather(*racers)) == {(200, "The plan"): RACERS}

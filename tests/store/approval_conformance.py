@@ -117,6 +117,17 @@ class ApprovalConformance:
         with pytest.raises(QueueFullError):
             await store.approvals.open(some.ticket(4), most=0)
 
+    async def test_a_caller_has_a_bound_of_their_own(self, store: Store, desk: Any) -> None:
+        first = await store.approvals.open(some.ticket(1), most=9, most_each=1)
+        with pytest.raises(QueueFullError, match="1 approvals of this caller"):
+            await store.approvals.open(some.ticket(2), [some.notice(2)], most=9, most_each=1)
+        assert await store.approvals.get(some.ticket(2).id) is None
+        assert await store.approvals.open(some.ticket(3, presented=first.presented), most=9, most_each=1) == first
+        assert (await store.approvals.open(some.ticket(4, principal="key2"), most=9, most_each=1)).state is State.PENDING
+        await store.approvals.vote(first.id, some.vote(first))
+        assert (await store.approvals.open(some.ticket(2), most=9, most_each=1)).state is State.PENDING
+        assert await desk.state(first) is State.APPROVED
+
     async def test_an_edited_action_is_found_by_what_was_presented_and_by_what_it_is(self, store: Store, desk: Any) -> None:
         old = await desk.open(1)
         edited = some.ticket(2, digest=some.digest("edited"), presented=old.presented, edited_from=old.id, created_ns=NOW_NS)
@@ -441,6 +452,16 @@ class ApprovalConformance:
         assert await approvals.kept(some.KEY, kept.presented, now_ns=NOW_NS) is not None
         await approvals.forget_kept(some.KEY, kept.presented)
         assert await approvals.kept(some.KEY, kept.presented, now_ns=NOW_NS) is None
+
+    async def test_of_many_that_take_a_kept_answer_one_has_it_and_may_put_it_back(self, store: Store) -> None:
+        approvals, kept = store.approvals, some.kept(some.ticket(1))
+        await approvals.open(some.ticket(1), most=9, kept=kept)
+        taken = await asyncio.gather(*(approvals.take_kept(some.KEY, kept.presented) for _ in range(8)))
+        assert [each for each in taken if each is not None] == [kept]
+        assert await approvals.kept(some.KEY, kept.presented, now_ns=NOW_NS) is None
+        await approvals.keep(kept, now_ns=NOW_NS)
+        assert await approvals.kept(some.KEY, kept.presented, now_ns=NOW_NS) == kept
+        assert await approvals.take_kept("key2", kept.presented) is None
 
     async def test_an_answer_is_not_kept_under_an_approval_of_another_one(self, store: Store) -> None:
         """Else an approval of the first answer would let the second one go."""

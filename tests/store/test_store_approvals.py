@@ -248,7 +248,7 @@ async def test_nothing_that_happens_to_an_approval_reads_a_whole_table_or_sorts_
     await store.approvals.find(some.KEY, old.presented)
     await store.approvals.delivered(new.id, now_ns=some.at_ns(9))
     await store.approvals.history(new.id)
-    await store.approvals.open(some.ticket(3), most=9, kept=some.kept(some.ticket(3)))
+    await store.approvals.open(some.ticket(3), most=9, most_each=9, kept=some.kept(some.ticket(3)))
     await store.approvals.kept(some.KEY, some.digest("asked"), now_ns=some.NOW_NS)
     await store.approvals.forget_kept(some.KEY, some.digest("asked"))
     await store.approvals.sweep(now_ns=some.at_ns(10_000), results_before_ns=some.at_ns(10_000))
