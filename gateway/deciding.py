@@ -181,7 +181,8 @@ class Deciding:
             raise InvalidRequest("; ".join(told), pointer="/grant/condition") from error
         return Grant(
             id=f"grt_{self.ids.call_id().removeprefix('call_')}", rule=ticket.rule, demand=self._demanded(ticket.rule),
-            principal=ticket.principal, condition=offer.condition, author=ballot.voter.id, created_ns=now_ns, expires_ns=now_ns + int(offer.lasting_s * _NS), uses=offer.uses,
+            principal=ticket.principal, condition=offer.condition, author=ballot.voter.id, created_ns=now_ns,
+            expires_ns=now_ns + int(offer.lasting_s * _NS), uses=offer.uses,
             session=ticket.session if offer.session else "", tool=ticket.tool, ticket=ticket.id, note=offer.note)
 
 

@@ -284,7 +284,8 @@ class Holding:
                 continue
             for grant in await self._store.grants(rule=approval.rule, principal=case.principal.id, live_at_ns=now_ns):
                 fits = (grant.demand, grant.tool) == (approval.demand.key, matter.action.tool)
-                if fits and grant.session in ("", case.origin.session) and grant.live(now_ns) and self.conditions.holds(snapshot.bundle, grant.condition, matter.question):
+                fits = fits and grant.session in ("", case.origin.session) and grant.live(now_ns)
+                if fits and self.conditions.holds(snapshot.bundle, grant.condition, matter.question):
                     found[approval.rule] = grant.id
                     break
         return found
