@@ -18,12 +18,18 @@ SOON_S = 30
 ROUNDS = range(8)
 CHAT = "/v1/chat/completions"
 RULE = """
+[defaults]
+tools = "allow"
 [[rule]]
 id = "looked-at"
 when = 'texts.exists(text, text.contains("plan"))'
 effect = "require_approval"
 quorum = {quorum}
 approval = {{ mode = "{mode}", expires = "1h" }}
+[[rule]]
+id = "tools-ok"
+phase = "tool_call"
+effect = "allow"
 [[rule]]
 id = "tools"
 phase = "tool_call"
@@ -250,4 +256,24 @@ async def test_of_two_gateways_on_one_file_one_makes_the_approved_call(house, di
     answers = await asyncio.gather(*racers)
     assert len(set(answers)) == 1
     assert (answers[0][0], len(house.one.requests), events(house)["claim"]) == (200, 1, 1)
+    house.assert_doctor_is_content()
+
+
+@pytest.mark.parametrize("dice", ROUNDS[:4], indirect=True)
+async def test_of_two_gateways_on_one_file_one_streams_and_everybody_has_its_answer(house, dice):
+    """Each of them claims in the same moment; whoever is late waits for what the other brings."""
+    await house.open(policies=rules())
+    other = await house.stack.enter_async_context(Gateway(house.folder / "config.toml", port=0, environ=house.environ))
+    urls = [house.gateway.url, other.url]
+    both = [each.proxy.holding for each in (house.gateway.running, other.running)]
+    racers = [asyncio.create_task(present(house, asked(stream=dice.random() < 0.8), url=urls[number % 2])) for number in range(8)]
+
+    async def waiting() -> bool:
+        return sum(len(each.waiting) for each in both) == len(racers)
+
+    await house.until(waiting)
+    assert await cast(house, await house.ticket(), "admin", url=dice.choice(urls)) == 200
+    await asyncio.gather(*(each.refresh() for each in both))
+    assert Counter(await asyncio.gather(*racers)) == {(200, "The plan"): len(racers)}
+    assert (len(house.one.requests), events(house)["claim"]) == (1, 1)
     house.assert_doctor_is_content()
