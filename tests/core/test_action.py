@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import jsonpatch
 import pytest
 import rfc8785
 from hypothesis import given
@@ -44,6 +45,11 @@ def test_examples_of_the_rfc():
 def test_integers_that_a_double_cannot_tell_apart_are_told_apart(number):
     assert digest_of({"account": number}) != digest_of({"account": number + 1})
     assert digest_of({"account": number}) != digest_of({"account": str(number)})
+
+
+def test_nothing_that_a_caller_can_write_stands_for_a_large_integer():
+    with pytest.raises(UncanonicalError):
+        digest_of({"account": {"\x00integer": str(2**53 + 1)}})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", {"\udfff": 1}])
@@ -96,3 +102,13 @@ def test_how_an_answer_is_brought_is_no_part_of_what_is_asked():
 def test_what_has_been_changed_is_told_as_a_patch():
     assert json_patch({"amount": 1, "to": "ada"}, {"amount": 2, "to": "ada"}) == [{"op": "replace", "path": "/amount", "value": 2}]
     assert json_patch({}, {}) == []
+
+
+def test_a_large_change_is_told_by_whole_members_in_little_time():
+    """Comparing two lists takes quadratic time, and a caller chooses both."""
+    before = {"a/b~c": list(range(60_000)), "same": 1, "gone": {"x": 1}}
+    after = {"a/b~c": list(range(60_000, 0, -1)), "same": 1, "new": "y"}
+    patch = json_patch(before, after)
+    assert patch == [{"op": "remove", "path": "/gone"}, {"op": "add", "path": "/new", "value": "y"},
+                     {"op": "replace", "path": "/a~1b~0c", "value": after["a/b~c"]}]
+    assert jsonpatch.apply_patch(before, patch) == after
