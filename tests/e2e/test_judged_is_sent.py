@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway import rulings
+from gateway import asking
 from gateway.core.facts import FACTS
 from gateway.judge import Judged, judge
 
@@ -41,7 +41,7 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.body: Any = None
         self.texts: list[str] = []
-        monkeypatch.setattr(rulings, "judge", self.judge)
+        monkeypatch.setattr(asking, "judge", self.judge)
 
     def judge(self, bundle: Any, question: Any) -> Judged:
         judged = judge(bundle, question)
