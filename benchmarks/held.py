@@ -48,7 +48,8 @@ token = "file:admin-token"
 [approvals]
 hold = "3600s"
 max_pending = 100000
-max_held = 100000
+max_pending_each = 100000
+max_held = 20000
 [server]
 drain_timeout = "1s"
 [journal]

@@ -32,7 +32,8 @@ def allow_descriptors(needed: int) -> None:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < needed:
-        click.echo(f"warning: only {hard} files may be open, and `server.max_in_flight` may need {needed}: raise `ulimit -n`", err=True)
+        asked = "`server.max_in_flight` and `approvals.max_held`"
+        click.echo(f"warning: only {hard} files may be open, and {asked} may need {needed}: raise `ulimit -n`", err=True)
 
 
 def settle_memory() -> None:

@@ -48,7 +48,8 @@ def serve(
         run_loop(_run(Gateway(deployment, sock=handed, write=fd_writer(2)), supervisor_fd=supervisor_fd))
         return
     server = deployment.config.server
-    allow_descriptors(2 * server.max_in_flight + server.queue + 100)  # a call inside has two connections; workers inherit the limit
+    held = deployment.config.approvals.max_held
+    allow_descriptors(2 * server.max_in_flight + server.queue + held + 100)  # a call inside has two connections; workers inherit the limit
     sock = listen(host or server.host, server.port if port is None else port, deployment)
     if workers == 1:
         watch = deployment.config.policy.watch

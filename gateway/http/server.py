@@ -67,8 +67,8 @@ class Surface:
         self._named = {at: handler for at, handler in named.items() if "{" in at[1]}
         self._proxy = proxy
         self._control = control
-        server = proxy.snapshot.config.server
-        self.limits: Final = Limits(most_open=2 * server.max_in_flight + server.queue + 64)  # inside, waiting, and idle ones
+        server, held = proxy.snapshot.config.server, proxy.snapshot.config.approvals.max_held
+        self.limits: Final = Limits(most_open=2 * server.max_in_flight + server.queue + held + 64)  # inside, waiting, held, and idle ones
         self._paths: Mapping[str, Dialect | None] = {path: dialect for (_method, path), (_handler, dialect) in self._table.items()}
 
     @property
