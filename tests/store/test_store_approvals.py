@@ -117,7 +117,7 @@ async def test_with_a_dead_process_goes_what_it_executed_in_the_step_that_closes
 ) -> None:
     other.approvals.tell(some.told)
     desk, late = some.Desk(store), some.NOW_NS + 10**12
-    ticket = await desk.approved(1, effect=effect, notify=("ops", "chat"))
+    ticket = await desk.approved(1, effect=effect, notify=("ops", "chat"), unexpired_s=10_000.0)
     await desk.begin(1, ticket)
     await store.journal.refuse(some.samples.refused(2, approval=ticket.id), request=None)
     assert await _beats(other, late) == 1
@@ -129,7 +129,7 @@ async def test_with_a_dead_process_goes_what_it_executed_in_the_step_that_closes
     last = (await other.approvals.history(ticket.id))[-1]
     assert (last["at_ns"], last["call_id"], last["reason"]) == (late, some.samples.call_id(1), DIED)
     if state is State.APPROVED:  # the same approval, and so the same idempotency key
-        assert now.expires_ns == late + round(60 * some.S)
+        assert now.expires_ns == ticket.expires_ns
         assert isinstance(await some.Desk(other).begin(3, now, at_s=1001), Admitted)
     assert [finding for finding in diagnose() if not finding.invariant.note] == []
 
@@ -168,7 +168,7 @@ async def test_what_a_process_knows_that_was_taken_for_dead_counts_although_its_
 
 async def test_a_process_that_wakes_does_not_end_what_another_has_begun_again(store: SqliteStore, other: SqliteStore) -> None:
     desk, theirs = some.Desk(store), some.Desk(other)
-    ticket = await desk.approved(1, effect="idempotent")
+    ticket = await desk.approved(1, effect="idempotent", unexpired_s=10_000.0)
     await desk.begin(1, ticket)
     await _beats(other, some.NOW_NS + 10**12)
     await theirs.begin(2, await theirs.get(1), at_s=1001)
