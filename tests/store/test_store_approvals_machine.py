@@ -96,7 +96,7 @@ class Model:
             self.state = "expired"
         return True
 
-    def end(self, event: str, now_ns: int, *, died: bool = False) -> None:
+    def end(self, event: str, *, died: bool = False) -> None:
         """The end of the call that has it, or of its process."""
         if died:
             event = {"read": "return", "idempotent": "return", "model": "fail"}.get(self.effect, "lose")
@@ -263,7 +263,7 @@ class ApprovalsMachine(RuleBasedStateMachine):
         it, event = self.some_ticket(data, "unknown", "executing"), data.draw(st.sampled_from([Event.SUCCEED, Event.FAIL]))
         told = self.tried(lambda store: store.approvals.happen(it.id, event, now_ns=self.now_ns, author="ada"), self.which(data))
         assert isinstance(told, Ticket)
-        it.end(event, self.now_ns)
+        it.end(event)
 
     def edit(self, data: st.DataObject) -> None:
         it, n = self.some_ticket(data, "pending"), self.next()
@@ -327,7 +327,7 @@ class ApprovalsMachine(RuleBasedStateMachine):
         it = self.tickets[ticket_id]
         self.end(store, self.ended(n, it, event))
         if it.call == n:
-            it.end(event, self.now_ns)
+            it.end(event)
             self.taken[ticket_id] += ["return"] * (event == "return")
 
     def ended(self, n: int, it: Model, event: str) -> Any:
@@ -433,13 +433,13 @@ class WorkersMachine(ApprovalsMachine):
             del self.open_calls[n]
             lost = it.call == n
             if lost:
-                it.end("", self.now_ns, died=True)
+                it.end("", died=True)
                 self.taken[it.id] += ["return"] * (it.state == "approved")
             if wakes:
                 with pytest.raises(StoreError, match="already has its outcome"):
                     self.run(dead.journal.finish(self.ended(n, it, event), response=None))
                 if lost and it.state == "unknown" and event in ("succeed", "fail"):
-                    it.end(event, self.now_ns)
+                    it.end(event)
 
     def every_store(self) -> Sequence[Store]:
         return [*self.dead, *self.stores]
