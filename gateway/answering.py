@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.answer import accepted, answer_headers, closing_figures, figures
+from gateway.approvals.holding import Finished, Holding
 from gateway.call import AttemptEnd, Call, Outcome, Reply
 from gateway.clock import Clock
 from gateway.core.approval import Result
@@ -21,7 +22,6 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.gate import as_events
-from gateway.holding import Finished, Holding
 from gateway.progress import Progress
 from gateway.relay import Client, Source, let_rest
 from gateway.settle import Settler

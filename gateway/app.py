@@ -10,6 +10,8 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.approvals.sweeping import Sweeper, Upkeep
+from gateway.approvals.verifying import Verifier
 from gateway.background import Background
 from gateway.breakers import Breakers
 from gateway.clock import Clock, Ids, SystemClock, SystemIds
@@ -31,12 +33,10 @@ from gateway.store.memory import MemoryStore
 from gateway.store.protocol import Store
 from gateway.store.scrub import Scrubber
 from gateway.store.sqlite import SqliteStore
-from gateway.sweeping import Sweeper, Upkeep
 from gateway.telemetry import OtlpSettings, Telemetry
 from gateway.upstream.aiohttp_transport import AiohttpTransport
 from gateway.upstream.lean_transport import LeanTransport
 from gateway.upstream.protocol import Transport
-from gateway.verifying import Verifier
 from gateway.watch import Watch
 
 _TRANSPORTS: Final[Mapping[str, Callable[..., Transport]]] = {"lean": LeanTransport, "aiohttp": AiohttpTransport}

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
+from gateway.approvals.holding import Finished, Holding
+from gateway.approvals.tickets import outline, refuse
 from gateway.call import Call
 from gateway.core.approval import State, Ticket
 from gateway.core.plan import RouteTarget
 from gateway.errors import ApprovalPending
-from gateway.holding import Finished, Holding
 from gateway.progress import Progress
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
 from gateway.spending import Spending
 from gateway.store.approvals_protocol import Approvals
-from gateway.tickets import outline, refuse
 
 
 @dataclass(frozen=True, slots=True)

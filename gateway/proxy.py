@@ -10,6 +10,10 @@ from typing import Any
 
 from gateway.admission import Admission, House
 from gateway.answering import Answering
+from gateway.approvals.holding import Finished, Holding, Notify, OnHold
+from gateway.approvals.kept import kept_reply
+from gateway.approvals.performing import Collected, body_in, origin_in, principal_in
+from gateway.approvals.proposals import Proposals
 from gateway.asking import Asking
 from gateway.beginning import Beginning
 from gateway.breakers import Breakers
@@ -34,14 +38,10 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.frozen import Frozen
-from gateway.holding import Finished, Holding, Notify, OnHold
 from gateway.keep_alive import KeepAlive
-from gateway.kept import kept_reply
 from gateway.keyring import ANONYMOUS, KeyRing
 from gateway.origin import read_origin
-from gateway.performing import Collected, body_in, origin_in, principal_in
 from gateway.progress import Progress
-from gateway.proposals import Proposals
 from gateway.race import Answered
 from gateway.reading import entitled, names_for, read_call
 from gateway.relay import Client

@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
+from gateway.approvals.holding import Holding, OnHold
+from gateway.approvals.kept import Keeping, kept_json, kept_stream
+from gateway.approvals.matters import of_answer, of_call, of_tool
+from gateway.approvals.proposals import STRAY_CALL, Proposals
 from gateway.asking import Asking, apart, limits_of, redactions_of
 from gateway.call import Call, Reply, Said, ToolCall, ToolResult, ToolUse
 from gateway.core.approval import Demand, Stage
@@ -21,12 +25,8 @@ from gateway.enact import enact, rerouted
 from gateway.errors import CallError, Forbidden, InvalidRequest, UpstreamFailed, UpstreamRejected
 from gateway.gate import Gate, Judge, Listening, StreamGate, WholeGate, unsearched
 from gateway.gather import gather
-from gateway.holding import Holding, OnHold
 from gateway.judge import Judged
-from gateway.kept import Keeping, kept_json, kept_stream
-from gateway.matters import of_answer, of_call, of_tool
 from gateway.progress import Progress
-from gateway.proposals import STRAY_CALL, Proposals
 from gateway.snapshot import Snapshot
 from gateway.spoken import finish_reasons, flows, redacted, said
 from gateway.store.protocol import Sessions

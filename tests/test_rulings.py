@@ -9,6 +9,8 @@ import pytest
 
 from gateway import asking as module
 from gateway import rulings
+from gateway.approvals.proposals import Proposals
+from gateway.approvals.tickets import Matter
 from gateway.asking import Asking
 from gateway.call import Attempt, AttemptEnd, Call, Origin, Principal, Reply, Target
 from gateway.core.accounts import Budget, BudgetBook
@@ -22,12 +24,10 @@ from gateway.errors import ApprovalPending, Forbidden, InvalidRequest, StoreUnav
 from gateway.gate import Listening, StreamGate, WholeGate
 from gateway.judge import Judged, judge
 from gateway.progress import Progress
-from gateway.proposals import Proposals
 from gateway.rule_config import DefaultsConfig, RuleConfig
 from gateway.rulings import Rulings
 from gateway.spending import Spending
 from gateway.store.memory import MemoryStore
-from gateway.tickets import Matter
 from gateway.tool_config import ToolConfig
 from gateway.tools import Tool, compile_tool
 from gateway.turns import Turns

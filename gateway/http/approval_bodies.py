@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from gateway.deciding import LONGEST_GRANT_S, MOST_USES, MOST_VOTES, Offer
+from gateway.approvals.deciding import LONGEST_GRANT_S, MOST_USES, MOST_VOTES, Offer
 from gateway.store.scrub import Scrubber
 from gateway.units import PositiveDuration
 from gateway.validation import Strict

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from gateway.approvals.deciding import Deciding
+from gateway.approvals.editing import Editing
 from gateway.asking import Asking
 from gateway.clock import Ids
-from gateway.deciding import Deciding
-from gateway.editing import Editing
 from gateway.http.approvals_desk import ApprovalsDesk
 from gateway.http.control import Control
 from gateway.http.data import Handler

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from gateway.approval_reports import approval_details, approval_row, similar_row
+from gateway.approvals.deciding import Ballot, Deciding
+from gateway.approvals.reports import approval_details, approval_row, similar_row
 from gateway.core.approval import OPEN, Event, State, Ticket
-from gateway.deciding import Ballot, Deciding
 from gateway.errors import CallError, InvalidRequest
 from gateway.http.approval_bodies import BatchBody, EditBody, ResolveBody, VoteBody, WithdrawBody
 from gateway.http.client import HttpClient

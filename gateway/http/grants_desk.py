@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.approval_reports import grant_row
+from gateway.approvals.reports import grant_row
 from gateway.errors import InvalidRequest, UnknownUrl
 from gateway.http.approvals_desk import limit_of
 from gateway.http.client import HttpClient

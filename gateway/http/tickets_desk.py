@@ -6,10 +6,10 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.approval_reports import ticket_row
+from gateway.approvals.deciding import Deciding
+from gateway.approvals.reports import ticket_row
 from gateway.clock import time_text
 from gateway.core.approval import Ticket
-from gateway.deciding import Deciding
 from gateway.errors import UnknownUrl
 from gateway.http.approval_bodies import WithdrawBody
 from gateway.http.approvals_desk import limit_of

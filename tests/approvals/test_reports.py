@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.approval_reports import (
+from gateway.approvals.reports import (
     LONGEST_SUMMARY,
     approval_details,
     approval_rule,

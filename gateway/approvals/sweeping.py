@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.approvals.verifying import Verifier
 from gateway.clock import Clock
 from gateway.core.approval import State, Ticket
 from gateway.notify.notices import Notices
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Outbox, TicketFilter
 from gateway.telemetry import Telemetry
-from gateway.verifying import Verifier
 
 _MOST_UNKNOWN: Final = 200  # the latest; of those before them people have been told
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from gateway.approvals.editing import Editing
+from gateway.approvals.matters import of_call, of_tool
 from gateway.asking import Asking
 from gateway.call import Call, Origin, Principal, ToolCall
 from gateway.core.accounts import BudgetBook
@@ -15,10 +17,8 @@ from gateway.core.approval import Demand, Stage, State, Ticket
 from gateway.core.conditions import Conditions
 from gateway.core.question import Question
 from gateway.core.rules import compile_bundle
-from gateway.editing import Editing
 from gateway.errors import ApprovalConflict, Forbidden, InvalidRequest
 from gateway.judge import judge
-from gateway.matters import of_call, of_tool
 from gateway.rule_config import DefaultsConfig, RuleConfig
 from gateway.schemas import SchemaCache
 from gateway.store.memory import MemoryStore
@@ -189,7 +189,7 @@ async def test_what_has_no_canonical_form_is_no_action(editing: Editing, monkeyp
     def fail(*_given: Any) -> None:
         raise UncanonicalError("a lone surrogate")
 
-    monkeypatch.setattr("gateway.editing._made", fail)
+    monkeypatch.setattr("gateway.approvals.editing._made", fail)
     with pytest.raises(InvalidRequest, match="cannot be shown to anybody") as caught:
         await editing.edited(snapshot(), waiting(snapshot(), call(CHAT)), {"messages": []})
     assert caught.value.pointer == "/arguments"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from gateway.approvals.tickets import asked_key
 from gateway.call import Call
 from gateway.clock import Clock
 from gateway.core.approval import State, Ticket
@@ -9,7 +10,6 @@ from gateway.errors import ApprovalConflict
 from gateway.progress import Progress
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals
-from gateway.tickets import asked_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from gateway.approvals.holding import Holding, OnHold
+from gateway.approvals.matters import of_tool
+from gateway.approvals.tickets import Matter
 from gateway.asking import Asking, limits_of
 from gateway.call import Call, Json, JsonObject, ToolCall, ToolUse
 from gateway.core.approval import Ticket
@@ -14,12 +17,9 @@ from gateway.core.question import Question
 from gateway.enact import enact, rate_spent, takes_of
 from gateway.errors import ApprovalDenied, ApprovalUnknown, CallError, Forbidden, RateLimited, UpstreamFailed
 from gateway.gate import Ruling
-from gateway.holding import Holding, OnHold
-from gateway.matters import of_tool
 from gateway.progress import Progress
 from gateway.schemas import SchemaCache
 from gateway.snapshot import Snapshot
-from gateway.tickets import Matter
 from gateway.tool_offers import read, refused, say, unfit
 from gateway.wire.tool_calls import CALLS, LEGACY, Proposed, misplaced, proposed, rewritten
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gateway.approvals.sweeping import Sweeper, Upkeep
+from gateway.approvals.verifying import Verifier
 from gateway.call import Attempt, AttemptEnd, Call, Reply, Target, Usage
 from gateway.clock import SystemIds
 from gateway.config import Config
@@ -24,9 +26,7 @@ from gateway.secret import Secret
 from gateway.store.approvals_protocol import Claim
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writer import Do
-from gateway.sweeping import Sweeper, Upkeep
 from gateway.tool_config import VerifyConfig
-from gateway.verifying import Verifier
 
 NOW_NS = 1_790_000_000_000_000_000
 SOON_S = 20

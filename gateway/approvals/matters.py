@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gateway.approvals.tickets import Matter
 from gateway.call import Json, JsonObject, Reply, ToolCall
 from gateway.core.action import Action, UncanonicalError, digest_of, without_delivery
 from gateway.core.approval import Kind
@@ -11,7 +12,6 @@ from gateway.core.decision import Held
 from gateway.core.question import Question
 from gateway.errors import ApprovalUnavailable, InvalidRequest
 from gateway.snapshot import Snapshot
-from gateway.tickets import Matter
 from gateway.tool_offers import definitions
 from gateway.tools import OPERATION
 

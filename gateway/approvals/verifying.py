@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from gateway.approvals.performing import origin_in, principal_in
+from gateway.approvals.tickets import found_out
 from gateway.call import AttemptEnd, Call, Json, JsonObject, Reply
 from gateway.clock import Clock, Ids
 from gateway.core.approval import Event, NotPossibleError, State, Ticket
@@ -16,12 +18,10 @@ from gateway.core.decision import Allowed, Decision
 from gateway.core.verify import Verify
 from gateway.errands import VERIFY
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.performing import origin_in, principal_in
 from gateway.progress import Progress
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals
 from gateway.telemetry import Telemetry
-from gateway.tickets import found_out
 from gateway.tools import OPERATION
 from gateway.wire.strict_json import dumps
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from gateway.approvals.matters import of_call, of_tool
+from gateway.approvals.performing import origin_in, principal_in
+from gateway.approvals.tickets import Matter
 from gateway.asking import Asking
 from gateway.call import Call, JsonObject, ToolCall
 from gateway.clock import Ids
@@ -17,13 +20,10 @@ from gateway.core.decision import BAD_ARGUMENTS, Held, Phase
 from gateway.enact import enact
 from gateway.errors import ApprovalConflict, Forbidden, InvalidRequest
 from gateway.judge import Judged
-from gateway.matters import of_call, of_tool
-from gateway.performing import origin_in, principal_in
 from gateway.progress import Progress
 from gateway.schemas import SchemaCache
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals
-from gateway.tickets import Matter
 from gateway.tool_offers import unfit
 from gateway.tools import Tool
 from gateway.wire.strict_json import dumps, loads

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.admission import Admission
+from gateway.approvals.kept_answers import KeptAnswers, of_kept
+from gateway.approvals.performing import Perform, Performing
+from gateway.approvals.tickets import WHOLE, Matter, as_told, met, nothing_kept, outline, pending, refuse, ticket_of
 from gateway.call import Json, JsonObject
 from gateway.clock import Clock, Ids
 from gateway.core.action import UncanonicalError
@@ -24,13 +27,10 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailed,
 )
-from gateway.kept_answers import KeptAnswers, of_kept
-from gateway.performing import Perform, Performing
 from gateway.progress import Progress
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError
 from gateway.telemetry import Telemetry
-from gateway.tickets import WHOLE, Matter, as_told, met, nothing_kept, outline, pending, refuse, ticket_of
 from gateway.waiting import Waiting
 from gateway.wire.strict_json import dumps
 

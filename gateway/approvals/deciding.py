@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gateway.approval_reports import approval_rule
+from gateway.approvals.editing import Editing
+from gateway.approvals.holding import Holding
+from gateway.approvals.reports import approval_rule
+from gateway.approvals.tickets import found_out
 from gateway.call import JsonObject
 from gateway.clock import Clock, Ids
 from gateway.core.action import canonical
@@ -16,12 +19,9 @@ from gateway.core.approval import Event, Grant, NotPossibleError, Result, State,
 from gateway.core.approver import Eligibility, eligible
 from gateway.core.condition import compile_condition
 from gateway.core.expressions import ExpressionError
-from gateway.editing import Editing
 from gateway.errors import ApprovalConflict, InvalidRequest, NotPermitted, UnknownUrl
-from gateway.holding import Holding
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Notify
-from gateway.tickets import found_out
 
 LONGEST_GRANT_S: Final = 30 * 86_400.0
 MOST_USES: Final = 1000
