@@ -49,6 +49,9 @@ token = "file:admin-token"
 hold = "3600s"
 max_pending = 100000
 max_pending_each = 100000
+max_opened_each = 1000000
+max_pending_bytes = "4GiB"
+max_pending_bytes_each = "4GiB"
 max_held = 20000
 [server]
 drain_timeout = "1s"

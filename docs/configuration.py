@@ -24,7 +24,8 @@ files, then, once the shapes are right, everything that is wrong in their meanin
 strict: an unknown key is an error, and nothing is converted.
 
 Files are read at the start and [at each reload](policy.md#reload). A change of `[server]`, `[paths]`, `[upstream]`, `[store]`, `[auth]`,
-`[admin]`, `[log]`, `[otlp]`, of `policy.watch` and of the code of an adapter takes effect at a restart; everything else at a reload.
+`[admin]`, `[login]`, `[oidc]`, `[log]`, `[otlp]`, of `policy.watch`, `approvals.max_held` and the code of an adapter takes effect at
+a restart; everything else at a reload.
 The commands take the file from `--config`, else from the environment variable `LOCKGATE_CONFIG`, else `config.toml` in the current
 folder. In `routes/` and `policies/` only files named `*.toml` are read, and in `policies/lists/` files named `*.txt`; hidden files
 are skipped, and `lockgate check` warns about everything else.

@@ -7,11 +7,13 @@ from urllib.parse import urlsplit
 
 from gateway.config import Deployment
 from gateway.core.accounts import UNDER_KEY
+from gateway.core.decision import Approval
 from gateway.core.lint import Reach, beside
 from gateway.core.rules import Rule, match_of
 from gateway.errors import Problem
 from gateway.rule_config import RuleConfig
 from gateway.snapshot import Snapshot
+from gateway.toml_source import KeyPath
 from gateway.validation import nearest
 
 _SUBJECTS: Final[Mapping[str, str]] = {"all": "subject (it is `all`)", "route": "route", "tool": "tool"}
@@ -25,6 +27,7 @@ def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
         found += _of_words(deployment, given)
         found += _of_condition(deployment, given, rule)
         found += _of_reach(deployment, given, rule)
+        found += _of_quorum(deployment, given, rule)
         found += (deployment.problem_in(given.source, ("match", "routes"), f'no route is named {glob!r} (rule "{given.id}")',
                                         nearest(glob, snapshot.routes))
                   for glob in given.match.routes if not any(fnmatchcase(route, glob) for route in snapshot.routes))
@@ -34,6 +37,7 @@ def advice(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
                 given.source, ("route", "to"), f'no route is named {other!r}, so what it matches is refused (rule "{given.id}")',
                 nearest(other, snapshot.routes)))
     found += _of_neighbours(deployment, deployment.rules)
+    found += _of_asking(deployment, snapshot)
     found += _of_budgets(deployment, snapshot)
     found += _of_lengths(deployment, snapshot)
     for name, provider in deployment.config.providers.items():
@@ -71,6 +75,32 @@ def _of_reach(deployment: Deployment, given: RuleConfig, rule: Rule) -> Iterator
     messages = "messages" in rule.reads or ("request.body" in rule.reads and "messages" in (given.when or ""))
     if given.effect == "deny" and messages and not rule.reads & {"request.operation", "texts"}:
         yield deployment.problem_in(given.source, ("when",), f'does not see `prompt` of completions (rule "{given.id}")', "read `texts`")
+
+
+def _of_quorum(deployment: Deployment, given: RuleConfig, rule: Rule) -> Iterator[Problem]:
+    """More votes than there are people who are named for them."""
+    demand = rule.action.demand if isinstance(rule.action, Approval) else None
+    for number, stage in enumerate(demand.stages if demand is not None else ()):
+        named = {text for text in stage.approvers if text.startswith("person:")}
+        if len(named) == len(set(stage.approvers)) and 0 < len(named) < stage.quorum:
+            path: KeyPath = ("approval", "stages", number, "quorum") if given.approval.stages else ("quorum",)
+            yield deployment.problem_in(
+                given.source, path, f'nobody can ever approve: {stage.quorum} have to, and {len(named)} may (rule "{given.id}")',
+                "name more people, a role or a team in `approvers`")
+
+
+def _of_asking(deployment: Deployment, snapshot: Snapshot) -> Iterator[Problem]:
+    """To ask people is not to allow: HTTP tools whose calls are refused before anybody is asked."""
+    if snapshot.bundle.defaults.tools == "allow":
+        return
+    rules = [rule for rule in deployment.rules if rule.phase == "tool_call" and rule.mode == "enforce"]
+    for tool in snapshot.tools:
+        meeting = [rule for rule in rules if not rule.match.tools or any(fnmatchcase(tool, glob) for glob in rule.match.tools)]
+        asking = next((rule for rule in meeting if rule.effect == "require_approval"), None)
+        if asking is not None and not any(rule.effect == "allow" for rule in meeting):
+            yield deployment.problem_in(
+                asking.source, ("effect",), f"no rule allows {tool}, so its calls are refused and nobody is asked "
+                f'(rule "{asking.id}")', 'to ask people is not to allow: add a rule with effect = "allow" for it')
 
 
 def _of_neighbours(deployment: Deployment, rules: Sequence[RuleConfig]) -> Iterator[Problem]:

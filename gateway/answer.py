@@ -1,5 +1,7 @@
 """What every governed answer says about itself: the contract's `X-Lockgate-…` headers and a stream's closing comment. Pure."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
@@ -35,6 +37,7 @@ def answer_headers(case: Progress, error: CallError | None = None) -> dict[str, 
         headers["X-Lockgate-Rule"] = error.rule
     if case.approval is not None:
         headers |= _approval(case.approval, error)
+    headers |= _grants(case)
     if case.begun:
         target = case.trying.to.target if case.trying else case.delivering.target if case.delivering else None
         headers["X-Lockgate-Attempts"] = str(case.begun_attempts)
@@ -64,6 +67,11 @@ def _approval(ticket: Ticket, error: CallError | None) -> dict[str, str]:
     return headers
 
 
+def _grants(case: Progress) -> dict[str, str]:
+    """Which grants let it go on."""
+    return {"X-Lockgate-Grant": ", ".join(dict.fromkeys(case.granted))} if case.granted else {}
+
+
 def accepted(error: ApprovalAccepted) -> bytes:
     """The body for a caller that asked not to be kept waiting."""
     return dumps({"ticket": error.ticket, "state": "pending", "message": error.message, "location": f"/-/tickets/{error.ticket}"})
@@ -76,13 +84,19 @@ def _patch(ticket: Ticket) -> str:
     return written if fits else f"/-/tickets/{ticket.id}"
 
 
-def closing_figures(case: Progress) -> str:
-    """What is known only at a stream's end, for its last comment."""
-    refused = dict.fromkeys(verdict.rule for verdict in case.verdicts if verdict.name != "allow" and verdict.rule)
-    said = f", X-Lockgate-Decision: deny, X-Lockgate-Rule: {next(iter(refused))}" if refused else ""
+def closing_figures(case: Progress, made: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What is known only at a stream's end, for its last comment. `made` is what was kept of an answer that was made elsewhere."""
+    told = {"X-Lockgate-Cost-Usd": _cost(case), **made}
     tightest = case.spending.tightest if case.spending is not None else None
-    rest = "" if tightest is None else f", X-Lockgate-Budget-Remaining-Usd: {usd(tightest[1])}"
-    return f"X-Lockgate-Cost-Usd: {_cost(case)}{rest}{said}"
+    if tightest is not None:
+        told["X-Lockgate-Budget-Remaining-Usd"] = usd(tightest[1])
+    refused = next((verdict.rule for verdict in case.verdicts if verdict.name != "allow" and verdict.rule), None)
+    if refused is not None:
+        told |= {"X-Lockgate-Decision": "deny", "X-Lockgate-Rule": refused}
+    if case.approval is not None and case.approval.patch is not None:  # the head was sent before anybody had changed anything
+        told |= _approval(case.approval, None)
+    told |= _grants(case)
+    return ", ".join(f"{name}: {value}" for name, value in told.items())
 
 
 def _money(spending: Spending) -> dict[str, str]:

@@ -1,18 +1,21 @@
 """The end of a call's path: its books are closed, then its client has its answer, its error, or the end of its stream."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from gateway.answer import accepted, answer_headers, closing_figures, figures
 from gateway.approvals.holding import Finished, Holding
 from gateway.call import AttemptEnd, Call, Outcome, Reply
 from gateway.clock import Clock
-from gateway.core.approval import Result
+from gateway.core.approval import WAITS_FOR, Result
 from gateway.errors import (
     LONGEST_MESSAGE,
     ApprovalAccepted,
     ApprovalDenied,
+    ApprovalPending,
     CallError,
     Forbidden,
     InternalError,
@@ -47,10 +50,13 @@ class Answering:
         """Settle a call that has its whole answer, and give it."""
         body = self.scrubber.bytes(dialect.answer(call, reply))  # a provider that repeats its key gives it to nobody
         status, content_type = head_of(call, reply)
-        if case.claim is not None:
+        if case.claim is not None or case.kept is not None:
             kept = body if call.operation == OPERATION else self.scrubber.bytes(dumps(reply.body))
             case.result = Result(status, content_type or "", kept, figures(case))
         await self.settler.settle(case, Outcome.COMPLETED, status, response=reply.body)
+        if case.kept is not None and case.result is not None:
+            with contextlib.suppress(StoreUnavailable):  # then it is for this caller alone
+                await self.holding.answers.stands(case, case.result)
         case.shown = True
         if case.presence.begin is None:
             await client.answer(status, answer_headers(case), body, content_type)
@@ -58,15 +64,15 @@ class Answering:
             await self._answer_streamed(case, client, reply)
         await self._given(case)
 
-    async def _answer_streamed(self, case: Progress, client: Client, reply: Reply) -> None:
-        """A whole answer for a client that asked for a stream."""
+    async def _answer_streamed(self, case: Progress, client: Client, reply: Reply, made: Mapping[str, str] = MappingProxyType({})) -> None:
+        """A whole answer for a client that asked for a stream; `made` is what it says of itself where it was made before."""
         if case.presence.begin is not None:
             await case.presence.begin()
         encoder = case.encoder
         if encoder is None:
             raise InternalError("A stream has no encoder.")
         data = b"".join([encoder.event(event) for event in as_events(reply)])
-        await client.end(self.scrubber.bytes(data) + encoder.comment(closing_figures(case)) + encoder.end())
+        await client.end(self.scrubber.bytes(data) + encoder.comment(closing_figures(case, made)) + encoder.end())
 
     async def _given(self, case: Progress) -> None:
         """Whoever waited for an approval has its answer: it is not kept any longer."""
@@ -81,9 +87,8 @@ class Answering:
         # What an upstream has said stands with the call that it was said to, as far as it is kept.
         error = None if well else UpstreamFailed(f"The approved action failed, see the call that made it ({done.ticket.executed_by}).")
         await self.settler.settle(case, Outcome.COMPLETED if well else case.outcome_of_failure, result.status, error=error)
-        headers = {**answer_headers(case), **({} if well else {"X-Should-Retry": "false"}), **result.headers}
-        if done.ticket.delivered_ns is not None:
-            headers["X-Lockgate-Replayed"] = "true"
+        made = {**result.headers, **({} if done.ticket.delivered_ns is None else {"X-Lockgate-Replayed": "true"})}
+        headers = {**answer_headers(case), **({} if well else {"X-Should-Retry": "false"}), **made}
         if call is None or call.operation == OPERATION or not well:
             if case.encoder is not None:
                 failed = UpstreamFailed(f"The approved action failed: {result.body.decode(errors='replace')[:LONGEST_MESSAGE]}")
@@ -93,7 +98,7 @@ class Answering:
         else:
             reply = Reply(loads(result.body), None)
             if case.presence.begin is not None:
-                await self._answer_streamed(case, client, reply)
+                await self._answer_streamed(case, client, reply, made)
             else:
                 await client.answer(result.status, headers, dialect.answer(call, reply))
         await self._given(case)
@@ -125,7 +130,9 @@ class Answering:
             if case.presence.performing and isinstance(error, Forbidden | ApprovalDenied | UnknownRoute | Unauthenticated):
                 await self.holding.refuse(case.presence.performing, error.message)  # denied is denied, whoever had approved it
             if case.claim is not None:
-                case.result = Result(error.status, "", dialect.error(error, case.id), figures(case))
+                words = b"" if isinstance(error, ApprovalPending) else dialect.error(error, case.id)
+                waits = {WAITS_FOR: error.ticket} if isinstance(error, ApprovalPending) else {}
+                case.result = Result(error.status, "", words, {**figures(case), **waits})
             await self.settler.settle(case, outcome, error.status, error=error)
         except StoreUnavailable as worse:  # an answer is never sent before its record is durable, so this is the answer
             self.settler.settle_later(case, outcome, worse.status, worse)

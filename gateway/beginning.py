@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from gateway.approvals.holding import Finished, Holding
-from gateway.approvals.tickets import outline, refuse
+from gateway.approvals.holding import Holding, OnHold
 from gateway.call import Call
-from gateway.core.approval import State, Ticket
 from gateway.core.plan import RouteTarget
 from gateway.errors import ApprovalPending
 from gateway.progress import Progress
@@ -24,25 +22,17 @@ class Beginning:
     approvals: Approvals
 
     async def begin(self, case: Progress, call: Call, first: RouteTarget, snapshot: Snapshot, spending: Spending) -> None:
-        """Write the intent; returns when it is on disk. Raises as `Settler.begin`, and `Finished` where another call was faster.
-
-        Two that present one approved action at once, on one connection each, have one answer: an SDK's stream would not come back for it.
+        """Write the intent; returns when it is on disk. Raises as `Settler.begin`, and `OnHold` where another call was faster, in whatever
+        process: what that brings is for both, and an SDK's stream would not come back for it.
         """
         try:
             await self.settler.begin(case, call, first, snapshot.budgets, spending)
         except ApprovalPending:
-            if case.under is not None and not case.presence.performing:
-                await self._other(case, snapshot, case.under)
-            raise
-
-    async def _other(self, case: Progress, snapshot: Snapshot, under: Ticket) -> None:
-        """Wait for what comes of the other call. Raises it, where that is known."""
-        ticket = await self.approvals.get(under.id)
-        while ticket is not None and ticket.state is State.EXECUTING:
-            await self.holding.wait(case, snapshot, outline(ticket))
-            ticket = await self.approvals.get(under.id)
-        if ticket is not None:
-            refuse(ticket)
-        if ticket is not None and ticket.result is not None:
-            case.approval = case.under = ticket
-            raise Finished(ticket, ticket.result)
+            under = case.under
+            if under is None or case.presence.performing:
+                raise
+            latest = await self.approvals.get(under.id)
+            if latest is not None and latest.changed == under.changed:  # it was a grant that is used up: the approval is anybody's
+                self.holding.ended(case)
+            await self.holding.refresh()
+            raise OnHold(under) from None

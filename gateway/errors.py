@@ -161,7 +161,7 @@ class ApprovalDenied(OfApproval):
 
 
 class ApprovalUnknown(OfApproval):
-    """The approved action was sent, and nobody knows what came of it. It is not sent again; an approver says what happened."""
+    """The approved action was sent, and nobody knows what came of it. It is not sent again; an operator says what happened."""
 
     code = "approval_unknown"
 
@@ -185,7 +185,7 @@ class SessionConflict(CallError):
 
 
 class RateLimited(CallError):
-    """A `limit` rule's rate is used up. Try again after `retry_after_s`; `rule` is the rule's id."""
+    """A `limit` rule's rate is used up, or you asked for too many approvals. Try again after `retry_after_s`; `rule` is the rule's id."""
 
     code = "rate_limited"
 

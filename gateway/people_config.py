@@ -1,15 +1,27 @@
 """What `config.toml` says of people: approvals, notices, logins, identity providers, sessions. Owns the shape of the settings."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from ipaddress import ip_network
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from gateway.tool_config import Headers
-from gateway.units import Duration, Label, PositiveDuration, Reference, Url
+from gateway.units import Duration, Label, PositiveDuration, Reference, Size, Url
 from gateway.validation import Strict
 
+MIB: Final = 1024 * 1024
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=300)], ...], Field(strict=False)]
+
+
+def _network(text: str) -> str:
+    try:
+        known = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f'{text!r} is no address and no network such as "10.0.0.0/8"') from error
+    if known.prefixlen == 0:
+        raise ValueError(f"{text!r} is everybody: whoever connects could say that they are somebody else")
+    return str(known)
 
 
 class ApprovalsConfig(Strict):
@@ -23,10 +35,17 @@ class ApprovalsConfig(Strict):
         "How many approvals may be pending; further calls that need one are refused with `overloaded`."))
     max_pending_each: int = Field(default=1_000, ge=1, le=1_000_000, description=(
         "How many of them may be of one caller's, so that nobody fills the queue for the others."))
+    max_opened_each: int = Field(default=2_000, ge=1, le=1_000_000, description=(
+        "How many approvals one caller may ask for within an hour, whatever becomes of them; beyond that it is told "
+        "`rate_limited`, and when there is room again."))
+    max_pending_bytes: Size = Field(default=256 * MIB, description=(
+        "How much all that is pending may hold, as it is stored; further calls that need an approval are refused with `overloaded`."))
+    max_pending_bytes_each: Size = Field(default=64 * MIB, description="How much of that may be of one caller's.")
     max_held: int = Field(default=10_000, ge=0, le=1_000_000, description=(
         "How many connections one process holds; further callers get `approval_pending` at once, and come back."))
     keep_results: PositiveDuration = Field(default=86_400.0, description=(
-        "How long the answer of an approved action is kept for its caller, and an answer that is held for a person."))
+        "How long the answer of an approved action is kept for its caller, an answer that is held for a person, and a notice that was "
+        "delivered."))
     unexpired: PositiveDuration = Field(default=3_600.0, description=(
         "How long an approved action may wait for its caller to come back; after that it has to be approved again."))
 
@@ -75,9 +94,16 @@ class LoginConfig(Strict):
         "Where people reach this gateway with a browser, for links in notices and for OpenID Connect; without it, where it listens."))
     hosts: Texts = Field(default=(), max_length=32, description=(
         "Further names that a browser may reach the page by; others are refused, for a foreign page may have given this address its name."))
-    idle: PositiveDuration = Field(default=3_600.0, description="After how long without use a login ends.")
+    proxies: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(strict=False)] = Field(
+        default=(), max_length=32, description=(
+            "Addresses or networks of reverse proxies in front of the gateway: of what comes from one, the last address in "
+            "`X-Forwarded-For` is who has sent it. Logins are counted by that; without this everybody behind a proxy has one address."))
+    idle: PositiveDuration = Field(default=3_600.0, description=(
+        "After how long without use a login ends; a page that asks by itself does not use it."))
     longest: PositiveDuration = Field(default=43_200.0, description="After how long a login ends in any case.")
-    attempts: int = Field(default=5, ge=1, le=100, description="How many wrong passwords in a row lock an account.")
+    attempts: int = Field(default=5, ge=1, le=100, description=(
+        "How many wrong passwords in a row lock a name for the network that they came from; ten times as many, from wherever, for all but "
+        "the browsers in which that person has logged in before."))
     locked: PositiveDuration = Field(default=900.0, description="How long it is locked then.")
 
 

@@ -126,12 +126,14 @@ class Progress:
     under: Ticket | None = None  # the one that is about the call as a whole
     claim: Claim | None = None  # what its intent takes
     kept: KeptAnswer | None = None  # the answer that was held for people, and is given now
-    passing: set[str] = field(default_factory=set)  # approvals of an answer whose parts are to go on together
+    passing: frozenset[str] = frozenset()  # approvals of an answer whose parts are to go on together
     shown: bool = False  # a byte of the answer may have left for the client
     keeps: bool = False  # there is one, of its own or from before
     taken: KeptAnswer | None = None  # the same, once something of it goes on: nobody else is given it
-    released: set[str] = field(default_factory=set)  # approvals under which something of it has gone on
+    once: bool = False  # a proposed call of the answer goes on by people's word: the answer is for one, who makes it
+    released: frozenset[str] = frozenset()  # approvals under which something of it has gone on
     grants: tuple[str, ...] = ()  # what its intent, or what goes on without one, uses up
+    granted: tuple[str, ...] = ()  # the grants that it has used
     asked_again: str = ""  # what an answer is kept under that is held for people; empty where none can be
     result: Result | None = field(default=None, repr=False)  # what came of an approved action, for whoever waits for it
     tool: str = ""  # the HTTP tool that the address names; known before its arguments are

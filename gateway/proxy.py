@@ -10,16 +10,17 @@ from typing import Any
 
 from gateway.admission import Admission, House
 from gateway.answering import Answering
-from gateway.approvals.holding import Finished, Holding, Notify, OnHold
+from gateway.approvals.holding import Finished, Holding, OnHold
 from gateway.approvals.kept import kept_reply
 from gateway.approvals.performing import Collected, body_in, origin_in, principal_in
 from gateway.approvals.proposals import Proposals
+from gateway.approvals.tickets import pending
 from gateway.asking import Asking
 from gateway.beginning import Beginning
 from gateway.breakers import Breakers
 from gateway.call import AttemptEnd, Call, Origin, Outcome, Principal, Reply
 from gateway.clock import Clock, Ids
-from gateway.core.approval import Result, Ticket
+from gateway.core.approval import Result, State, Ticket
 from gateway.core.order import plan_json
 from gateway.core.plan import Route
 from gateway.deadline import shortened, told, waits_s, whole_s
@@ -51,7 +52,7 @@ from gateway.session import SessionKey
 from gateway.settle import Settler
 from gateway.snapshot import Snapshot
 from gateway.spending import spending_of
-from gateway.store.approvals_protocol import Approvals
+from gateway.store.approvals_protocol import Approvals, Notify
 from gateway.store.protocol import Budgets, Journal, Sessions
 from gateway.store.scrub import Scrubber
 from gateway.store.session_protocol import SessionDesk
@@ -129,47 +130,50 @@ class Proxy:
         case.origin = self._origin(arrival, snapshot)
         case.tool = arrival.tool if arrival.tool and arrival.tool in snapshot.tools else ""
         body, sent_s = await self._let_in(case, snapshot, arrival)  # a full house does no work; who waits is let in in fair turns
-        call = await read_call(case, arrival.dialect, arrival.tool, body, snapshot)  # parsed once: what is judged is what is sent
-        call = await self._in_session(case, snapshot, call)
-        case.received = call.body
+        asked = await read_call(case, arrival.dialect, arrival.tool, body, snapshot)  # parsed once: what is judged is what is sent
+        asked = await self._in_session(case, snapshot, asked)
         del body  # whoever waits for people keeps what it says, once
         with self._way(case, snapshot, arrival, client) as way:
-            await self.holding.answers.look_up(case, snapshot, call)  # an answer of which people look at a part is not asked for twice
-            async with self._permitted(case, snapshot, arrival, call) as permitted:  # what rules say, and people
-                snapshot, call, route = permitted
-                if case.kept is not None:
-                    case.answered, case.unfit = True, case.kept.reply["unfit"]
-                    kept = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept.reply))
-                    self._hush(way)
-                    await self._answering.answer(case, call, arrival.dialect, client, kept)
-                    return
-                spending = spending_of(call, route, case.received, self._scrubber.text)
-                begun_s = loop.time()  # the route's time begins now, the client's own when it came; an SDK's once it has sent its body
-                deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s, sent_s=sent_s,
-                                      spoken=case.encoder is not None)
-                async with asyncio.timeout_at(begun_s + min(deadlines.total_s, deadlines.silence_s)) as limit:
-                    case.presence.limit = limit
-                    case.patience = told(deadlines, route.deadlines)
-                    plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
-                    case.plan = plan_json(plan)
-                    with contextlib.closing(self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
-                        first = await tries.first()
-                        await self._beginning.begin(case, call, first.to, snapshot, spending)  # on disk before anything leaves
-                        self.errands.mirror(case, call, route, snapshot)
-                        errand = Errand(case, call, route, deadlines, tries, snapshot)
-                        heard = partial(limit.reschedule, begun_s + deadlines.total_s)  # from then on the client hears something
-                        got = await self._sent(errand, first, way, heard)
-                        case.answered = True
-                        if isinstance(got, Reply):
-                            got = await self._rulings.reply(case, snapshot, call, got)
-                        elif way is not None:
-                            heard()
-                            got, rest = await self._streaming.relay(errand, got, way)
-                self._hush(way)
-                if isinstance(got, Reply):  # settled before the answer's last byte, outside the deadline: the provider has done its work
-                    await self._answering.answer(case, call, arrival.dialect, client, got)
-                else:
-                    await self._answering.end_stream(case, client, got, rest)
+            await self.holding.answers.look_up(case, snapshot, asked)  # an answer of which people look at a part is not asked for twice
+            while True:  # once more where people have to decide first, or another call of the same was faster
+                try:
+                    async with self._permitted(case, snapshot, asked) as (call, route):  # what rules say, and people
+                        if case.kept is not None:
+                            case.answered, case.unfit = True, case.kept.reply["unfit"]
+                            kept = await self._rulings.reply(case, snapshot, call, kept_reply(case.kept.reply))
+                            self._hush(way)
+                            await self._answering.answer(case, call, arrival.dialect, client, kept)
+                            return
+                        spending = spending_of(call, route, case.received, self._scrubber.text)
+                        begun_s = loop.time()  # the route's time begins now, the client's own when it came, an SDK's once its body was sent
+                        deadlines = shortened(route.deadlines, arrival.headers, stream=call.stream, used_s=begun_s - arrived_s,
+                                              sent_s=sent_s, spoken=case.encoder is not None)
+                        async with asyncio.timeout_at(begun_s + min(deadlines.total_s, deadlines.silence_s)) as limit:
+                            case.presence.limit = limit
+                            case.patience = told(deadlines, route.deadlines)
+                            plan = await self.routing.plan(case, snapshot, call, route, spending)  # where it may go, best first, and why
+                            case.plan = plan_json(plan)
+                            with contextlib.closing(self._pursuit.of(case.id, route, plan, deadlines.total_s)) as tries:
+                                first = await tries.first()
+                                await self._beginning.begin(case, call, first.to, snapshot, spending)  # on disk before anything leaves
+                                self.errands.mirror(case, call, route, snapshot)
+                                errand = Errand(case, call, route, deadlines, tries, snapshot)
+                                heard = partial(limit.reschedule, begun_s + deadlines.total_s)  # from then on the client hears something
+                                got = await self._sent(errand, first, way, heard)
+                                if isinstance(got, Reply):
+                                    got = await self._rulings.reply(case, snapshot, call, got)
+                                elif way is not None:
+                                    heard()
+                                    got, rest = await self._streaming.relay(errand, got, way)
+                        self._hush(way)
+                        if isinstance(got, Reply):  # settled before its last byte, outside the deadline: the provider has done its work
+                            await self._answering.answer(case, call, arrival.dialect, client, got)
+                        else:
+                            await self._answering.end_stream(case, client, got, rest)
+                        return
+                except OnHold as hold:
+                    ticket = hold.ticket
+                snapshot = await self._waited(case, snapshot, arrival, ticket)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Handle one call and settle it, however it ends: the record is durable before the client has its whole answer.
@@ -203,8 +207,7 @@ class Proxy:
                 self._gone(case)
                 raise
             case.end_attempts(AttemptEnd.CANCELLED, ended_ns=self._clock.now_ns())  # the gateway did this, and the client is still there
-            stopped = Overloaded("The gateway was stopped before the answer was complete.")
-            await self._answering.fail(case, case.ended_by or stopped, arrival.dialect, client)
+            await self._answering.fail(case, case.ended_by or self._stopped(case), arrival.dialect, client)
         except ClientGone:
             self._gone(case)
             raise
@@ -213,6 +216,12 @@ class Proxy:
             if not case.settled:  # a defect on the way: whoever catches it answers, once the books are closed
                 defect = InternalError("The gateway failed inside; see its log.")
                 await asyncio.wait({self.settler.settle_later(case, case.outcome_of_failure, defect.status, defect)}, timeout=_DEFECT_S)
+
+    def _stopped(self, case: Progress) -> CallError:
+        """What a caller is told whose call the end of this gateway ends."""
+        if case.approval is not None and case.approval.state is State.PENDING:
+            return pending(case.approval, self.snapshot.config.approvals.retry_after)
+        return Overloaded("The gateway was stopped before the answer was complete.")
 
     def _left(self, case: Progress, task: asyncio.Task[Any] | None) -> None:
         self._running.pop(task, None)
@@ -290,28 +299,23 @@ class Proxy:
                         performing=arrival.made.id if arrival.made else "")
 
     @contextlib.asynccontextmanager
-    async def _permitted(
-        self, case: Progress, snapshot: Snapshot, arrival: Arrival, call: Call,
-    ) -> AsyncIterator[tuple[Snapshot, Call, Route]]:
-        """The call as it may leave, where to, and under what: what the rules say, and people where the rules ask for them.
+    async def _permitted(self, case: Progress, snapshot: Snapshot, call: Call) -> AsyncIterator[tuple[Call, Route]]:
+        """The call as it may leave, and where to: what the rules say, and people where the rules ask for them."""
+        self.frozen.check(call)
+        route = entitled(snapshot, call.principal, call.asked, call.operation)  # a route that a key may not use is not there
+        async with self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s):
+            yield await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
 
-        While they think, nothing is held for it: no turn, no place, no money. Then the rules of that moment are asked again.
+    async def _waited(self, case: Progress, snapshot: Snapshot, arrival: Arrival, ticket: Ticket) -> Snapshot:
+        """Wait for what happens to an approval. Nothing is held for the call meanwhile: no turn, no place, no money. Then the rules of that
+        moment are asked again: their snapshot.
         """
-        while True:
-            self.frozen.check(call)
-            route = entitled(snapshot, call.principal, call.asked, call.operation)  # a route that a key may not use is not there
-            turn = self._turns.turn(snapshot.bundle, call, wait_s=snapshot.config.policy.wait, longest_s=snapshot.longest_s)
-            try:
-                async with turn:
-                    judged, route = await self._rulings.request(case, snapshot, call, route)  # what is left of the call is what leaves
-                    yield snapshot, judged, route
-                    return
-            except OnHold as hold:
-                ticket = hold.ticket
-            await self.holding.wait(case, snapshot, ticket)
-            snapshot = self.snapshot
-            await self._enter(case, snapshot, arrival)
-            case.again()
+        case.presence.limit = None  # its time begins anew
+        await self.holding.wait(case, snapshot, ticket)
+        snapshot = self.snapshot
+        await self._enter(case, snapshot, arrival)
+        case.again()
+        return snapshot
 
     async def _authenticate(self, arrival: Arrival) -> Principal:
         if arrival.made is not None:
@@ -336,7 +340,7 @@ class Proxy:
         """The call in the session that it says it belongs to, in whatever way it does."""
         order = snapshot.config.sessions.derive
         case.call = call = await in_session(call, case.hints, order, self._session_desk.linked, self._scrubber.text)
-        case.origin = call.origin
+        case.origin, case.received = call.origin, call.body
         case.chained = "previous" in order and call.origin.session is not None
         return call
 
@@ -380,10 +384,12 @@ class Proxy:
     async def _sent(self, errand: Errand, first: Try, way: Way | None, heard: Callable[[], None]) -> Answered:
         sending = self._dispatcher.send(errand, first)
         try:
-            return await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending, heard))
+            got = await (sending if way is None or not errand.route.early_s else self._streaming.early(errand, way, sending, heard))
         except (UpstreamRejected, UpstreamFailed) as refusal:  # a tool's words are what it gave back
             await self._rulings.rejected(errand.case, errand.snapshot, errand.call, refusal)
             raise
+        errand.case.answered = True
+        return got
 
     def _gone(self, case: Progress) -> None:
         if case.taken is not None:

@@ -1,7 +1,7 @@
 """What operators and programs change of sessions: states and facts. Checks what they give, and puts it on record with what goes with it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Final
 
@@ -9,7 +9,7 @@ import orjson
 
 from gateway.budget_changes import check_author, check_text
 from gateway.call import Json
-from gateway.core.approval import Event, NotPossibleError, State
+from gateway.core.approval import Event, NotPossibleError, State, Ticket
 from gateway.session import SessionKey
 from gateway.store.approvals_protocol import Approvals, TicketFilter
 from gateway.store.scrub import Scrubber
@@ -59,10 +59,12 @@ def check_fact(name: str, value: Json) -> None:
 
 async def change_state(
     desk: SessionDesk, approvals: Approvals, wanted: SessionState, learn: Callable[[SessionState], None] | None = None,
+    withdrawn: Callable[[Ticket, str], None] | None = None,
 ) -> SessionState:
     """Put on record what an operator says of a session; with one that is killed go the approvals that it waits for or has not used.
 
-    `learn` hears of it as soon as it counts, so that a call that waits for one of them hears why it ends.
+    `learn` hears of it as soon as it counts, so that a call that waits for one of them hears why it ends; `withdrawn` of each of them, and
+    who withdrew it.
 
     Raises:
         BudgetError: the author or the note cannot be shown to others.
@@ -76,17 +78,19 @@ async def change_state(
     if learn is not None:
         learn(state)
     if state.state == KILLED:
-        await _withdraw(approvals, key, author, now_ns)
+        async for ticket in _withdrawn(approvals, key, author, now_ns):
+            if withdrawn is not None:
+                withdrawn(ticket, author)
     return state
 
 
-async def _withdraw(approvals: Approvals, key: SessionKey, author: str, now_ns: int) -> None:
+async def _withdrawn(approvals: Approvals, key: SessionKey, author: str, now_ns: int) -> AsyncIterator[Ticket]:
     wanted = TicketFilter((State.PENDING, State.APPROVED), principal=key.principal, session=key.id, limit=_PAGE)
     while found := await approvals.list(wanted):
         wanted = replace(wanted, after=found[-1].id)
         for ticket in found:
             try:
-                await approvals.happen(ticket.id, Event.WITHDRAW, now_ns=now_ns, author=author, reason="The session was killed.")
+                yield await approvals.happen(ticket.id, Event.WITHDRAW, now_ns=now_ns, author=author, reason="The session was killed.")
             except NotPossibleError:  # it was decided or claimed in this moment: its call is ended by other means
                 continue
 

@@ -75,6 +75,9 @@ class Settler:
         match answer:
             case Admitted():
                 spending.granted, spending.standings = answer.granted, answer.standings
+                case.granted += case.grants
+                if case.claim is not None and case.under is not None:
+                    self._telemetry.approval("claimed", case.under, call=case.id)
             case Short():
                 case.begun = False
                 case.account = answer.holding.account.name

@@ -41,6 +41,7 @@ from gateway.wire.protocol import Adapter, Dialect
 SENSITIVE_HEADER: Final = re.compile(r"authorization|cookie|(^|[-_])(key|token|secret|password|signature)([-_]|$)")
 # The sections that are read once: what they made is in use for as long as the process runs.
 _AT_START: Final = ("server", "paths", "upstream", "store", "auth", "admin", "login", "log", "otlp")
+_SOME_AT_START: Final = (("policy", "watch"), ("approvals", "max_held"))  # of others; the second counts among the listener's places
 # What frames a message or names its receiver is the transport's to say (request smuggling).
 _FRAMING: Final = frozenset({
     "host", "connection", "content-length", "content-type", "transfer-encoding", "upgrade", "te", "trailer", "expect"})
@@ -134,16 +135,17 @@ def needing_restart(old: Config, new: Config) -> tuple[str, ...]:
     """The settings that differ and are read at the start alone."""
     changed = [f"{section}.{key}" for section in _AT_START for key in type(getattr(old, section)).model_fields
                if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)]
-    whole = [name for name, before, after in (("policy.watch", old.policy.watch, new.policy.watch), ("oidc", old.oidc, new.oidc))
-             if before != after]
-    return (*changed, *whole)
+    changed += [f"{section}.{key}" for section, key in _SOME_AT_START
+                if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)]
+    return (*changed, "oidc") if old.oidc != new.oidc else tuple(changed)
 
 
 def keep_fixed(old: Snapshot, new: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
     """The new snapshot with everything that only a restart changes as it is in the old one, and which secrets among it differ."""
     fixed: dict[str, Any] = {section: getattr(old.config, section) for section in _AT_START}
     fixed["oidc"] = old.config.oidc
-    fixed["policy"] = new.config.policy.model_copy(update={"watch": old.config.policy.watch})
+    for section, key in _SOME_AT_START:
+        fixed[section] = getattr(new.config, section).model_copy(update={key: getattr(getattr(old.config, section), key)})
     config = new.config.model_copy(update=fixed)
     kept = replace(new, config=config, dialects=old.dialects, pepper=old.pepper, admin_token=old.admin_token,
                    oidc_secret=old.oidc_secret, otlp_headers=old.otlp_headers)

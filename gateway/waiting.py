@@ -39,7 +39,20 @@ class Presence:
     begin: Callable[[], Awaitable[None]] | None = None
     performing: str = ""
     limit: asyncio.Timeout | None = None
-    waited: set[str] = field(default_factory=set)
+    waited: frozenset[str] = frozenset()
+
+    def pause(self) -> float | None:
+        """Stop the deadline, and say how much of it is left; None where none runs."""
+        when = self.limit.when() if self.limit is not None else None
+        if self.limit is None or when is None:
+            return None
+        self.limit.reschedule(None)
+        return when - asyncio.get_running_loop().time()
+
+    def go_on(self, left_s: float | None) -> None:
+        """Let the deadline run again, with so much of it left."""
+        if self.limit is not None and left_s is not None:
+            self.limit.reschedule(asyncio.get_running_loop().time() + left_s)
 
 
 @dataclass(slots=True)
@@ -48,7 +61,7 @@ class Waiting:
 
     clock: Clock
     stopping: bool = False
-    _by_ticket: dict[str, set[Waiter]] = field(default_factory=dict)
+    _by_ticket: dict[str, list[Waiter]] = field(default_factory=dict)
     _due: list[tuple[float, int, Waiter]] = field(default_factory=list)
     _numbers: "count[int]" = field(default_factory=count)
     _waiting: int = 0
@@ -59,7 +72,7 @@ class Waiting:
     def add(self, ticket: str, *, until_s: float, streams: bool) -> Waiter:
         """Somebody begins to wait, until that monotonic time at the most. `drop` them, whatever happens."""
         waiter = Waiter(ticket, asyncio.get_running_loop().create_future(), streams)
-        self._by_ticket.setdefault(ticket, set()).add(waiter)
+        self._by_ticket.setdefault(ticket, []).append(waiter)
         self._waiting += 1
         heapq.heappush(self._due, (until_s, next(self._numbers), waiter))
         if self.stopping and not streams:
@@ -68,7 +81,7 @@ class Waiting:
 
     def drop(self, waiter: Waiter) -> bool:
         """They wait no longer; whether nobody else waits for the same."""
-        waiters = self._by_ticket.get(waiter.ticket, set())
+        waiters = self._by_ticket.get(waiter.ticket, [])
         if waiter in waiters:
             waiters.remove(waiter)
             self._waiting -= 1

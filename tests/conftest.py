@@ -167,12 +167,17 @@ def signing_keys() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def provider(signing_keys: dict[str, Any], aiohttp_server: Callable[..., Awaitable[TestServer]]) -> IdentityProvider:
+def unserved_provider(signing_keys: dict[str, Any]) -> IdentityProvider:
+    """An identity provider that nobody reaches before somebody serves it."""
+    return IdentityProvider(dict(signing_keys))
+
+
+@pytest.fixture
+async def provider(unserved_provider: IdentityProvider, aiohttp_server: Callable[..., Awaitable[TestServer]]) -> IdentityProvider:
     """An identity provider on loopback."""
-    made = IdentityProvider(dict(signing_keys))
-    server = await aiohttp_server(made.app())
-    made.url = str(server.make_url("")).rstrip("/")
-    return made
+    server = await aiohttp_server(unserved_provider.app())
+    unserved_provider.url = str(server.make_url("")).rstrip("/")
+    return unserved_provider
 
 
 @pytest.fixture(params=FORGERIES)

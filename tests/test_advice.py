@@ -139,3 +139,39 @@ def test_a_model_that_takes_no_limit_and_has_no_longest_answer_deserves_a_look(s
     if expected is not None:
         assert found[0] == expected + ("nobody knows how long an answer of one/m may be, so that much is set aside for each call "
                                        '(give `max_output` in [models."one/m"])')
+
+
+TWO = '[[rule]]\nid = "r"\neffect = "require_approval"\n'
+
+
+@pytest.mark.parametrize(("rule", "expected"), [
+    (TWO + 'quorum = 3\napprovers = ["person:ada", "person:grace", "person:ada"]',
+     "policies/p.toml:4:rule[0].quorum: nobody can ever approve: 3 have to, and 2 may"),
+    (TWO + '[[rule.approval.stages]]\n[[rule.approval.stages]]\nquorum = 2\napprovers = ["person:ada"]',
+     "policies/p.toml:6:rule[0].approval.stages[1].quorum: nobody can ever approve: 2 have to, and 1 may"),
+    (TWO + 'quorum = 2\napprovers = ["person:ada", "person:grace"]', None),
+    (TWO + 'quorum = 2\napprovers = ["person:ada", "role:finance"]', None),
+    (TWO + "quorum = 2", None),
+])
+def test_a_quorum_larger_than_those_who_are_named_deserves_a_look(said: Said, rule: str, expected: str | None) -> None:
+    hint = ' (rule "r") (name more people, a role or a team in `approvers`)'
+    assert said(CONFIG, rule + "\n") == ([expected + hint] if expected else [])
+
+
+TOOL = '\n[[tool]]\nname = "bank.pay"\nmethod = "POST"\nurl = "https://bank.example.com/pay"\n'
+ASK = '[[rule]]\nid = "r"\nphase = "tool_call"\neffect = "require_approval"\n'
+ALLOW = '[[rule]]\nid = "ok"\nphase = "tool_call"\neffect = "allow"\n'
+
+
+@pytest.mark.parametrize(("rules", "dead"), [
+    (ASK, True), (ASK + 'match = { tools = ["bank.*"] }\n', True), (ASK + 'match = { tools = ["other"] }\n', False),
+    (ASK + ALLOW, False), (ASK + ALLOW + 'match = { tools = ["b*"] }\n', False), (ASK + ALLOW + 'match = { tools = ["other"] }\n', True),
+    (ASK + ALLOW + 'mode = "shadow"\n', True), (ASK + 'mode = "shadow"\n', False), ('[defaults]\ntools = "allow"\n' + ASK, False), ("", False),
+])
+def test_a_tool_that_people_are_asked_about_and_no_rule_allows_deserves_a_look(
+    said: Said, monkeypatch: pytest.MonkeyPatch, rules: str, dead: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROUTE", ROUTE + TOOL)
+    told = 'policies/p.toml:4:rule[0].effect: no rule allows bank.pay, so its calls are refused and nobody is asked (rule "r") '
+    told += '(to ask people is not to allow: add a rule with effect = "allow" for it)'
+    assert said(CONFIG, rules) == ([told] if dead else [])

@@ -106,6 +106,13 @@ def test_what_is_not_a_duration_is_refused(folder, value):
     assert config_problems(folder, f"[server]\nbody_timeout = {encoded}")[0].startswith("config.toml:2:server.body_timeout: ")
 
 
+def test_clients_are_told_to_come_back_no_later_than_they_obey(folder):
+    """Longer waits than a minute are not obeyed by official clients, which then come back by a schedule of their own."""
+    assert config_problems(folder, '[approvals]\nretry_after = "61s"')[0].startswith("config.toml:2:approvals.retry_after: ")
+    (folder / "config.toml").write_text('[approvals]\nretry_after = "60s"')
+    assert read_deployment(folder / "config.toml").config.approvals.retry_after == 60.0
+
+
 @pytest.mark.parametrize("value", ["30", "30.0", "nan", "true", "[]", "1979-05-27"])
 def test_a_number_without_a_unit_is_not_a_duration(folder, value):
     assert "a duration is a string" in config_problems(folder, f"[server]\nbody_timeout = {value}")[0]

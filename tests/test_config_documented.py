@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from gateway import snapshot
 from gateway.config import BudgetConfig, Config, ModelConfig, PriceConfig, ProviderConfig, RoutesFile, TierConfig
 from gateway.people_config import JwtConfig, NotifyConfig, OidcConfig
 from gateway.resilience_config import HealthConfig
@@ -118,6 +119,16 @@ def test_every_setting_says_what_it_is_for(model):
         inner = field.annotation
         if inner is None or not any(isinstance(part, type) and issubclass(part, BaseModel) for part in (inner, *get_args(inner))):
             assert field.description, name
+
+
+def test_both_pages_name_the_settings_that_take_a_restart():
+    """As the code has them; how each is kept at a reload is shown in test_reload.py."""
+    fixed = {*snapshot._AT_START, "oidc", *(f"{section}.{key}" for section, key in snapshot._SOME_AT_START)}
+    assert {name.partition(".")[0] for name in fixed} <= set(Config.model_fields)
+    for page, sentence in (("configuration.md", r"A change of (.*?) takes effect at\sa restart"), ("policy.md", r"read at the start alone: (.*?)\. ")):
+        told = re.search(sentence, (ROOT / "docs" / page).read_text(), re.DOTALL)
+        assert told is not None, page
+        assert set(re.findall(r"`\[?([a-z_.]+)\]?`", told[1])) == fixed, page
 
 
 def test_the_reference_is_what_the_models_say():

@@ -15,6 +15,7 @@ from gateway.deployment import read_deployment
 from gateway.errors import CODES, ConfigError
 from gateway.http.people_desk import PeopleDesk
 from gateway.identity.actor import PERMISSIONS, Permission
+from gateway.identity.guesses import EVERYWHERE
 from gateway.identity.passwords import LONGEST, SHORTEST
 from gateway.people_config import JwtConfig, LoginConfig, OidcConfig
 from gateway.snapshot import compile_snapshot, keep_fixed, needing_restart
@@ -63,10 +64,13 @@ def test_the_numbers_are_those_in_force():
     login = LoginConfig()
     assert (login.attempts, login.locked, login.idle, login.longest, MOST_LOGINS) == (5, 900, 3600, 43200, 20)
     assert f"{SHORTEST} to {LONGEST} characters" in TEXT
+    assert f"{login.attempts * EVERYWHERE} in a row, from wherever" in TEXT
     assert {"browser_refused", "identity_unavailable", "unauthenticated"} <= set(CODES)
 
 
 @pytest.mark.parametrize(("model", "changed", "why"), [
+    (LoginConfig, {"proxies": ["proxy.example"]}, "no address"), (LoginConfig, {"proxies": ["0.0.0.0/0"]}, "everybody"),
+    (LoginConfig, {"proxies": ["10.0.0.1/8"]}, "no address"), (LoginConfig, {"proxies": ["::/0"]}, "everybody"), (LoginConfig, {"proxies": [1]}, "string"),
     (OidcConfig, {"permissions": {}}, "at least 1"), (OidcConfig, {"scopes": ["email"]}, "openid"), (OidcConfig, {"issuer": "http://id.example"}, "TLS"),
     (OidcConfig, {"permissions": {"x": "root"}}, "view"), (OidcConfig, {"client_secret": "plain"}, "reference"),
     (JwtConfig, {"jwks_url": "http://id.example/keys"}, "TLS"), (JwtConfig, {"jwks_file": "keys.json"}, "jwks_url"), (JwtConfig, {"jwks_url": None}, "jwks_url"),
@@ -75,6 +79,7 @@ def test_the_numbers_are_those_in_force():
 ])
 def test_settings_that_would_let_in_anybody_or_nobody_are_refused(model, changed, why):
     usual: dict[type, dict[str, Any]] = {
+        LoginConfig: {"proxies": ["10.0.0.0/8", "10.0.0.1", "fd00::/8"]},
         OidcConfig: {"issuer": "https://id.example", "client_id": "x", "permissions": {"a": "view"}},
         JwtConfig: {"issuer": "https://id.example", "audience": ["x"], "jwks_url": "https://id.example/keys"}}
     assert model.model_validate(usual[model])

@@ -1,10 +1,13 @@
 """The page's files, looked at as texts: what they must never do, and that all of them are served."""
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from gateway.cli import cli
 from gateway.http.page import FILES, POLICY
 
 FOLDER = Path(__file__).parents[1] / "gateway/page"
@@ -73,3 +76,14 @@ def test_the_guide_names_every_view_every_key_and_pictures_that_there_are():
     pictures = re.findall(r"\]\((images/[^)]+)\)", guide)
     assert len(pictures) == 2
     assert [picture for picture in pictures if not (FOLDER.parents[1] / "docs" / picture).is_file()] == []
+
+
+@pytest.mark.parametrize("line", sorted({line for path in OURS for line in re.findall(r"[\"`'](lockgate [^\"`']+)", path.read_text())}))
+def test_every_command_that_the_page_teaches_is_one_that_there_is(line):
+    """With its options and what they are set to; a command that is only named may lack what it needs."""
+    command: click.Command | None = cli
+    given, name = shlex.split(line)[1:], None
+    while isinstance(command, click.Group):
+        name, command, given = command.resolve_command(click.Context(command), given)
+    assert command is not None
+    command.make_context(name, given, resilient_parsing=not any(each.startswith("-") for each in given))

@@ -238,6 +238,7 @@ async def test_a_defect_changes_nothing_and_is_told(house, monkeypatch):
     ('[paths]\nroutes = "other"', "paths.routes"), ('[upstream]\ntransport = "aiohttp"', "upstream.transport"),
     ('[admin]\ntoken = "env:OTHER"', "admin.token"), ('[log]\nlevel = "debug"', "log.level"),
     ('[otlp]\nheaders = { a = "env:OTHER" }', "otlp.headers"), ("[policy]\nwatch = false", "policy.watch"),
+    ("[approvals]\nmax_held = 7", "approvals.max_held"),
 ])
 async def test_what_only_a_restart_changes_stays_and_is_named(house, setting, name):
     reloader = house.open()

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.budgets import BudgetError
 from gateway.core.approval import Demand, Event, NotPossibleError, Stage, State, Ticket, Vote, Voter
+from gateway.core.approval_bounds import Bounds
 from gateway.session import SessionKey
 from gateway.session_changes import SessionChangeError, change_state, check_fact, check_key
 from gateway.store.memory import MemoryStore
@@ -34,15 +35,18 @@ async def said(store: MemoryStore, state: str, **more: Any) -> SessionState:
 
 async def test_with_a_killed_session_go_the_approvals_that_it_waits_for_or_has_not_used(store: MemoryStore) -> None:
     for number in range(1, 251):
-        await store.approvals.open(ticket(number), most=1000)
+        await store.approvals.open(ticket(number), bounds=Bounds(1000))
     others = [ticket(901, SessionKey("key_1", "s-2")), ticket(902, SessionKey("key_2", "s-1")), ticket(903, SessionKey("key_1", ""))]
     for each in others:
-        await store.approvals.open(each, most=1000)
+        await store.approvals.open(each, bounds=Bounds(1000))
     places = ((Demand("r", (Stage(),)).key, 0),)
     for number, verdict in ((1, "approve"), (2, "deny")):
         vote = Vote(Voter("bob"), verdict, f"sha256:{number}", 4, places=places)  # type: ignore[arg-type]
         assert (await store.approvals.vote(f"apr_{number:04}", vote)).state in (State.APPROVED, State.DENIED)
-    await said(store, "killed")
+    told: list[tuple[str, State, str]] = []
+    await change_state(store.session_desk, store.approvals, SessionState(KEY, "killed", "ada", "", 5),
+                       withdrawn=lambda each, author: told.append((each.id, each.state, author)))
+    assert sorted(told) == [(f"apr_{number:04}", State.WITHDRAWN, "ada") for number in range(1, 251) if number != 2]
     counts = await store.approvals.counts()
     assert (counts["withdrawn"], counts["denied"], counts["pending"]) == (249, 1, 3)
     one = await store.approvals.get("apr_0001")
@@ -52,7 +56,7 @@ async def test_with_a_killed_session_go_the_approvals_that_it_waits_for_or_has_n
 
 
 async def test_freezing_and_thawing_leave_approvals_to_people(store: MemoryStore) -> None:
-    await store.approvals.open(ticket(1), most=9)
+    await store.approvals.open(ticket(1), bounds=Bounds(9))
     for state in ("frozen", "active"):
         await said(store, state)
     assert (await store.approvals.counts())["pending"] == 1
@@ -60,7 +64,7 @@ async def test_freezing_and_thawing_leave_approvals_to_people(store: MemoryStore
 
 async def test_one_that_was_decided_in_this_moment_keeps_nobody_from_withdrawing_the_others(store: MemoryStore) -> None:
     for number in (1, 2):
-        await store.approvals.open(ticket(number), most=9)
+        await store.approvals.open(ticket(number), bounds=Bounds(9))
     withdraw = store.approvals.happen
 
     async def happen(ticket_id: str, event: Event, **given: Any) -> Ticket:
@@ -76,7 +80,7 @@ async def test_one_that_was_decided_in_this_moment_keeps_nobody_from_withdrawing
 async def test_killing_again_withdraws_what_has_come_since(store: MemoryStore) -> None:
     """A worker that had not heard of it yet may have held one more call."""
     await said(store, "killed")
-    await store.approvals.open(ticket(1), most=9)
+    await store.approvals.open(ticket(1), bounds=Bounds(9))
     await said(store, "killed", author="bob")
     assert (await store.approvals.counts())["withdrawn"] == 1
     with pytest.raises(NotPossibleError):

@@ -22,6 +22,8 @@ from gateway.core.expressions import ExpressionError
 from gateway.errors import ApprovalConflict, InvalidRequest, NotPermitted, UnknownUrl
 from gateway.snapshot import Snapshot
 from gateway.store.approvals_protocol import Approvals, Notify
+from gateway.telemetry import Telemetry
+from gateway.telemetry.log_lines import log_time
 
 LONGEST_GRANT_S: Final = 30 * 86_400.0
 MOST_USES: Final = 1000
@@ -64,6 +66,7 @@ class Deciding:
     notify: Notify
     clock: Clock
     ids: Ids
+    telemetry: Telemetry
 
     async def ticket(self, ticket_id: str) -> Ticket:
         """A ticket. Raises `UnknownUrl`."""
@@ -108,6 +111,7 @@ class Deciding:
         notices = self.notify(_as_decided(ticket, vote), "decided", now_ns)  # they leave where this vote is the one that decides
         with conflicting():
             voted = await self.store.vote(ticket.id, vote, notices, grant=grant)
+        self._tell(voted, ballot, grant)
         await self.holding.refresh()
         return voted
 
@@ -128,6 +132,8 @@ class Deciding:
         with conflicting():
             edited = await self.store.replace(
                 ticket.id, edited, self.notify(edited, "opened", now_ns), author=ballot.voter.id, now_ns=now_ns)
+        self.telemetry.approval_now(replace(ticket, state=State.WITHDRAWN, replaced_by=edited.id), author=ballot.voter.id)
+        self.telemetry.approval("opened", edited, call=edited.call_id, edited_from=ticket.id)
         await self.holding.refresh()
         return await self.vote(edited.id, replace(ballot, digest=edited.digest)) if approve else edited
 
@@ -137,11 +143,15 @@ class Deciding:
         if ticket.state is not State.UNKNOWN:
             raise ApprovalConflict(f"The approval is {ticket.state}: only what came of an unknown one can be said.")
         result = found_out(ticket, comment) if event is Event.SUCCEED else None
-        return await self._happen(ticket, event, author, comment, result)
+        resolved = await self._happen(ticket, event, author, comment, result)
+        self.telemetry.approval("resolved", resolved, outcome=resolved.state.value, person=author)
+        return resolved
 
     async def withdraw(self, ticket: Ticket, *, author: str, comment: str) -> Ticket:
         """Take an action back that has not been done."""
-        return await self._happen(ticket, Event.WITHDRAW, author, comment)
+        withdrawn = await self._happen(ticket, Event.WITHDRAW, author, comment)
+        self.telemetry.approval_now(withdrawn, author=author)
+        return withdrawn
 
     async def _happen(self, ticket: Ticket, event: Event, author: str, reason: str, result: Result | None = None) -> Ticket:
         with conflicting():
@@ -178,13 +188,21 @@ class Deciding:
             compile_condition(offer.condition or _ALWAYS, phase, self.current().bundle.phases[phase].engine)
         except ExpressionError as error:
             told = [each.pointed(offer.condition) + (f" ({each.hint})" if each.hint else "") for each in error.problems]
-            raise InvalidRequest("; ".join(told), pointer="/grant/condition") from error
+            raise InvalidRequest(f"The condition of the grant: {'; '.join(told)}", pointer="/grant/condition") from error
         return Grant(
             id=f"grt_{self.ids.call_id().removeprefix('call_')}", rule=ticket.rule, demand=self._demanded(ticket.rule),
             principal=ticket.principal, condition=offer.condition, author=ballot.voter.id, created_ns=now_ns,
             expires_ns=now_ns + int(offer.lasting_s * _NS), uses=offer.uses,
             session=ticket.session if offer.session else "", tool=ticket.tool, ticket=ticket.id, note=offer.note)
 
+    def _tell(self, voted: Ticket, ballot: Ballot, grant: Grant | None) -> None:
+        """What a vote has brought about, for the log and the metrics: none of what was said with it."""
+        person = ballot.voter.id
+        self.telemetry.approval("voted", voted, person=person, verdict=ballot.verdict)
+        if voted.state is not State.PENDING:
+            self.telemetry.approval_now(voted)
+        if grant is not None and voted.state is State.APPROVED:
+            self.telemetry.approval("granted", voted, person=person, grant=grant.id, uses=grant.uses, until=log_time(grant.expires_ns))
 
     def _demanded(self, name: str) -> str:
         """What a rule demands now, by its key."""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.admission import Admission
-from gateway.approvals.kept_answers import KeptAnswers, of_kept
+from gateway.approvals.granting import Granting
+from gateway.approvals.kept_answers import KeptAnswers, kept_under, of_kept
 from gateway.approvals.performing import Perform, Performing
-from gateway.approvals.tickets import WHOLE, Matter, as_told, met, nothing_kept, outline, pending, refuse, ticket_of
+from gateway.approvals.tickets import WHOLE, Matter, as_told, bounds_of, met, no_room, nothing_kept, outline, pending, refuse, ticket_of
 from gateway.call import Json, JsonObject
 from gateway.clock import Clock, Ids
 from gateway.core.action import UncanonicalError
@@ -20,6 +21,7 @@ from gateway.core.conditions import Conditions
 from gateway.core.decision import Approval, Held
 from gateway.errors import (
     ApprovalAccepted,
+    ApprovalConflict,
     ApprovalDenied,
     ApprovalUnavailable,
     InvalidRequest,
@@ -29,7 +31,7 @@ from gateway.errors import (
 )
 from gateway.progress import Progress
 from gateway.snapshot import Snapshot
-from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notice, QueueFullError
+from gateway.store.approvals_protocol import Approvals, Claim, KeptAnswer, Notify, QueueFullError
 from gateway.telemetry import Telemetry
 from gateway.waiting import Waiting
 from gateway.wire.strict_json import dumps
@@ -59,9 +61,6 @@ class Finished(Exception):
         self.result = result
 
 
-Notify = Callable[[Ticket, str, int], tuple[Notice, ...]]
-
-
 class Holding:
     """Approvals as calls meet them. One per gateway; `perform` makes a stored call, `notify` the notices of what happens to a ticket."""
 
@@ -72,6 +71,8 @@ class Holding:
         self.waiting = Waiting(clock)
         self.conditions = Conditions()
         self.answers = KeptAnswers(store, clock)
+        self._granting = Granting(store, clock, self.conditions)
+        self._telemetry = telemetry
         self._store = store
         self._admission = admission
         self.performing = Performing(store, perform, self.refresh, telemetry, clock)
@@ -98,7 +99,7 @@ class Holding:
         """
         whole = matter.kind in WHOLE
         performing = case.presence.performing if whole else ""
-        granted = {} if performing else await self._needed(case, matter, await self._granted(case, snapshot, matter))
+        granted = {} if performing else await self._needed(case, matter, await self._granting.covered(case, snapshot, matter))
         approvals = [each for each in matter.approvals if each.rule not in granted]
         ticket = None
         if approvals or performing:  # what was approved is claimed, also where nobody asks for that any more
@@ -132,13 +133,13 @@ class Holding:
         case.approval = ticket
         if case.under is not None and case.under.id == ticket.id:
             case.under = ticket
-        presence.waited.add(ticket.id)
+        presence.waited |= {ticket.id}
         if len(self.waiting) >= approvals.max_held:
             raise pending(ticket, snapshot.config.approvals.retry_after)
         if case.inside:
             case.inside = False
             self._admission.leave()
-        left_s = _paused(presence.limit)
+        left_s = presence.pause()
         if presence.begin is not None:
             await presence.begin()
         waits = ticket.state is not State.APPROVED or ticket.id in self._live
@@ -146,8 +147,7 @@ class Holding:
         await self._wait(case, snapshot, ticket, performing)
         if performing is not None and performing.done() and (result := performing.result()) is not None:
             raise Finished(ticket, result)  # it could not be begun
-        if presence.limit is not None and left_s is not None:
-            presence.limit.reschedule(asyncio.get_running_loop().time() + left_s)
+        presence.go_on(left_s)
 
     async def release(self, case: Progress, matter: Matter, ticket: Ticket | None, *, grants: Sequence[str], keep: bool) -> Json:
         """Let something that nothing is sent for go on, under a ticket or grants: what it goes on with where people have changed it, else
@@ -155,11 +155,18 @@ class Holding:
 
         Raises:
             OnHold: the ticket, or a grant, is another by now.
+            Finished, ApprovalConflict: another connection has been given the answer.
         """
         now_ns = self._clock.now_ns()
-        await self.answers.take(case)
+        try:
+            await self.answers.take(case)
+        except ApprovalConflict:
+            await self._shared(case)
+            raise
+        case.once = case.once or matter.kind == "tool_call"
         if grants and not await self._store.use(grants, call_id=case.id, now_ns=now_ns):
             raise OnHold(ticket or await self._latest(case, matter))
+        case.granted += tuple(grants)
         if case.tally is not None:  # a stream that is relayed: it goes out at once
             case.shown = True
         if ticket is None:
@@ -168,9 +175,19 @@ class Holding:
             claim = Claim(ticket.id, ticket.digest, ticket.fence)
             if not await self._store.release(claim, call_id=case.id, keep=keep, now_ns=now_ns):
                 raise OnHold(await self._latest(case, matter))
+            self._telemetry.approval("released" if keep else "claimed", ticket, call=case.id)
             await self.refresh()
-        case.released.add(ticket.id)
+        case.released |= {ticket.id}
         return None if ticket.digest == matter.action.digest else ticket.shown["arguments"]
+
+    async def _shared(self, case: Progress) -> None:
+        """Raise what comes of an answer that was kept, where another connection is given it and it is for both."""
+        under = kept_under(case)
+        ticket = await self._store.get(under) if under and not await self.answers.there(case) else None
+        if ticket is not None and ticket.answer is not None:
+            raise Finished(ticket, ticket.answer)
+        if ticket is not None and ticket.delivered_ns is None:
+            raise OnHold(ticket)
 
     def ended(self, case: Progress) -> None:
         """A call is over: if its stream was taking an approval, and did not, another one may."""
@@ -216,7 +233,7 @@ class Holding:
             return not of_kept(case, ticket)  # it was for another answer, which held the same
         if waited:
             return ticket.state is State.FAILED and ticket.result is None  # whoever made it has died
-        wanted = ticket.delivered_ns is None or (ticket.mode == "execute" and ticket.state is State.SUCCEEDED)
+        wanted = ticket.delivered_ns is None or (ticket.mode == "execute" and ticket.state is State.SUCCEEDED and not ticket.next)
         return ticket.result is None or not wanted
 
     def _claim(self, case: Progress, matter: Matter, ticket: Ticket) -> None:
@@ -246,14 +263,15 @@ class Holding:
         self, case: Progress, snapshot: Snapshot, matter: Matter, approvals: Sequence[Approval], answer: JsonObject | None,
     ) -> Ticket:
         """The ticket that the action meets: the one that is there, else a new one."""
-        performing = case.presence.performing if matter.kind in WHOLE else ""
-        presented = _presented(matter)
-        under = case.under
+        whole = matter.kind in WHOLE
+        performing = case.presence.performing if whole else ""
+        presented, known, under = _presented(matter), performing, case.under
         if under is not None and under.presented != presented == under.digest:
-            performing = under.id  # an edited one, which is found by what it is only while it is open
+            known = under.id  # an edited one, which is found by what it is only while it is open
         # What people have edited is found as it was asked for: its own identity leads nowhere.
-        ticket = await (self._store.get(performing) if performing else self._store.find(case.principal.id, presented))
-        if ticket is None or self._over(case, ticket, whole=matter.kind in WHOLE):
+        ticket = await (self._store.get(known) if known else self._store.find(case.principal.id, presented))
+        if ticket is None or (not performing and self._over(case, ticket, whole=whole)):  # nobody asks anew for what was withdrawn
+            await self._shared(case)
             return await self._open(case, snapshot, matter, approvals, answer)
         return ticket
 
@@ -266,29 +284,15 @@ class Holding:
                 return  # it was released, and the answer that it stands in did not arrive
             if await self.answers.find(case, ticket.origin["asked_key"]):
                 return  # it was done, and people look at a part of its answer
-            if ticket.result is None and matter.kind == "request":
+            if ticket.answer is None and matter.kind == "request":
                 raise UpstreamFailed("It was done, and its answer is not kept any more.")
-            raise Finished(ticket, ticket.result or nothing_kept(ticket))
+            raise Finished(ticket, ticket.answer or nothing_kept(ticket))
         if ticket.state is not State.APPROVED:
             raise OnHold(ticket)
         if not met(demands, ticket):
             raise OnHold(await self._strengthened(case, matter, ticket, demands))
         if whole:
             self._claim(case, matter, ticket)
-
-    async def _granted(self, case: Progress, snapshot: Snapshot, matter: Matter) -> dict[str, str]:
-        """The rules that live grants cover, with their ids."""
-        now_ns, found = self._clock.now_ns(), {}
-        for approval in matter.approvals:
-            if not approval.grants or matter.irreversible or not approval.demand.single:
-                continue
-            for grant in await self._store.grants(rule=approval.rule, principal=case.principal.id, live_at_ns=now_ns):
-                fits = (grant.demand, grant.tool) == (approval.demand.key, matter.action.tool)
-                fits = fits and grant.session in ("", case.origin.session) and grant.live(now_ns)
-                if fits and self.conditions.holds(snapshot.bundle, grant.condition, matter.question):
-                    found[approval.rule] = grant.id
-                    break
-        return found
 
     async def _needed(self, case: Progress, matter: Matter, granted: dict[str, str]) -> dict[str, str]:
         """Of these grants those that are needed: what people were asked about goes by their word, else it would be done twice."""
@@ -312,14 +316,16 @@ class Holding:
         if answer is not None and case.asked_again:
             first = case.kept.call_id if case.kept is not None else case.id
             released = list(case.kept.reply.get("released", ())) if case.kept is not None else []
-            reply = {**answer, "released": released}
+            under = case.under.id if case.claim is not None and case.under is not None else kept_under(case)
+            reply = {**answer, "released": released, "under": under}
             kept = KeptAnswer(case.asked_again, case.principal.id, first, reply, now_ns + int(config.keep_results * 1e9))
             case.keeps = True
         try:
-            opened = await self._store.open(ticket, self._notify(ticket, "opened", now_ns), most=config.max_pending,
-                                             most_each=config.max_pending_each, kept=kept)
-        except QueueFullError as full:
-            raise Overloaded(f"{full.message} Try again later.", retry_after_s=60) from full
+            opened = await self._store.open(ticket, self._notify(ticket, "opened", now_ns), bounds=bounds_of(config), kept=kept)
+        except QueueFullError as error:
+            raise no_room(error.full, ticket.rule) from error
+        if opened.id == ticket_id:  # else it was there
+            self._telemetry.approval("opened", opened, call=case.id)
         await self.refresh()
         return opened
 
@@ -374,6 +380,7 @@ class Holding:
         now_ns = self._clock.now_ns()
         changed = await self._store.happen(
             ticket.id, event, now_ns=now_ns, author="gateway", reason=reason, demands=demands, fence=ticket.fence)
+        self._telemetry.approval_now(changed, "gateway")
         await self.refresh()
         return changed
 
@@ -383,18 +390,10 @@ class Holding:
             raise Overloaded("What was granted is used up. Try again.", retry_after_s=1)
         return ticket
 
+
 def _presented(matter: Matter) -> str:
     """What a caller's action is found by. Raises `InvalidRequest`."""
     try:
         return matter.action.presented
     except UncanonicalError as error:
         raise InvalidRequest(f"The call cannot be shown to anybody as it is: {error}.") from error
-
-
-def _paused(limit: asyncio.Timeout | None) -> float | None:
-    """Stop a deadline, and say how much of it was left; None where none runs."""
-    when = limit.when() if limit is not None else None
-    if limit is None or when is None:
-        return None
-    limit.reschedule(None)
-    return when - asyncio.get_running_loop().time()

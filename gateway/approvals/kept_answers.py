@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from gateway.approvals.tickets import asked_key
 from gateway.call import Call
 from gateway.clock import Clock
-from gateway.core.approval import State, Ticket
+from gateway.core.approval import WAITS_FOR, Result, State, Ticket
 from gateway.errors import ApprovalConflict
 from gateway.progress import Progress
 from gateway.snapshot import Snapshot
@@ -47,8 +47,23 @@ class KeptAnswers:
         if case.keeps and case.taken is None:
             await self.store.forget_kept(case.principal.id, case.asked_again)
         case.taken = None
-        if case.under is not None and (case.claim is not None or case.under.state in (State.SUCCEEDED, State.FAILED)):
+        if under := kept_under(case):
+            await self.store.delivered(under, now_ns=self.clock.now_ns())
+        elif case.under is not None and (case.claim is not None or case.under.state in (State.SUCCEEDED, State.FAILED)):
             await self.store.delivered(case.under.id, now_ns=self.clock.now_ns())
+
+    async def there(self, case: Progress) -> bool:
+        """Whether the answer that is given now is this call's to give: it is kept still, or this call has taken it."""
+        at = case.principal.id, case.asked_again
+        return case.taken is not None or await self.store.kept(*at, now_ns=self.clock.now_ns()) is not None
+
+    async def stands(self, case: Progress, result: Result) -> None:
+        """The answer that was kept goes to its caller: from now on it is what came of the approved call that brought it."""
+        under = kept_under(case)
+        ticket = await self.store.get(under) if under and not case.once else None
+        if ticket is not None and ticket.result is not None:
+            figures = {name: value for name, value in ticket.result.headers.items() if name != WAITS_FOR}
+            await self.store.answer(under, replace(result, headers=figures), now_ns=self.clock.now_ns())
 
     async def find(self, case: Progress, asked: str) -> bool:
         """Whether an answer is kept under this."""
@@ -56,6 +71,11 @@ class KeptAnswers:
         if kept is not None:
             case.kept, case.asked_again, case.keeps = kept, asked, True
         return kept is not None
+
+
+def kept_under(case: Progress) -> str:
+    """The approval of the call that has brought the answer that is given now; empty where it was made under none."""
+    return "" if case.kept is None else str(case.kept.reply.get("under", ""))
 
 
 def of_kept(case: Progress, ticket: Ticket) -> bool:

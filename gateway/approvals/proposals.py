@@ -102,7 +102,7 @@ class Proposals:
             raise UpstreamFailed(f"The answer calls more than {_MOST_PROPOSED} tools.")
         while True:
             passed: list[_Passed] = []
-            case.passing.clear()
+            case.passing = frozenset()
             on_hold: list[Ticket] = []
             for each in asked:
                 try:
@@ -167,7 +167,7 @@ class Proposals:
             twice = "The same call stands in this answer already, and an approval is for one. Propose it again once that one is done."
             raise ApprovalDenied(twice, ticket=ticket.id, rule=ticket.rule)
         if ticket is not None:
-            case.passing.add(ticket.id)
+            case.passing |= {ticket.id}
         if ticket is not None and ticket.digest != matter.action.digest:
             await self._reconsidered(case, snapshot, replace(question, tool=replace(tool, args=ticket.shown["arguments"])), matter, ticket)
         return replace(passed, matter=matter, ticket=ticket, grants=case.grants)

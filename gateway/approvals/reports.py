@@ -1,5 +1,6 @@
 """Approvals, grants and notices as people read them, and as their caller does: JSON-ready rows. Pure; what others wrote stays text."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
@@ -14,8 +15,13 @@ from gateway.core.rules import Bundle, Rule
 from gateway.wire.strict_json import dumps, loads
 
 LONGEST_SUMMARY: Final = 200
+MOST_USES: Final = 20  # of a grant, that are listed with it
 _MOST_COMPARED: Final = 64 * 1024  # bytes of two actions whose difference is told: it takes time by their product
 _MOST_TEXTS: Final = 8  # of a message, for one line
+_MOST_VALUES: Final = 20  # of a rule
+_ARGUMENT: Final = re.compile(  # a path into a tool's arguments, up to what is called on it
+    r"""(?<![\w.])tool\.args((?:\.[A-Za-z_]\w*(?!\w|\s*\()|\[(?:\d+|"[^"\\]*"|'[^'\\]*')\])+)""", re.ASCII)
+_STEP: Final = re.compile(r"""\.(\w+)|\[(?:(\d+)|"([^"]*)"|'([^']*)')\]""", re.ASCII)
 
 
 def approval_row(ticket: Ticket, why_not: str | None) -> dict[str, Any]:
@@ -35,7 +41,7 @@ def approval_row(ticket: Ticket, why_not: str | None) -> dict[str, Any]:
 
 def approval_details(ticket: Ticket, history: Sequence[Mapping[str, Any]], bundle: Bundle) -> dict[str, Any]:
     """What is shown of one ticket beside its row: the exact action, its votes, what happened, and the rules that ask."""
-    result = None if ticket.result is None else {"status": ticket.result.status, "content_type": ticket.result.content_type}
+    result = None if ticket.answer is None else {"status": ticket.answer.status, "content_type": ticket.answer.content_type}
     return {
         "action": dict(ticket.shown), "body_size": len(ticket.body), "votes": [_vote_row(vote) for vote in ticket.votes],
         "history": [{"at": time_text(each["at_ns"]), **{name: each[name] for name in ("event", "state", "author", "reason")}}
@@ -52,27 +58,30 @@ def similar_row(ticket: Ticket, other: Ticket) -> dict[str, Any]:
             "patch": json_patch(before, after) if small else None}
 
 
-def ticket_row(ticket: Ticket) -> dict[str, Any]:
-    """A ticket as its caller sees it: what became of it, and what was changed."""
+def ticket_row(ticket: Ticket, then: Ticket | None = None) -> dict[str, Any]:
+    """A ticket as its caller sees it: what became of it, and what was changed. `then` is the one that its result waits for."""
     row: dict[str, Any] = {
         "ticket": ticket.id, "state": ticket.state.value, "rule": ticket.rule, "message": ticket.message,
         "created_at": time_text(ticket.created_ns), "expires_at": time_text(ticket.expires_ns), "mode": ticket.mode,
         "votes_needed": missing(ticket) if ticket.state is State.PENDING else 0, "edited": bool(ticket.edited_from),
         "patch": ticket.patch, "comment": comment_of(ticket),
     }
-    if ticket.result is not None:
-        kind = ticket.result.content_type
-        row["result"] = {"status": ticket.result.status, "content_type": kind, "body": _content(ticket.result.body, kind)}
+    if then is not None:
+        row |= {"next": then.id, "next_state": then.state.value}
+    elif ticket.answer is not None:
+        kind = ticket.answer.content_type
+        row["result"] = {"status": ticket.answer.status, "content_type": kind, "body": _content(ticket.answer.body, kind)}
     return row
 
 
-def grant_row(grant: Grant, now_ns: int) -> dict[str, Any]:
-    """A grant, and whether it counts."""
+def grant_row(grant: Grant, now_ns: int, uses: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """A grant, whether it counts, and the calls that used it: of `uses`, the latest first, as many as are shown."""
     return {
         "id": grant.id, "live": grant.live(now_ns), "rule": grant.rule, "principal": grant.principal, "session": grant.session or None,
         "tool": grant.tool or None, "condition": grant.condition or None, "uses": grant.uses, "author": grant.author,
         "ticket": grant.ticket or None, "note": grant.note or None, "created_at": time_text(grant.created_ns),
         "expires_at": time_text(grant.expires_ns), "revoked_at": time_text(grant.revoked_ns), "revoked_by": grant.revoked_by or None,
+        "calls": [{"call": call_id, "at": time_text(at_ns)} for call_id, at_ns in uses[:MOST_USES]], "more_calls": len(uses) > MOST_USES,
     }
 
 
@@ -136,11 +145,40 @@ def _rules(ticket: Ticket, bundle: Bundle) -> Iterator[dict[str, Any]]:
     for demand in ticket.demands:
         found = approval_rule(bundle, demand.rule)
         if found is None:
-            yield {"rule": demand.rule, "source": None, "message": None, "remedy": None, "when": None, "reads": []}
+            yield {"rule": demand.rule, "source": None, "message": None, "remedy": None, "when": None, "reads": [], "values": {}}
             continue
         rule, _approval = found
         yield {"rule": rule.id, "source": rule.matched.source, "message": rule.message, "remedy": rule.remedy,
-               "when": rule.program.source if rule.program else None, "reads": list(rule.matched.reads)}
+               "when": rule.program.source if rule.program else None, "reads": list(rule.matched.reads),
+               "values": dict(islice(_values(ticket, rule), _MOST_VALUES))}
+
+
+def _values(ticket: Ticket, rule: Rule) -> Iterator[tuple[str, Json]]:
+    """What a rule reads of the action, by the names in its condition: out of the action itself, as far as it holds that."""
+    known = {"tool.name": ticket.tool, "principal.id": ticket.principal, "principal.team": ticket.team,
+             "principal.on_behalf_of": ticket.on_behalf_of}
+    yield from ((name, value) for name, value in known.items() if name in rule.reads)
+    if "tool.args" in rule.reads and rule.program is not None:
+        for path in _ARGUMENT.finditer(rule.program.source):
+            value: Json = ticket.shown["arguments"]
+            for name, index, *quoted in _STEP.findall(path[1]):
+                value = _within(value, int(index) if index else name or "".join(quoted))
+            if value is not None:
+                yield path[0], _short(value)
+
+
+def _within(value: Json, step: str | int) -> Json:
+    """A member of a value; None where it has none of that name, or is none that could."""
+    if isinstance(value, list) and isinstance(step, int):
+        return value[step] if step < len(value) else None
+    return value.get(step) if isinstance(value, dict) and isinstance(step, str) else None
+
+
+def _short(value: Json) -> Json:
+    """A value of any size for one line: what it is where it is long, for all of it stands in the action."""
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_SUMMARY else f"{value[:LONGEST_SUMMARY]}…"
+    return f"[{'list' if isinstance(value, list) else 'object'} of {len(value)}]" if isinstance(value, list | dict) else value
 
 
 def _brief(arguments: JsonObject) -> str:

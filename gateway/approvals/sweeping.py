@@ -42,7 +42,10 @@ class Sweeper:
         """Let happen what is due, and look after what nobody knows the end of."""
         upkeep, now_ns = self._upkeep, self._clock.now_ns()
         before_ns = now_ns - int(self._snapshot().config.approvals.keep_results * 1e9)
-        if await upkeep.approvals.sweep(now_ns=now_ns, results_before_ns=before_ns):
+        swept = await upkeep.approvals.sweep(now_ns=now_ns, results_before_ns=before_ns)
+        for ticket in swept:
+            self._telemetry.approval_now(ticket)
+        if swept:
             await upkeep.changed()
         await self._look()
         for_people = [each for each in upkeep.verifier.round(self._unknown) if (each.id, each.fence) not in self._asked]

@@ -7,16 +7,18 @@ from typing import Any, Final
 from gateway.call import Call
 from gateway.core.action import Action, json_patch, without_delivery
 from gateway.core.approval import Demand, Event, Kind, Result, State, Ticket, escalated, verdict_of
+from gateway.core.approval_bounds import Bounds, Full
 from gateway.core.decision import Approval, Held
 from gateway.core.question import Question
-from gateway.errors import ApprovalDenied, ApprovalPending, ApprovalUnknown
+from gateway.errors import ApprovalDenied, ApprovalPending, ApprovalUnknown, Overloaded, RateLimited
+from gateway.people_config import ApprovalsConfig
 from gateway.progress import Progress
 from gateway.tool_offers import definitions
 from gateway.wire.strict_json import dumps
 
 WHOLE: Final[frozenset[Kind]] = frozenset({"request", "tool"})  # kinds that are about a call as a whole
 _OVER: Final = {
-    State.DENIED: "It was denied.", State.EXPIRED: "Nobody decided in time, so it is refused.", State.WITHDRAWN: "It was withdrawn."}
+    State.DENIED: "It was denied.", State.EXPIRED: "Its time is over, so it is refused.", State.WITHDRAWN: "It was withdrawn."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,19 @@ def ticket_of(
         session=case.origin.session or "", patience_s=expires_s, unexpired_s=unexpired_s, irreversible=matter.irreversible,
         on_disconnect="withdraw" if any(each.on_disconnect == "withdraw" for each in approvals) else "leave",
         notify=("*",) if told is None else tuple(sorted(told)))
+
+
+def bounds_of(config: ApprovalsConfig) -> Bounds:
+    """How much may be asked of people, as the settings say."""
+    return Bounds(config.max_pending, config.max_pending_each, config.max_pending_bytes, config.max_pending_bytes_each,
+                  config.max_opened_each)
+
+
+def no_room(full: Full, rule: str) -> Overloaded | RateLimited:
+    """What a caller is told whose call needs an approval, where nobody can be asked for another one."""
+    if full.often:
+        return RateLimited(full.message, rule=rule, retry_after_s=full.retry_after_s)
+    return Overloaded(full.message, retry_after_s=full.retry_after_s)
 
 
 def outline(ticket: Ticket) -> Ticket:

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from gateway.cli.output import config_option, count, emit_json, emit_rows, json_option, printable
-from gateway.cli.remote import Remote
+from gateway.cli.remote import AS_SOMEBODY_ELSE, Remote
 from gateway.deployment import read_settings
 
 _AT: Final = "/-/approvals"
@@ -45,7 +45,7 @@ def _asking(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def approvals() -> None:
-    """See what waits for people; approve, deny and edit it; take back what was granted."""
+    """See what waits for people; approve, deny, edit and withdraw it; take back what was granted."""
 
 
 @approvals.command("list", short_help="List what waits.")
@@ -63,13 +63,14 @@ def list_(  # noqa: PLR0913 - one parameter an option
     given = {"state": state, "rule": rule, "tool": tool, "team": team, "limit": limit}
     told = remote.get(
         f"{_AT}?{urlencode({name: value for name, value in given.items() if value is not None})}")
-    emit_rows(told["approvals"], _COLUMNS, as_json=as_json)
+    rows = told["approvals"] if as_json else [{**row, "votes": _progress(row)} for row in told["approvals"]]
+    emit_rows(rows, _COLUMNS, as_json=as_json)
     if told["next"] and not as_json:
         click.echo(f"There are more; --limit shows up to 200, and the gateway's page all of them ({_counts(told['counts'])}).", err=True)
 
 
 @approvals.command(short_help="Show one: the exact action.")
-@click.argument("ticket")
+@click.argument("ticket", metavar="ID")
 @_asking
 def show(*, ticket: str, remote: Remote, as_json: bool) -> None:
     """Show everything of one approval: the exact action and its digest, who asks and why, the votes so far."""
@@ -77,15 +78,15 @@ def show(*, ticket: str, remote: Remote, as_json: bool) -> None:
     if as_json:
         emit_json({"approval": shown})
     else:
-        _tell(shown)
+        _tell(shown, remote)
 
 
 @approvals.command(short_help="Approve one, after it was shown.")
-@click.argument("ticket")
+@click.argument("ticket", metavar="ID")
 @click.option("--comment", default="", help="What the caller and the record are told.")
 @click.option("--digest", help="Approve only the action of this digest.")
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
-@click.option("--grant-for", metavar="DURATION", help="Let calls like it go on for so long: 1h.")
+@click.option("--grant-for", metavar="DURATION", help="Let calls like it go on for so long: 1h; 30d at the most.")
 @click.option("--grant-condition", metavar="CEL", default="", help="Only those for which this is true.")
 @click.option("--grant-uses", type=click.IntRange(1, 1000), help="Only so many.")
 @click.option("--grant-session", is_flag=True, help="Only those of the same session.")
@@ -104,7 +105,7 @@ def approve(  # noqa: PLR0913 - one parameter an option
 
 
 @approvals.command(short_help="Deny one.")
-@click.argument("ticket")
+@click.argument("ticket", metavar="ID")
 @click.option("--comment", default="", help="What the caller and the record are told.")
 @click.option("--digest", help="Deny only the action of this digest.")
 @_asking
@@ -116,7 +117,7 @@ def deny(
 
 
 @approvals.command(short_help="Put another action in its place.")
-@click.argument("ticket")
+@click.argument("ticket", metavar="ID")
 @click.option("--arguments", "file", type=click.File("r"), help="A file with the whole arguments as JSON; - is standard input. Without it, "
               "an editor opens with those that wait.")
 @click.option("--comment", default="", help="Why.")
@@ -142,7 +143,7 @@ def edit(
 
 
 @approvals.command(short_help="Say what came of an unknown one.")
-@click.argument("ticket")
+@click.argument("ticket", metavar="ID")
 @click.argument("outcome", type=click.Choice(("succeeded", "failed")))
 @click.option("--comment", required=True, help="How you know.")
 @_asking
@@ -152,6 +153,18 @@ def resolve(
     """Say what came of an action that was sent, and that nobody knows it of."""
     row = remote.post(f"{_AT}/{quote(ticket, safe='')}/resolve", {"outcome": outcome, "comment": comment})["approval"]
     _answer(row, f"{row['id']} has {row['state']}.", as_json=as_json)
+
+
+@approvals.command(short_help="Take one back that has not been done.")
+@click.argument("ticket", metavar="ID")
+@click.option("--comment", default="", help="Why; a caller who waits for it is told.")
+@_asking
+def withdraw(
+    *, ticket: str, comment: str, remote: Remote, as_json: bool,
+) -> None:
+    """Take back an action that waits, or that was approved and has not begun. Presented again, it is asked about anew."""
+    row = remote.post(f"{_AT}/{quote(ticket, safe='')}/withdraw", {"comment": comment})["approval"]
+    _answer(row, f"{row['id']} is {row['state']}.", as_json=as_json)
 
 
 @approvals.command(short_help="List what was granted.")
@@ -168,7 +181,7 @@ def grants(
 
 
 @approvals.command(short_help="Take a grant back.")
-@click.argument("grant")
+@click.argument("grant", metavar="GRANT")
 @_asking
 def revoke(*, grant: str, remote: Remote, as_json: bool) -> None:
     """Take back what was granted: calls like it wait again."""
@@ -189,7 +202,7 @@ def _vote(  # noqa: PLR0913 - what is voted, and how it is told
     if digest is not None and digest != shown["digest"]:
         raise click.ClickException(f"the action is another one by now: its digest is {shown['digest']}")
     if not as_json:
-        _tell(shown)
+        _tell(shown, remote)
     if ask and sys.stdin.isatty():
         click.confirm(f"{verdict.capitalize()} this?", abort=True)
     row = remote.post(f"{_AT}/{quote(ticket, safe='')}/vote", {"verdict": verdict, "digest": shown["digest"], **more})["approval"]
@@ -204,7 +217,7 @@ def _answer(row: Mapping[str, Any], words: str, *, as_json: bool) -> None:
         click.echo(printable(words))
 
 
-def _tell(shown: Mapping[str, Any]) -> None:
+def _tell(shown: Mapping[str, Any], remote: Remote) -> None:
     """One approval for people to read. What others wrote cannot steer the terminal."""
     for name in _SHOWN:
         value = shown.get(name)
@@ -217,12 +230,19 @@ def _tell(shown: Mapping[str, Any]) -> None:
         said = f": {vote['comment']}" if vote["comment"] else ""
         click.echo(printable(f"{vote['verdict'] + ':':<16}{vote['name'] or vote['person']} ({vote['method']}, {vote['at']}){said}"))
     if not shown["may_vote"] and shown["state"] == "pending":
-        click.echo(printable(f"{'you:':<16}{shown['why_not']}"))
+        other = f" {AS_SOMEBODY_ELSE}" if remote.as_admin else ""
+        click.echo(printable(f"{'you:':<16}{shown['why_not']}{other}"))
     click.echo(f"{'digest:':<16}{shown['digest']}\naction:")
     emit_json(shown["action"]["arguments"])
     if shown["patch"] is not None:
         click.echo("changed from what was asked for:")
         emit_json(shown["patch"])
+
+
+def _progress(row: Mapping[str, Any]) -> str:
+    """How many votes each rule has of those that it asks for at this stage; of one that has them all, nothing."""
+    now = [(each, each["stages"][each["stage"]]) for each in row["demands"] if each["stage"] is not None]
+    return " + ".join(f"{each['have']} of {stage['quorum']}" for each, stage in now) or str(row["votes"])
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -15,6 +15,8 @@ from gateway.cli.deployment import open_deployment
 from gateway.cli.output import config_option, emit_columns, emit_json, emit_json_line, emit_rows, json_option, printable
 from gateway.cli.story import plan_lines
 from gateway.core.explain_path import kind_of
+from gateway.store.approvals_protocol import waits_of
+from gateway.store.approvals_sql import listed
 from gateway.store.call_money import call_money
 from gateway.store.database import Connection
 from gateway.store.protocol import CallFilter
@@ -34,6 +36,7 @@ _FACTS: Final = (
     "id", "time", "outcome", "status", "code", "message", "decision", "rule", "withheld", "labels", "bundle", "key", "name", "team", "org",
     "dialect", "operation", "route", "target", "stream", "session", "run", "step", "tags", "traceparent", "seconds", "first_byte_s",
     "finish_reasons", "usage", "cost_usd", "reserved", "settled", "part_of", "parts", "approvals",
+    "grants",
 )
 _POLL_S: Final = 0.5
 _PAGE: Final = 500
@@ -100,10 +103,8 @@ def show(*, call_id: str, config_path: str, as_json: bool) -> None:
     """Show one call: decisions, plan, reasons, tool calls, attempts, usage, cost and bodies. `lockgate explain` tells its story."""
     _path, opened = open_deployment(config_path)
     with contextlib.closing(opened) as connection:
-        call = one_call(connection, call_id)
+        call = recorded(connection, call_id)
         money = call_money(connection, call_id)
-    if call is None:
-        raise click.ClickException(f"there is no call {call_id!r} on record; `lockgate calls tail` lists the latest")
     if as_json:
         emit_json({**call, "money": money})
         return
@@ -117,6 +118,18 @@ def show(*, call_id: str, config_path: str, as_json: bool) -> None:
     for title in ("request", "response"):
         if call[title] is not None:
             click.echo(f"\n{title}\n{_pretty(call[title])}")
+
+
+def recorded(connection: Connection, call_id: str) -> dict[str, Any]:
+    """A call with all that is on record of it. Raises `ClickException` where there is none, or none yet."""
+    call = one_call(connection, call_id)
+    if call is not None:
+        return call
+    for ticket in listed(connection, waits_of(call_id)):
+        raise click.ClickException(
+            f"the call {call_id} is waiting for the approval {ticket.id}, and is on record once it has ended; "
+            f"`lockgate approvals show {ticket.id}` shows what it asks for")
+    raise click.ClickException(f"there is no call {call_id!r} on record; `lockgate calls tail` lists the latest")
 
 
 def _show_tables(call: Mapping[str, Any], money: Mapping[str, Any] | None) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import click
 
 from gateway.advice import advice
+from gateway.cli.deciders import advice_on_approvers
 from gateway.cli.output import config_option, count, emit_json, emit_problem, json_option
 from gateway.config import Deployment
 from gateway.core.plan import RouteTarget
@@ -69,7 +70,8 @@ def placed(problem: Problem, folder: Path) -> Problem:
 def warnings(deployment: Deployment, snapshot: Snapshot) -> list[Problem]:
     """What works and still deserves a look."""
     return [*_of_access(deployment), *_of_providers(deployment), *_of_tools(deployment), *_of_secrets(deployment, snapshot),
-            *_of_prices(deployment, snapshot), *advice(deployment, snapshot)]
+            *_of_prices(deployment, snapshot), *advice(deployment, snapshot),
+            *advice_on_approvers(deployment, snapshot)]
 
 
 def _of_access(deployment: Deployment) -> Iterator[Problem]:

@@ -1,5 +1,7 @@
 """`lockgate demo`: the gateway at work, in real processes, with the official client. Exit code 0 only if all of it really happened."""
 
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +107,7 @@ def demo(*, keep: bool) -> None:
     except ImportError as error:
         raise SetupError("The demo talks through the official client: pip install 'lockgate[demo]'.") from error
     with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-demo-"))) / "deployment"
         threads = stack.enter_context(ThreadPoolExecutor(1))  # for who waits; the gateway is gone when this ends
         processes = Processes()
@@ -130,6 +133,11 @@ def demo(*, keep: bool) -> None:
         click.echo("\nAll of it happened.")
         if keep:
             leave_waiting(bank, admin.token.reveal())
+
+
+def _end(_signal: int, _frame: object) -> None:
+    """End as on Ctrl-C: what was started is stopped, and the folder is gone."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _write_deployment(folder: Path, primary_url: str, backup_url: str) -> None:

@@ -127,10 +127,17 @@ def leave_waiting(bank: Bank, token: str) -> None:
         click.echo(f"\nA payment waits for one vote more, which may be yours: {shown['summary']}\n")
         click.echo(f"  page    {bank.url}/-/admin\n  token   {token}\n\nCtrl-C ends the demo.")
         wait([answer])
+        while _undecided(answer):  # its connection was held as long as any is; a client comes back
+            answer = bank.propose(_WAITING)
         click.echo(f"\nDecided: {_told(answer)}")
         Event().wait()
     except KeyboardInterrupt:
         click.echo("\nThe end.")
+
+
+def _undecided(answer: "Future[Any]") -> bool:
+    """Whether the client was told to come back."""
+    return getattr(answer.exception(), "code", "") == "approval_pending"
 
 
 def _told(answer: "Future[Any]") -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from gateway.cli.deciders import NOBODY, teach
 from gateway.cli.deployment import open_deployment, open_file
 from gateway.cli.output import config_option, emit_json, emit_rows, json_option, printable
 from gateway.clock import SystemClock
@@ -23,7 +24,7 @@ STUCK: Final = Invariant(
     "these calls are open for more than an hour in a process that lives: unless their route's deadlines allow that, restart the process",
     note=True,
 )
-CHECKS: Final = (*INVARIANTS, STUCK)
+CHECKS: Final = (*INVARIANTS, STUCK, NOBODY)
 
 
 class CannotExamine(click.ClickException):
@@ -43,6 +44,7 @@ def doctor(*, database: Path | None, config_path: str, as_json: bool) -> None:
     """
     path, opened = _open(database, config_path)
     with closing(opened) as connection:
+        teach(connection)
         findings = list(examine(connection, now_ns=SystemClock().now_ns(), invariants=CHECKS))
     broken = [finding for finding in findings if not finding.invariant.note]
     if as_json:

@@ -15,6 +15,7 @@ import click
 from gateway.asked import asked_of, with_principal
 from gateway.breakers import Breakers
 from gateway.call import Call, JsonObject
+from gateway.cli.calls import recorded
 from gateway.cli.deployment import database_of, on_store, open_deployment
 from gateway.cli.output import config_option, emit_json, json_option, printable
 from gateway.cli.story import plan_lines, story
@@ -30,7 +31,7 @@ from gateway.snapshot import Snapshot, compile_snapshot
 from gateway.store.bundles import bundle_content
 from gateway.store.memory import MemoryStore
 from gateway.store.protocol import CallFilter, Store
-from gateway.store.reads import list_calls, one_call
+from gateway.store.reads import list_calls
 from gateway.telemetry import Telemetry
 from gateway.units import show_duration
 from gateway.wire.strict_json import loads
@@ -96,11 +97,9 @@ def tell_call(call_id: str, config_path: str, *, as_json: bool) -> None:
     """Print the story of a call. Works when the rules have changed since, and beside a gateway or without one."""
     _path, opened = open_deployment(config_path)
     with contextlib.closing(opened) as connection:
-        call = one_call(connection, call_id)
-        content = bundle_content(connection, call["bundle"]) if call and call["bundle"] else None
-        parts = list_calls(connection, CallFilter(_MOST_PARTS, part_of=call_id)) if call else []
-    if call is None:
-        raise click.ClickException(f"there is no call {call_id!r} on record; `lockgate calls tail` lists the latest")
+        call = recorded(connection, call_id)
+        content = bundle_content(connection, call["bundle"]) if call["bundle"] else None
+        parts = list_calls(connection, CallFilter(_MOST_PARTS, part_of=call_id))
     told = explained(call, content, parts=parts[::-1])
     if as_json:
         emit_json(told)

@@ -65,7 +65,8 @@ def create(  # noqa: PLR0913 - one parameter an option
     password = "" if no_password else hashed(_password(from_pipe=from_pipe))
     made = fields.on(Person(person_id, "", permission, password=password, created_ns=now_ns))
     _on_people(deployment, lambda store: store.add(made, Stamped("created", author, now_ns, fields.told)))
-    _tell(made, f"{person_id} can log in.", as_json=as_json)
+    told = f"{person_id} cannot log in yet: `lockgate people password` or `token` is next." if no_password else f"{person_id} can log in."
+    _tell(made, told, as_json=as_json)
 
 
 @people.command("list")
@@ -183,7 +184,7 @@ def disable(*, person_id: str, author: str, config_path: str, as_json: bool) -> 
 def enable(*, person_id: str, author: str, config_path: str, as_json: bool) -> None:
     """Give an account back what it may do, and take its password again where too many were wrong."""
     deployment = read_settings(Path(config_path))
-    _on_people(deployment, lambda store: store.forgive(digest(_pepper(deployment), f"name:{person_id}")))
+    _on_people(deployment, lambda store: store.forgive((digest(_pepper(deployment), f"name:{person_id}"),)))
     _change(person_id, config_path, Stamped("enabled", author, SystemClock().now_ns()), lambda person: replace(person, disabled_ns=None),
             f"{person_id} is enabled.", as_json=as_json)
 
@@ -218,7 +219,12 @@ def _password(*, from_pipe: bool) -> str:
     if from_pipe:
         line = sys.stdin.buffer.readline(_LONGEST_LINE).decode(errors="replace")
         return checked(line.removesuffix("\n").removesuffix("\r"))
-    return checked(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    try:
+        return checked(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    except click.Abort as error:
+        if sys.stdin.isatty():
+            raise  # Ctrl-C
+        raise click.ClickException("the input ended before a password came; `--password-stdin` reads one from a pipe") from error
 
 
 def _names(given: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -16,8 +16,14 @@ from gateway.secret import Secret, resolve
 from gateway.smallfile import read_small
 
 _TIMEOUT_S: Final = 30.0
+_UNAUTHORIZED: Final = 401
 _LARGEST_TOKEN: Final = 4096
 _MOST_ANSWER: Final = 64 * 1024 * 1024
+AS_SOMEBODY_ELSE: Final = "This asks with the deployment's admin token; `--token-file FILE` or LOCKGATE_TOKEN asks as somebody else."
+_ASKED_WITH: Final = "The token is what `--token-file FILE`, LOCKGATE_TOKEN or the deployment's `[admin] token` gives, in this order."
+_COMMANDS: Final = {  # what an endpoint that the gateway names is called here
+    "GET /-/approvals": "lockgate approvals list", "GET /-/grants?live=true": "lockgate approvals grants",
+    "GET /-/sessions": "lockgate sessions list", "GET /-/people": "lockgate people list", "GET /-/calls": "lockgate calls tail"}
 
 
 class RefusedError(LockgateError):
@@ -36,6 +42,7 @@ class Remote:
 
     url: str
     token: Secret
+    as_admin: bool = False  # nobody has said whose token it is to be
 
     @classmethod
     def of(cls, deployment: Deployment, url: str | None, token_file: str | None) -> "Remote":
@@ -49,7 +56,8 @@ class Remote:
         chosen = url or f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
         if urlsplit(chosen).scheme not in ("http", "https") or not urlsplit(chosen).hostname:
             raise SetupError(f"{chosen!r} is no address of a gateway: http://127.0.0.1:8080")
-        return cls(chosen.rstrip("/"), _token(deployment, token_file))
+        token, as_admin = _token(deployment, token_file)
+        return cls(chosen.rstrip("/"), token, as_admin)
 
     def get(self, path: str) -> dict[str, Any]:
         """What stands at a path. Raises as `post` does."""
@@ -73,7 +81,12 @@ class Remote:
         if not isinstance(told, dict) or "json" not in content_type:
             raise SetupError(f"what answers at {self.url} is no gateway (status {status})")
         if status >= 400:
-            raise RefusedError(str(told.get("detail") or told.get("title") or status), str(told.get("code", "")))
+            words = str(told.get("detail") or told.get("title") or status)
+            for endpoint, command in _COMMANDS.items():
+                words = words.replace(f"`{endpoint}`", f"`{command}`")
+            if status == _UNAUTHORIZED:
+                words = f"{words} {_ASKED_WITH}"
+            raise RefusedError(words, str(told.get("code", "")))
         return told
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, str, bytes]:
@@ -103,19 +116,20 @@ def _author() -> str:
     return "".join(letter for letter in user() if letter.isascii() and letter.isprintable())[:100].strip() or "cli"
 
 
-def _token(deployment: Deployment, token_file: str | None) -> Secret:
+def _token(deployment: Deployment, token_file: str | None) -> tuple[Secret, bool]:
+    """The token to ask with, and whether it is the deployment's own."""
     if token_file is not None:
         try:
-            return Secret(read_small(Path(token_file), limit=_LARGEST_TOKEN).decode().strip())
+            return Secret(read_small(Path(token_file), limit=_LARGEST_TOKEN).decode().strip()), False
         except (OSError, ValueError) as error:
             raise SetupError(f"the token cannot be read from {token_file}: {error}") from error
     given = os.environ.get("LOCKGATE_TOKEN")
     if given:
-        return Secret(given)
+        return Secret(given), False
     reference = deployment.config.admin.token
     if reference is None:
         raise SetupError("there is no token to ask with: give --token-file, set LOCKGATE_TOKEN, or set `[admin] token`")
     try:
-        return resolve(reference, os.environ, deployment.folder)
+        return resolve(reference, os.environ, deployment.folder), True
     except ValueError as error:
         raise SetupError(f"`admin.token`: {error}") from error

@@ -50,6 +50,9 @@ def _path(told: JsonObject) -> Iterator[str]:
     if told["approval"]:
         yield ""
         yield f"people were asked: approval {told['approval']}"
+    if told["grants"]:
+        yield ""
+        yield f"what people had allowed before let it go on: grant {', '.join(told['grants'])}"
     if told["plan"]:
         yield ""
         yield from plan_lines(told["plan"], told["task"])

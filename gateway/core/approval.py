@@ -70,6 +70,9 @@ OPEN: Final = frozenset({State.PENDING, State.APPROVED, State.EXECUTING, State.U
 ENDED: Final = frozenset(State) - OPEN
 
 
+WAITS_FOR: Final = "X-Lockgate-Approval"  # the header of a `Result` that is none yet
+
+
 class NotPossibleError(LockgateError):
     """What was asked for cannot happen to the approval as it is: it is decided, claimed or over. The message says how it is."""
 
@@ -260,6 +263,16 @@ class Ticket:
         """Whether it is this person's own: asked for by them, with a key of theirs, or on their behalf, as an identity provider says."""
         for_them = self.on_behalf_of and (person == self.on_behalf_of or person.startswith(f"oidc:{self.on_behalf_of}@"))
         return bool(for_them) or person in (self.principal, self.owner)
+
+    @property
+    def answer(self) -> "Result | None":
+        """What came of it, where that does not wait for people itself."""
+        return None if self.next else self.result
+
+    @property
+    def next(self) -> str:
+        """The approval that what came of it waits for, empty where there is none."""
+        return "" if self.result is None else self.result.headers.get(WAITS_FOR, "")
 
     @property
     def verdict(self) -> Event | None:

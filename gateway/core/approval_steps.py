@@ -28,7 +28,8 @@ VOTED: Final = "vote"
 ESCALATED: Final = "escalate"
 RELEASED: Final = "release"  # a proposed tool call went on to the client; the call itself is still to come
 DELIVERED: Final = "deliver"
-STILL: Final = frozenset({VOTED, ESCALATED, RELEASED, DELIVERED})  # they leave the state as it is
+ANSWERED: Final = "answer"  # what came of it had to wait for people as well
+STILL: Final = frozenset({VOTED, ESCALATED, RELEASED, DELIVERED, ANSWERED})  # they leave the state as it is
 
 # Of the steps that nobody asks for: what people are told of them.
 TOLD: Final[Mapping[str, str]] = {Event.EXPIRE: "expired", ESCALATED: "escalated", Event.LOSE: "unknown"}
@@ -61,11 +62,11 @@ class Moved:
     entries: tuple[Entry, ...]
 
 
-def opened(ticket: Ticket) -> Moved:
-    """A new ticket. Raises `NotPossibleError` for one that is not new."""
+def opened(ticket: Ticket, author: str = "") -> Moved:
+    """A new ticket, by its principal or by who has edited it. Raises `NotPossibleError` for one that is not new."""
     if ticket.state is not State.PENDING or ticket.votes or ticket.fence or ticket.result is not None:
         raise NotPossibleError(f"The approval {ticket.id} cannot be opened as it is: nobody has decided on it yet.")
-    return Moved(ticket, (_entry(ticket, OPENED, ticket.created_ns, author=ticket.principal),))
+    return Moved(ticket, (_entry(ticket, OPENED, ticket.created_ns, author=author or ticket.principal),))
 
 
 def moved(ticket: Ticket, event: Event, *, now_ns: int, author: str = "", reason: str = "", call_id: str = "") -> Moved:
@@ -195,6 +196,11 @@ def delivered(ticket: Ticket, now_ns: int) -> Moved | None:
     if ticket.delivered_ns is not None:
         return None
     return Moved(replace(ticket, delivered_ns=now_ns), (_entry(ticket, DELIVERED, now_ns),))
+
+
+def answered(ticket: Ticket, now_ns: int) -> Moved | None:
+    """A ticket after people have let pass what came of it; None where nothing waits for that."""
+    return Moved(ticket, (_entry(ticket, ANSWERED, now_ns),)) if ticket.next else None
 
 
 def _then(change: Moved, *, now_ns: int, author: str, reason: str) -> Moved:

@@ -118,11 +118,9 @@ class Approvers:
 
     def fits(self, text: str, matter: Matter) -> bool:
         """Whether one of `approvers` means this person. Raises `ConditionError` where nobody can say."""
-        kind, colon, name = text.partition(":")
-        if f"{kind}{colon}" in _NAMED:
-            voter = matter.voter
-            held = {"role": voter.roles, "team": voter.teams, "person": (voter.id,)}[kind]
-            return name in held
+        by_name = named(text, matter.voter)
+        if by_name is not None:
+            return by_name
         if matter.voter.id == ADMIN:  # an expression may say what is true of everybody; the token is no person
             return False
         try:
@@ -148,6 +146,15 @@ class Approvers:
         if len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
         return program
+
+
+def named(text: str, voter: Voter) -> bool | None:
+    """Whether one of `approvers` means this person by role, team or id; None where it is an expression."""
+    kind, colon, name = text.partition(":")
+    if f"{kind}{colon}" not in _NAMED:
+        return None
+    held = {"role": voter.roles, "team": voter.teams, "person": (voter.id,)}[kind]
+    return name in held
 
 
 def eligible(ticket: Ticket, voter: Voter, now_ns: int, approvers: Approvers) -> Eligibility:

@@ -29,7 +29,8 @@ def path_of(call: JsonObject, parts: Sequence[JsonObject]) -> dict[str, Json]:
     received_ns = call["received_ns"]
     made = [_part(part, received_ns) for part in parts]
     return {
-        "part_of": call.get("part_of"), "approval": call.get("approval"), "task": _task(call, made), "plan": call.get("plan"),
+        "part_of": call.get("part_of"), "approval": call.get("approval"), "grants": list(call.get("grants") or ()),
+        "task": _task(call, made), "plan": call.get("plan"),
         "attempts": [*_attempts(call.get("attempts") or (), received_ns)], "parts": made,
         "answer": {"at_ms": _ms(received_ns, call.get("ended_ns")), "said": _got(call)},
     }

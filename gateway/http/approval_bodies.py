@@ -13,6 +13,7 @@ LONGEST_COMMENT: Final = 2000
 _LONGEST_NOTE: Final = 500
 _LONGEST_CONDITION: Final = 4096
 _LONGEST_ID: Final = 100
+_DAY_S: Final = 86_400.0
 
 
 def _sayable(text: str) -> str:
@@ -22,6 +23,12 @@ def _sayable(text: str) -> str:
     if Scrubber(()).text(text) != text:
         raise ValueError("holds a virtual key, which belongs to its owner alone; what stands here is shown to others")
     return text
+
+
+def _bounded(seconds: float) -> float:
+    if seconds > LONGEST_GRANT_S:
+        raise ValueError(f"is longer than a grant may last: {LONGEST_GRANT_S / _DAY_S:.0f} days at the most")
+    return seconds
 
 
 Comment = Annotated[str, Field(max_length=LONGEST_COMMENT), AfterValidator(_sayable)]
@@ -34,7 +41,7 @@ class GrantBody(Strict):
     condition: Annotated[str, Field(max_length=_LONGEST_CONDITION, description=(
         "CEL over what rules of the phase read; empty: every call that the rule would hold."))] = ""
     uses: Annotated[int, Field(ge=1, le=MOST_USES)] | None = Field(default=None, description="How many calls; null: any number.")
-    lasting: PositiveDuration = Field(alias="for", le=LONGEST_GRANT_S, description='How long: "1h". 30 days at the most.')
+    lasting: Annotated[PositiveDuration, AfterValidator(_bounded)] = Field(alias="for", description='How long: "1h". 30 days at the most.')
     session: bool = Field(default=False, description="Whether it is for the session of this approval alone.")
     note: Annotated[str, Field(max_length=_LONGEST_NOTE), AfterValidator(_sayable)] = ""
 

@@ -40,4 +40,4 @@ def _deciding(proxy: Proxy, control: Control, ids: Ids) -> Deciding:
 
     asking = Asking(Turns(store.sessions, clock), store.budgets, clock, scrub_text)
     editing = Editing(store.approvals, asking, proxy.holding.conditions, SchemaCache(), ids, scrub)
-    return Deciding(store.approvals, proxy.holding, editing, current, Notices(current).of, clock, ids)
+    return Deciding(store.approvals, proxy.holding, editing, current, Notices(current).of, clock, ids, control.telemetry)

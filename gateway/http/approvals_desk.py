@@ -171,7 +171,7 @@ def _filter(query: Mapping[str, str]) -> tuple[TicketFilter, int]:
         if value not in known:
             raise InvalidRequest(f"`{name}` must be one of {', '.join(known)}.")
     rows = limit_of(limit, MOST_ROWS)
-    given = {name: query[name] for name in FILTERS if name in query}
+    given = {"asker" if name == "principal" else name: query[name] for name in FILTERS if name in query}
     return TicketFilter(states=STATES[state], newest=order == ORDERS[1], limit=rows + 1, **given), rows
 
 

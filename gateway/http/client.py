@@ -3,7 +3,7 @@
 No wait here has a deadline of its own: a client that takes nothing is cut off by its connection (`connection.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -33,18 +33,24 @@ class HttpClient:
         self.error_type = _JSON
         self.response: web.StreamResponse | None = None
 
-    async def answer(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None) -> None:
-        """Send a whole answer; without a content type JSON, or an error of this client's kind."""
+    async def answer(
+        self, status: int, headers: Mapping[str, str], body: bytes, content_type: str | None = None, *, cookies: Sequence[str] = (),
+    ) -> None:
+        """Send a whole answer; without a content type JSON, or an error of this client's kind. `cookies` are lines of `Set-Cookie`."""
         content_type = content_type or (self.error_type if status >= 400 else _JSON)
-        await self._send(status, {**headers, **(_FOREIGN if content_type != _JSON else {})}, body, content_type)
+        await self._send(status, {**headers, **(_FOREIGN if content_type != _JSON else {})}, body, content_type, cookies)
 
     async def show(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str) -> None:
         """Send a file of the gateway's own page: its headers say what a browser may do with it."""
         await self._send(status, headers, body, content_type)
 
-    async def _send(self, status: int, headers: Mapping[str, str], body: bytes, content_type: str) -> None:
+    async def _send(
+        self, status: int, headers: Mapping[str, str], body: bytes, content_type: str, cookies: Sequence[str] = (),
+    ) -> None:
         told = {**headers, **_OWN, "Content-Type": content_type}
         self.response = response = web.Response(status=status, headers=told, body=body)
+        for cookie in cookies:
+            response.headers.add("Set-Cookie", cookie)
         if self._is_last():
             response.force_close()
         try:

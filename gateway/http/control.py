@@ -1,4 +1,4 @@
-"""Health, metrics and the control endpoints under `/-/`: JSON, errors as RFC 9457 problem+json, opened by the admin token."""
+"""Health, metrics and the control endpoints under `/-/`: JSON, errors as RFC 9457 problem+json, for those who have the permission."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,6 +20,7 @@ from gateway.identity.actor import Actor, Permission, permitted
 from gateway.identity.oidc import Oidc
 from gateway.keyring import KeyRing
 from gateway.reload import Reloader, Report
+from gateway.store.approvals_protocol import waits_of
 from gateway.store.protocol import CallFilter, Store
 from gateway.store.rows import OPEN
 from gateway.telemetry import METRICS_CONTENT_TYPE, Telemetry
@@ -115,6 +116,8 @@ class Control:
     async def _call(self, call_id: str) -> Mapping[str, Any]:
         row = await self.store.journal.call(call_id)
         if row is None:
+            for ticket in await self.store.approvals.list(waits_of(call_id)):
+                raise UnknownUrl(f"The call is waiting for the approval {ticket.id}; it is on record once it has ended.")
             raise UnknownUrl("There is no call of that id. `GET /-/calls` lists the latest.")
         return row
 
@@ -136,15 +139,15 @@ class Control:
     async def _here(self) -> list[Report]:
         return [await self.reloader.report()]
 
-    async def authorise(self, request: web.BaseRequest, need: Permission = "admin") -> Actor:
-        """Who asks, where they may.
+    async def authorise(self, request: web.BaseRequest, need: Permission = "admin", *, used: bool = True) -> Actor:
+        """Who asks, where they may. `used`: somebody does something, which keeps their login going.
 
         Raises:
             Unauthenticated: nobody knows who it is.
             BrowserRefused: its cookie says nothing: it may not be from the gateway's own page.
             NotPermitted: they may not do what needs this permission.
         """
-        actor, _login = await self.doorkeeper.who(request)
+        actor, _login = await self.doorkeeper.who(request, used=used)
         return permitted(actor, need)
 
 

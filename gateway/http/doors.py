@@ -8,6 +8,7 @@ import hmac
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,12 +18,16 @@ from gateway.config import Config
 from gateway.errors import BrowserRefused, Unauthenticated
 from gateway.http.data import presented_key
 from gateway.identity.actor import Actor
+from gateway.identity.addresses import client_address
+from gateway.identity.guesses import Came
 from gateway.identity.logins import Logins
 from gateway.snapshot import is_loopback
 from gateway.store.approvals_protocol import Login
 
 COOKIE: Final = "lockgate_login"
+DEVICE: Final = "lockgate_device"  # outlives the login: whose browser it is
 CSRF: Final = "X-Lockgate-Csrf"
+BACKGROUND: Final = "X-Lockgate-Background"  # says that a page asks by itself
 SAFE: Final = frozenset({"GET", "HEAD"})
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
 _OWN_SITES: Final = frozenset({"none", "same-origin"})
@@ -82,8 +87,8 @@ class Doorkeeper:
     logins: Logins
     names: OwnNames
 
-    async def who(self, request: web.BaseRequest) -> tuple[Actor, Login | None]:
-        """Who has sent a request, and the login if it came with a cookie.
+    async def who(self, request: web.BaseRequest, *, used: bool = True) -> tuple[Actor, Login | None]:
+        """Who has sent a request, and the login if it came with a cookie. It goes on if it is `used` by somebody, and not by a page alone.
 
         Raises:
             Unauthenticated: nobody knows.
@@ -100,13 +105,20 @@ class Doorkeeper:
             raise Unauthenticated(_NOBODY)
         changes = request.method not in SAFE
         self.names.check(request, must_say=changes)
-        found = await self.logins.by_cookie(cookie)
+        found = await self.logins.by_cookie(cookie, used=used and BACKGROUND not in request.headers)
         if found is None:
             raise Unauthenticated("Your login is over. Log in again.")
         actor, login = found
         if changes and not _has_token(request, login.csrf):
             raise BrowserRefused(f"A change that is made with a cookie carries its token in the header {CSRF}; `GET /-/me` tells it.")
         return actor, login
+
+
+    def came(self, request: web.BaseRequest) -> Came:
+        """Where a request comes from."""
+        proxies = tuple(map(ip_network, self.logins.settings.proxies))
+        address = client_address(request.remote or "", request.headers.getall("X-Forwarded-For", ()), proxies)
+        return Came(address, cookie_of(request, DEVICE) or "")
 
 
 def cookie_of(request: web.BaseRequest, name: str = COOKIE) -> str | None:

@@ -1,11 +1,13 @@
 """`/-/events`: tells pages that something has changed, so that they ask again. Says how often, never what: that is each endpoint's to show.
 
-Listeners are few and bounded, each is dropped where it does not read, and none of them is a reason for a process to stay.
+Listeners are few and bounded, also those of one person; each is dropped where it does not read, and none of them is a reason for a process
+to stay.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
@@ -20,11 +22,21 @@ from gateway.wire.strict_json import dumps
 
 AT: Final = "/-/events"
 MOST_LISTENERS: Final = 64  # of one process
+MOST_EACH: Final = 8  # of them one person's
 LOOK_S: Final = 1.0
 ALIVE_S: Final = 10.0  # between two comments: proxies cut what is idle
 LONGEST_S: Final = 900.0  # then the page comes back: who may listen is asked anew
 _STUCK_S: Final = 5.0  # for a reader that does not read
 _FRESH_S: Final = 0.5  # how long one look is good for all listeners
+_LATER: Final = b"retry: 30000\n\n"  # ms after which whoever has made room comes back: pages of one person must not chase each other
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    """Somebody who listens; `over`: another page of theirs has taken the place."""
+
+    person: str
+    over: bool = False
 
 
 class Events:
@@ -32,11 +44,11 @@ class Events:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._listening = 0
+        self._listening: list[_Listener] = []  # as they came
         self._seen: tuple[float, Mapping[str, Any]] | None = None
 
     def __repr__(self) -> str:
-        return f"Events({self._listening} listen)"
+        return f"Events({len(self._listening)} listen)"
 
     @property
     def endpoints(self) -> Mapping[tuple[str, str], Handler]:
@@ -45,25 +57,27 @@ class Events:
 
     async def listen(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/events`: server-sent events, one whenever something has changed."""
-        await self._control.authorise(request, "view")
+        actor = await self._control.authorise(request, "view", used=False)
         query_of(request)
-        async with self._place():
+        async with self._place(actor.id) as listener:
             seen = await self._look()
             await client.open(200, {}, "text/event-stream; charset=utf-8")
             await self._write(client, _event(seen))
-            await self._follow(request, client, seen)
-            await client.end(b"")
+            await self._follow(request, client, listener, seen)
+            await client.end(_LATER if listener.over else b"")
 
-    async def _follow(self, request: web.BaseRequest, client: HttpClient, seen: Mapping[str, Any]) -> None:
-        """Tell of changes until the login ends, the time is up, or the process stops."""
+    async def _follow(self, request: web.BaseRequest, client: HttpClient, listener: _Listener, seen: Mapping[str, Any]) -> None:
+        """Tell of changes until the login ends, the time is up, another page takes the place, or the process stops."""
         clock = self._control.clock
         until_s, alive_s = clock.monotonic() + LONGEST_S, clock.monotonic() + ALIVE_S
         while clock.monotonic() < until_s and not self._control.draining:
             await clock.sleep(LOOK_S)
+            if listener.over:
+                return
             try:
                 now = await self._look()
                 if clock.monotonic() >= alive_s:
-                    await self._control.authorise(request, "view")
+                    await self._control.authorise(request, "view", used=False)
             except CallError:  # the login is over, or the store cannot be read: whoever comes back is told
                 return
             if now != seen:
@@ -92,15 +106,21 @@ class Events:
             raise ClientGone("It does not read what it listens to.") from error
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of the places there are. Raises `Overloaded`."""
-        if self._listening >= MOST_LISTENERS:
+    async def _place(self, person: str) -> AsyncIterator[_Listener]:
+        """One of the places there are; where there is none, that of this person's oldest page. Raises `Overloaded`."""
+        own = [each for each in self._listening if each.person == person]
+        if own and (len(own) >= MOST_EACH or len(self._listening) >= MOST_LISTENERS):
+            own[0].over = True
+            self._listening.remove(own[0])
+        if len(self._listening) >= MOST_LISTENERS:
             raise Overloaded(f"{MOST_LISTENERS} pages listen already. Ask again now and then instead.", retry_after_s=30)
-        self._listening += 1
+        listener = _Listener(person)
+        self._listening.append(listener)
         try:
-            yield
+            yield listener
         finally:
-            self._listening -= 1
+            if not listener.over:
+                self._listening.remove(listener)
 
 
 def _event(seen: Mapping[str, Any]) -> bytes:

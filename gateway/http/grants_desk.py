@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.approvals.reports import grant_row
+from gateway.approvals.reports import MOST_USES, grant_row
 from gateway.errors import InvalidRequest, UnknownUrl
 from gateway.http.approvals_desk import limit_of
 from gateway.http.client import HttpClient
@@ -43,7 +43,9 @@ class GrantsDesk:
         limit, now_ns = limit_of(query.get("limit", _ROWS), MOST_ROWS), self.control.clock.now_ns()
         found = await self.store.grants(rule=query.get("rule"), principal=query.get("principal"),
                                         live_at_ns=now_ns if query.get("live") == "true" else None, limit=limit + 1)
-        await client.answer(200, {}, dumps({"grants": [grant_row(each, now_ns) for each in found[:limit]], "more": len(found) > limit}))
+        uses = await self.store.uses([each.id for each in found[:limit]], MOST_USES + 1)
+        rows = [grant_row(each, now_ns, uses[each.id]) for each in found[:limit]]
+        await client.answer(200, {}, dumps({"grants": rows, "more": len(found) > limit}))
 
     async def revoke(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/grants/{id}/revoke`: from now on calls are held again. Who did so stands with the grant."""
@@ -52,4 +54,5 @@ class GrantsDesk:
         grant_id, author = name_in(request, 3), author_of(request, actor)
         if not await self.store.revoke(grant_id, author=author, now_ns=self.control.clock.now_ns()):
             raise UnknownUrl("There is no live grant of that id. `GET /-/grants?live=true` lists them.")
+        self.control.telemetry.event("info", "grant_revoked", grant=grant_id, person=author)
         await client.answer(200, {}, dumps({"grant": grant_id, "revoked": True}))

@@ -13,7 +13,7 @@ from gateway.http.client import HttpClient
 from gateway.http.control import Control
 from gateway.http.data import Handler, query_pairs
 from gateway.http.desk import body_of, query_of, read_model
-from gateway.http.doors import COOKIE, OwnNames, cookie_of
+from gateway.http.doors import COOKIE, DEVICE, OwnNames, cookie_of
 from gateway.identity.actor import Actor
 from gateway.identity.logins import Opened
 from gateway.identity.oidc import CALLBACK, LONGEST_S, Oidc
@@ -25,6 +25,7 @@ from gateway.wire.strict_json import dumps
 _STATE: Final = "lockgate_oidc"
 _PAGE: Final = "/-/admin"
 _PRIVATE: Final = {"Cache-Control": "no-store"}
+_DEVICE_S: Final = 400 * 86_400  # as long as browsers keep any cookie
 _Secret = Annotated[str, Field(max_length=1024)]
 
 
@@ -34,6 +35,13 @@ class _Credentials(Strict):
     name: Annotated[str, Field(max_length=300)] = ""
     password: _Secret = ""
     token: _Secret = ""
+
+
+class _NewPassword(Strict):
+    """Another password, by whoever knows the one of now."""
+
+    current: _Secret
+    new: _Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class LoginDesk:
         """The handlers by method and path."""
         return {
             ("POST", "/-/login"): self.log_in, ("POST", "/-/logout"): self.log_out, ("GET", "/-/me"): self.me,
+            ("POST", "/-/me/password"): self.change_password,
             ("GET", "/-/login/methods"): self.methods, ("GET", "/-/oidc/begin"): self.begin, ("GET", CALLBACK): self.callback,
         }
 
@@ -65,13 +74,13 @@ class LoginDesk:
         given = read_model(_Credentials, await body_of(request, self.proxy))
         if bool(given.token) == bool(given.name or given.password):
             raise InvalidRequest("Give `name` and `password`, or `token`.")
-        logins, address = self.control.doorkeeper.logins, _address(request)
+        logins, came = self.control.doorkeeper.logins, self.control.doorkeeper.came(request)
         if given.token:
-            opened = await logins.with_token(given.token, address)
+            opened = await logins.with_token(given.token, came.address)
         else:
-            opened = await logins.with_password(given.name, given.password, address)
+            opened = await logins.with_password(given.name, given.password, came)
         await self._close_old(request)
-        await client.answer(200, {**_PRIVATE, "Set-Cookie": self._cookie(opened)}, dumps(self._me(opened.actor, opened.login)))
+        await client.answer(200, _PRIVATE, dumps(await self._me(opened.actor, opened.login)), cookies=self._cookies(opened))
 
     async def log_out(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`POST /-/logout`: end the login of this browser."""
@@ -80,13 +89,26 @@ class LoginDesk:
         if login is None:
             raise InvalidRequest("There is nothing to log out of: this request has a token, and no cookie.")
         await self._close_old(request)
-        await client.answer(200, {**_PRIVATE, "Set-Cookie": self._set(COOKIE, "", "/-/", "Strict", 0)}, dumps({"logged_out": True}))
+        await client.answer(200, _PRIVATE, dumps({"logged_out": True}), cookies=[self._set(COOKIE, "", "/-/", "Strict", 0)])
 
     async def me(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/me`: who asks, and what they may do."""
         query_of(request)
         actor, login = await self.control.doorkeeper.who(request)
-        await client.answer(200, _PRIVATE, dumps(self._me(actor, login)))
+        await client.answer(200, _PRIVATE, dumps(await self._me(actor, login)))
+
+    async def change_password(self, request: web.BaseRequest, client: HttpClient) -> None:
+        """`POST /-/me/password`: another password of one's own. All logins end; a browser gets a new one with the answer."""
+        query_of(request)
+        doorkeeper, came = self.control.doorkeeper, self.control.doorkeeper.came(request)
+        actor, login = await doorkeeper.who(request)
+        given = read_model(_NewPassword, await body_of(request, self.proxy))
+        person = await doorkeeper.logins.change_password(actor, given.current, given.new, came)
+        if login is None:
+            await client.answer(200, _PRIVATE, dumps(await self._me(actor, None)))
+            return
+        opened = await doorkeeper.logins.open_known(person, came)
+        await client.answer(200, _PRIVATE, dumps(await self._me(opened.actor, opened.login)), cookies=self._cookies(opened))
 
     async def begin(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/oidc/begin`: off to the identity provider."""
@@ -95,7 +117,7 @@ class LoginDesk:
         query_of(request)
         begun = await oidc.begin(self._own_url(request))
         cookie = self._set(_STATE, begun.cookie, "/-/oidc/", "Lax", LONGEST_S)  # the provider sends the browser back: not from our page
-        await client.answer(302, {**_PRIVATE, "Location": begun.url, "Set-Cookie": cookie}, b"")
+        await client.answer(302, {**_PRIVATE, "Location": begun.url}, b"", cookies=[cookie])
 
     async def callback(self, request: web.BaseRequest, client: HttpClient) -> None:
         """`GET /-/oidc/callback`: back from the identity provider."""
@@ -109,9 +131,9 @@ class LoginDesk:
             if name in told:
                 raise InvalidRequest("The query says something twice.")
             told[name] = value
-        opened = await oidc.complete(kept, told, self._own_url(request), _address(request))
+        opened = await oidc.complete(kept, told, self._own_url(request), self.control.doorkeeper.came(request).address)
         await self._close_old(request)
-        await client.answer(302, {**_PRIVATE, "Location": _PAGE, "Set-Cookie": self._cookie(opened)}, b"")
+        await client.answer(302, {**_PRIVATE, "Location": _PAGE}, b"", cookies=self._cookies(opened))
 
     @property
     def _names(self) -> OwnNames:
@@ -131,20 +153,19 @@ class LoginDesk:
         if old is not None:
             await self.control.doorkeeper.logins.close(old)
 
-    def _me(self, actor: Actor, login: Login | None) -> dict[str, Any]:
+    async def _me(self, actor: Actor, login: Login | None) -> dict[str, Any]:
+        person = await self.control.store.people.get(actor.id)
         told = {"id": actor.id, "name": actor.voter.name, "permission": actor.permission, "roles": list(actor.voter.roles),
-                "teams": list(actor.voter.teams), "via": actor.via, "method": actor.voter.method}
+                "teams": list(actor.voter.teams), "via": actor.via, "method": actor.voter.method,
+                "password": person is not None and person.password != ""}
         if login is None:
             return told
         return {**told, "csrf": login.csrf, "expires_at": time_text(self.control.doorkeeper.logins.ends_ns(login))}
 
-    def _cookie(self, opened: Opened) -> str:
-        return self._set(COOKIE, opened.cookie, "/-/", "Strict", int(self.control.doorkeeper.logins.settings.longest))
+    def _cookies(self, opened: Opened) -> list[str]:
+        login = self._set(COOKIE, opened.cookie, "/-/", "Strict", int(self.control.doorkeeper.logins.settings.longest))
+        return [login, self._set(DEVICE, opened.device, "/-/", "Strict", _DEVICE_S)] if opened.device else [login]
 
     def _set(self, name: str, value: str, path: str, site: str, age_s: int) -> str:
         secure = "; Secure" if self._names.origin.startswith("https:") else ""
         return f"{name}={value}; Path={path}; HttpOnly; SameSite={site}; Max-Age={age_s}{secure}"
-
-
-def _address(request: web.BaseRequest) -> str:
-    return request.remote or ""

@@ -12,6 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from gateway import __version__
+from gateway.approvals.reports import MOST_USES
 from gateway.asked import NAMES
 from gateway.core.approval import State
 from gateway.errors import CODES
@@ -22,7 +23,7 @@ from gateway.http.control import Control
 from gateway.http.data import Handler
 from gateway.http.desk import query_of
 from gateway.http.keys_desk import _NewKey
-from gateway.http.login_desk import _Credentials
+from gateway.http.login_desk import _Credentials, _NewPassword
 from gateway.http.money import _Cost, _NewBudget, _Raise
 from gateway.http.people_desk import _Change, _New
 from gateway.http.routing_desk import _Setting
@@ -112,6 +113,7 @@ DOCS: Final[tuple[Doc, ...]] = (
     Doc("POST", "/-/people/{id}/disable", "Let somebody in no more.", "admin"),
     Doc("POST", "/-/people/{id}/enable", "Let somebody in again.", "admin"),
     Doc("GET", "/-/me", "Who asks, and what they may do."),
+    Doc("POST", "/-/me/password", "Another password of one's own; all other logins end.", body=_NewPassword),
     Doc("GET", "/-/login/methods", "How one may log in.", _OPEN),
     Doc("POST", "/-/login", "Log in with a password or a token: sets the cookie.", _OPEN, body=_Credentials),
     Doc("POST", "/-/logout", "Log out."),
@@ -152,6 +154,11 @@ def _row(*required: Mapping[str, Mapping[str, Any]], **more: Mapping[str, Any]) 
     return {"type": "object", "properties": known, "required": sorted(known)}
 
 
+def _and(row: Mapping[str, Any], **more: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what is not always there."""
+    return {**row, "properties": {**row["properties"], **more}}
+
+
 def _all(schema: Mapping[str, Any], *names: str) -> dict[str, Mapping[str, Any]]:
     return dict.fromkeys(names, schema)
 
@@ -170,9 +177,12 @@ _SCHEMAS: Final[Mapping[str, Any]] = {
     "Grants": _row(more=_YES, grants={"type": "array", "items": _row(
         _all(_TEXT, "id", "rule", "principal", "author", "created_at", "expires_at"),
         _all(_MAYBE, "session", "tool", "condition", "ticket", "note", "revoked_at", "revoked_by"), live=_YES,
-        uses={"type": ["integer", "null"]})}),
-    "Ticket": _row(_all(_TEXT, "ticket", "rule", "message", "created_at", "expires_at", "mode"), _all(_MAYBE, "comment"), state=_STATE,
-                   votes_needed=_NUMBER, edited=_YES, patch={"type": ["array", "null"]}),
+        uses={"type": ["integer", "null"]}, calls={"type": "array", "maxItems": MOST_USES, "items": _row(_all(_TEXT, "call", "at"))},
+        more_calls=_YES)}),
+    "Ticket": _and(
+        _row(_all(_TEXT, "ticket", "rule", "message", "created_at", "expires_at", "mode"), _all(_MAYBE, "comment"), state=_STATE,
+             votes_needed=_NUMBER, edited=_YES, patch={"type": ["array", "null"]}),
+        result=_and(_row(status=_NUMBER, content_type=_TEXT), body={}), next=_TEXT, next_state=_STATE),
     "Problem": _row(_all(_TEXT, "type", "title", "detail", "call_id"), status=_NUMBER, code={"type": "string", "enum": sorted(CODES)}),
 }
 

@@ -24,10 +24,10 @@ _TYPES: Final[Mapping[str, str]] = {
     "svg": "image/svg+xml", "md": "text/plain; charset=utf-8", "LICENSE": "text/plain; charset=utf-8",
 }
 FILES: Final = (
-    _PAGE, "app.css", "icon.svg", "main.js", "api.js", "approval.js", "approvals.js", "breakers.js", "budgets.js", "call.js", "calls.js",
-    "chart.js", "decide.js", "dom.js", "edit.js", "exact.js", "grants.js", "keys.js", "layout.js", "live.js", "login.js", "people.js",
-    "router.js", "rules.js", "session.js", "sessions.js", "shell.js", "shortcuts.js", "spend.js", "table.js", "text.js", "theme.js",
-    "votes.js", "when.js",
+    _PAGE, "app.css", "icon.svg", "main.js", "account.js", "api.js", "approval.js", "approvals.js", "attention.js", "breakers.js",
+    "budgets.js", "call.js", "calls.js", "chart.js", "decide.js", "dom.js", "edit.js", "exact.js", "grants.js", "keys.js", "layout.js",
+    "live.js", "login.js", "people.js", "router.js", "rules.js", "session.js", "sessions.js", "shell.js", "shortcuts.js", "spend.js",
+    "table.js", "text.js", "theme.js", "votes.js", "when.js",
     "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css", "vendor/uPlot.LICENSE", "vendor/VENDORED.md",
 )
 # No inline script or style, nothing of another origin, no text that becomes markup (trusted types), no frame around it.
@@ -75,7 +75,6 @@ class Page:
         await self._show(request.rel_url.raw_path.removeprefix(f"{_AT}/"), request, client)
 
     async def _show(self, name: str, request: web.BaseRequest, client: HttpClient) -> None:
-        self._control.doorkeeper.names.check_host(request)
         self._control.doorkeeper.names.check_host(request)
         query_of(request)
         found = self._files.get(name)

@@ -144,7 +144,7 @@ class PeopleDesk:
         actor = await self.control.authorise(request, "admin")
         query_of(request)
         logins = self.control.doorkeeper.logins
-        await self._store.forgive(logins.name_digest(name_in(request, 3)))
+        await self._store.forgive((logins.guesses.name_digest(name_in(request, 3)),))
         stamp = Stamped("enabled", author_of(request, actor), self.control.clock.now_ns())
         await self._do(request, client, stamp, lambda person: replace(person, disabled_ns=None))
 

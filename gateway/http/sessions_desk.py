@@ -125,7 +125,7 @@ class SessionsDesk:
         with _refusing():
             check_key(key)
             wanted = SessionState(key, VERBS[verb], author_of(request, actor), given.note, control.clock.now_ns())
-            await change_state(self._desk, control.store.approvals, wanted, self.proxy.frozen.learn)
+            await change_state(self._desk, control.store.approvals, wanted, self.proxy.frozen.learn, control.telemetry.approval_now)
         await client.answer(200, {}, dumps({"session": await self._whole(key)}))
 
     @property

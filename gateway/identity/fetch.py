@@ -1,7 +1,7 @@
 """What identity providers are asked for: small JSON documents, each with a deadline and a size, kept for as long as they may be."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -19,8 +19,8 @@ _TOTAL_S: Final = 10.0
 _DEEPEST: Final = 16
 _FRESH_S: Final = 3600.0  # after that it is fetched again
 _LONGEST_S: Final = 86_400.0  # and after that, where it cannot be fetched, it counts no more
-_AGAIN_S: Final = 30.0  # between two fetches, whoever asks
-_AGAIN_FAILED_S: Final = 5.0
+_AGAIN_S: Final = 5.0  # between two fetches, whoever asks
+_MISSED_S: Final = 30.0  # before something that was not in it is looked for again
 
 
 class FetchError(LockgateError):
@@ -81,7 +81,9 @@ class Fetcher:
 class Kept(Generic[T]):
     """Something that is fetched when it is needed, and kept: the last good one also while its provider is down, for a day.
 
-    However many ask, one fetch is under way at a time, and the next begins no sooner than 30 s later. `what` names it in the log.
+    However many ask, one fetch is under way at a time, and the next begins no sooner than 5 s later. For one and the same thing that was
+    not in it no sooner than 30 s later: who looks for things that are not there delays nobody else by more than 5 s. `what` names it in
+    the log.
     """
 
     def __init__(self, load: Callable[[], Awaitable[T]], clock: Clock, events: Events, what: str) -> None:
@@ -93,6 +95,7 @@ class Kept(Generic[T]):
         self._at_s = 0.0
         self._tried_s: float | None = None
         self._fetching: asyncio.Task[None] | None = None
+        self._missed: dict[Hashable, float] = {}  # what was looked for and was not there, and when: as few as fetches in 30 s
         self.failed = False  # the latest fetch
         self.generation = 0
 
@@ -109,15 +112,32 @@ class Kept(Generic[T]):
     @property
     def is_due(self) -> bool:
         """Whether it may be fetched now, or is being fetched."""
-        if self._fetching is not None or self._tried_s is None:
-            return True
-        return self._clock.monotonic() - self._tried_s >= (_AGAIN_FAILED_S if self.failed else _AGAIN_S)
+        return self._fetching is not None or self.due_in_s <= 0
 
-    async def refresh(self) -> None:
-        """Fetch it, if that may be done now. Where it fails, `failed` says so, and what was kept stays."""
-        fetching = self.begin()
-        if fetching is not None:
-            await asyncio.shield(fetching)  # others wait for it as well
+    @property
+    def due_in_s(self) -> float:
+        """How long nobody may fetch it."""
+        return 0.0 if self._tried_s is None else max(self._tried_s + _AGAIN_S - self._clock.monotonic(), 0.0)
+
+    def has_missed(self, what: Hashable) -> bool:
+        """Whether somebody has looked for this a moment ago, and it was not there."""
+        return self._clock.monotonic() - self._missed.get(what, -_MISSED_S) < _MISSED_S
+
+    def note_missed(self, what: Hashable) -> None:
+        """Something was looked for, by a fetch that began after it was asked for, and was not there."""
+        now_s = self._clock.monotonic()
+        self._missed = {each: at_s for each, at_s in self._missed.items() if now_s - at_s < _MISSED_S} | {what: now_s}
+
+    async def refresh(self) -> bool:
+        """Fetch it, if that may be done now. Where it fails, `failed` says so, and what was kept stays.
+
+        Whether it has begun only now: what was under way already may be older than whatever is looked for.
+        """
+        is_new, fetching = self._fetching is None, self.begin()
+        if fetching is None:
+            return False
+        await asyncio.shield(fetching)  # others wait for it as well
+        return is_new and not self.failed
 
     def begin(self) -> "asyncio.Task[None] | None":
         """Begin to fetch it, if that may be done now; what is under way."""

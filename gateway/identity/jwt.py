@@ -1,6 +1,7 @@
 """JSON Web Tokens in place of virtual keys: whose a token is, by what its issuer has signed. No token is kept, only the digests of some.
 
-Where the issuer's keys are at hand the answer takes no waiting; else they are fetched first, at most every 30 s whoever asks.
+Where the issuer's keys are at hand the answer takes no waiting; else they are fetched first, at most every 5 s whoever asks. Nobody has
+signed what makes us look for a key: a token that names one is called wrong only by keys that were fetched after it had come.
 """
 
 from collections import OrderedDict
@@ -119,7 +120,7 @@ class CallerTokens:
             issuer = self._issuer_of(read)
             issuer.checked(read.claims, now_ns)  # before anything is fetched for it
             key = _key(issuer, read)
-            if key is None and issuer.keys.is_due:
+            if key is None and issuer.keys.is_due and not issuer.keys.has_missed(_wanted(read)):
                 return self._after_refresh(name, token, read, issuer, now_ns)
             if not issuer.keys.is_fresh:
                 issuer.keys.begin()  # nobody waits for that: the keys that there are hold for a day
@@ -137,7 +138,8 @@ class CallerTokens:
             await issuer.keys.close()
 
     async def _after_refresh(self, name: bytes, token: str, read: Unverified, issuer: Issuer, now_ns: int) -> Principal:
-        await issuer.keys.refresh()
+        if await issuer.keys.refresh() and _key(issuer, read) is None:
+            issuer.keys.note_missed(_wanted(read))
         try:
             return self._accepted(name, token, read, issuer, now_ns)
         except TokenError as error:
@@ -145,12 +147,7 @@ class CallerTokens:
 
     def _accepted(self, name: bytes, token: str, read: Unverified, issuer: Issuer, now_ns: int) -> Principal:
         """Check a token's signature with the keys that there are, and remember whose it is."""
-        key = _key(issuer, read)
-        if key is None and (issuer.keys.failed or issuer.keys.value is None):
-            raise IdentityUnavailable("The issuer of this token does not tell its keys at the moment, so nobody knows whether it is right. "
-                                      "Try again.", retry_after_s=5)
-        if key is None:
-            raise TokenError("this token is signed with a key that its issuer does not have (`kid`)")
+        key = _known_key(issuer, read)
         claims = issuer.checked(verified(token, key, read.algorithm), now_ns)
         principal = issuer.principal(claims)
         ends = claims.get("exp")
@@ -179,6 +176,24 @@ class CallerTokens:
 def _key(issuer: Issuer, read: Unverified) -> Key | None:
     keys = issuer.keys.value
     return None if keys is None else keys.find(read.kid, read.algorithm)
+
+
+def _known_key(issuer: Issuer, read: Unverified) -> Key:
+    """The key that a token names. Raises `TokenError`, and `IdentityUnavailable` where nobody can say that there is none."""
+    key, keys = _key(issuer, read), issuer.keys
+    if key is not None:
+        return key
+    if keys.failed or keys.value is None:
+        raise IdentityUnavailable("The issuer of this token does not tell its keys at the moment, so nobody knows whether it is right. "
+                                  "Try again.", retry_after_s=5)
+    if not keys.value.has(read.kid) and not keys.has_missed(_wanted(read)):
+        raise IdentityUnavailable("The key that this token names was not there when the issuer's were fetched a moment ago. They are "
+                                  "fetched again soon. Try again.", retry_after_s=int(keys.due_in_s) + 1)
+    raise TokenError("this token is signed with a key that its issuer does not have (`kid`)")
+
+
+def _wanted(read: Unverified) -> tuple[str | None, str]:
+    return read.kid, read.algorithm
 
 
 def _refused(error: TokenError) -> Unauthenticated:

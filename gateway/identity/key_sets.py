@@ -44,6 +44,10 @@ class KeySet:
                    and kid in (None, each.kid)]
         return fitting[0] if len(fitting) == 1 else None
 
+    def has(self, kid: str | None) -> bool:
+        """Whether there is a key of this name, of whatever kind."""
+        return kid is None or any(each.kid == kid for each in self.entries)
+
 
 def read_key_set(value: Any) -> KeySet:
     """The keys of a JWKS. What is no public key for signatures is left out. Raises `FetchError` where none is left."""

@@ -17,6 +17,7 @@ from gateway.clock import Clock, Ids
 from gateway.errors import IdentityUnavailable, InvalidRequest, NotPermitted, StoreError, Unauthenticated
 from gateway.identity.accounts import checked_text, person_of
 from gateway.identity.actor import PERMISSIONS, Permission
+from gateway.identity.addresses import network_of
 from gateway.identity.fetch import Events, Fetcher, FetchError, Kept
 from gateway.identity.key_sets import ALGORITHMS, KeySet, read_key_set
 from gateway.identity.logins import Logins, Opened
@@ -100,7 +101,7 @@ class Oidc:
         begun = self._opened(cookie)
         if not hmac.compare_digest(told.get("state", "").encode(), begun["state"].encode()):
             raise Unauthenticated("This is not the login that this browser has begun. Begin at the page again.")
-        self._parts.logins.addresses.take(address)  # from here on the provider is asked
+        self._parts.logins.addresses.take(network_of(address))  # from here on the provider is asked
         provider = await self._known()
         if told.get("iss", provider.issuer if not provider.names_itself else "") != provider.issuer:  # a mix-up of providers (RFC 9207)
             raise Unauthenticated("The answer is of another identity provider than the one that was asked.")

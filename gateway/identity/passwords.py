@@ -21,10 +21,10 @@ _AT_ONCE: Final = 2  # more take memory, and processors from calls
 _MOST_WAITING: Final = 32
 
 
-def checked(password: str) -> str:
+def checked(password: str, pointer: str = "/password") -> str:
     """A password that somebody may have. Raises `InvalidRequest`, which never quotes it."""
     if not SHORTEST <= len(_normal(password)) <= LONGEST:
-        raise InvalidRequest(f"A password has {SHORTEST} to {LONGEST} characters; several words are good.", pointer="/password")
+        raise InvalidRequest(f"A password has {SHORTEST} to {LONGEST} characters; several words are good.", pointer=pointer)
     return password
 
 

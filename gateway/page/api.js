@@ -1,5 +1,6 @@
 /** The control endpoints, which are all that the page asks. Keeps the token that every change needs, and the gateway's time. */
 
+import { Attention } from "./attention.js";
 import { read, write } from "./exact.js";
 
 const LONGEST_MS = 30_000;
@@ -20,6 +21,7 @@ export class Api {
   constructor(ended) {
     this.csrf = null;
     this.skew = 0;
+    this.attention = new Attention();
     this.ended = ended;
   }
 
@@ -52,9 +54,11 @@ export class Api {
     }
   }
 
-  /** One request, without a second try. A change carries its token. */
+  /** One request, without a second try. A change carries its token; what nobody is there for says so, and keeps no login going. */
   async send(method, path, body) {
     const headers = { Accept: "application/json" };
+    if (this.attention.lately) this.attention.told = Date.now();
+    else headers["X-Lockgate-Background"] = "1";
     if (body !== undefined) headers["Content-Type"] = "application/json";
     if (method !== "GET" && this.csrf) headers["X-Lockgate-Csrf"] = this.csrf;
     const answer = await this.fetch(path, {

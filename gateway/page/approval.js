@@ -14,7 +14,7 @@ import { ago, clock, count, gauge, left, usd } from "./when.js";
 const KINDS = {
   request: "a model call",
   tool: "a call of the tool",
-  tool_call: "a tool call that a model proposes",
+  tool_call: "a call, proposed by a model, of the tool",
   response: "a model's answer",
 };
 const EFFECTS = {
@@ -143,7 +143,7 @@ class Approval {
   links() {
     const { ticket } = this;
     const links = [
-      ticket.call ? h("a", { href: href("calls", ticket.call) }, "The call") : null,
+      ticket.call ? h("a", { href: href("calls", ticket.call, { approval: ticket.id }) }, "The call") : null,
       ticket.session ? h("a", { href: href("sessions", ticket.session, { principal: ticket.principal }) }, "Its session") : null,
       ticket.executed_by && ticket.executed_by !== ticket.call
         ? h("a", { href: href("calls", ticket.executed_by) }, "The call that carried it out")
@@ -223,7 +223,7 @@ class Approval {
         h("p", {}, said(rule.rule, { class: "strong" }), rule.source ? h("span", { class: "quiet-text" }, " · ", said(rule.source)) : null),
         rule.message ? h("p", {}, said(rule.message)) : null,
         rule.when ? h("pre", { tabindex: "0" }, h("code", {}, said(rule.when))) : null,
-        rule.reads?.length ? h("p", { class: "quiet-text" }, "It looks at ", said(rule.reads.join(", ")), ".") : null,
+        looked(rule),
       ),
     );
     const patch = ticket.patch?.length ? h("details", {}, h("summary", {}, "What an approver has changed"), layout(ticket.patch)) : null;
@@ -280,13 +280,18 @@ class Approval {
             {},
             clock(each.at),
             " ",
-            h("strong", {}, eventWord(each.event)),
-            each.author ? [" by ", said(each.author)] : null,
+            h("strong", {}, this.edited(each) ? "edited" : eventWord(each.event)),
+            each.author ? [" by ", said(each.author === this.ticket.principal ? this.ticket.principal_name || each.author : each.author)] : null,
             each.reason ? h("div", { class: "quiet-text" }, said(each.reason)) : null,
           ),
         ),
       ),
     );
+  }
+
+  /** Whether it began with somebody who put it in another one's place. */
+  edited(entry) {
+    return entry.event === "open" && this.ticket.edited_from && entry.author !== this.ticket.principal;
   }
 
   /** Edit the arguments in place of the action. */
@@ -327,6 +332,16 @@ class Approval {
     const to = queue[queue.indexOf(this.id) + by];
     if (to) go("approvals", to);
   }
+}
+
+/** What a rule looks at: the values that this action has there, and what else. */
+function looked({ reads = [], values = {} }) {
+  const shown = Object.keys(values);
+  const rest = reads.filter((name) => !shown.some((each) => each === name || each.startsWith(`${name}.`) || each.startsWith(`${name}[`)));
+  return [
+    shown.length ? layout(values) : null,
+    rest.length ? h("p", { class: "quiet-text" }, shown.length ? "It also looks at " : "It looks at ", said(rest.join(", ")), ".") : null,
+  ];
 }
 
 /** What of an object says something. */

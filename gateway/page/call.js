@@ -10,7 +10,12 @@ import { ago, ofNs, usd } from "./when.js";
 
 export async function call(app, place) {
   const path = `/-/calls/${encodeURIComponent(place.id)}`;
-  const [row, told] = await Promise.all([app.api.get(path), app.api.get(`${path}/explain`)]);
+  const found = await Promise.all([app.api.get(path), app.api.get(`${path}/explain`)]).catch((error) => {
+    if (error.status !== 404 || !place.query.approval) throw error;
+    return null;
+  });
+  if (!found) return waits(place);
+  const [row, told] = found;
   const node = h(
     "div",
     { class: "view" },
@@ -39,6 +44,7 @@ export async function call(app, place) {
       usd(row.cost_usd),
     ),
     told.message ? h("p", {}, said(told.message)) : null,
+    row.grants?.length ? h("p", {}, h("a", { href: href("grants") }, "A grant"), " let it go on: ", h("code", {}, row.grants.join(", "))) : null,
     changes(told),
     rules("Rules that contributed", told.rules),
     told.later?.map(later),
@@ -46,6 +52,16 @@ export async function call(app, place) {
     bodies(row),
   );
   return { title: `Call ${place.id}`, node, keys: { u: () => go("calls") } };
+}
+
+/** A call is on record once it has ended: until then its approval is what there is of it. */
+function waits(place) {
+  const approval = h("a", { href: href("approvals", place.query.approval) }, "its approval");
+  return {
+    title: "A call that waits",
+    node: h("section", { class: "nothing" }, h("h1", { tabindex: "-1" }, "This call still waits"), h("p", {}, "It is on record once it has ended. See ", approval, ".")),
+    keys: { u: () => go("approvals", place.query.approval) },
+  };
 }
 
 function changes(told) {

@@ -192,7 +192,7 @@ export class Decision {
       succeeded: "It was carried out.",
       failed: "It was carried out, and failed.",
       denied: "Denied. It was not sent.",
-      expired: "Nobody decided in time. It was not sent.",
+      expired: "Its time is over. It was not sent.",
       withdrawn: "Withdrawn. It was not sent.",
     };
     return [words[state] ?? state, result ? ` The answer was ${result.status} (${result.content_type}).` : ""];
@@ -221,7 +221,7 @@ class GrantForm {
     this.condition = h("input", {
       spellcheck: "false",
       autocapitalize: "none",
-      placeholder: "double(tool.args.amount) <= 500.0",
+      placeholder: ticket.tool ? "double(tool.args.amount) <= 500.0" : '!texts.exists(text, text.contains("payroll"))',
       class: "code",
     });
     this.note = h("input", { maxlength: "500" });
@@ -238,7 +238,7 @@ class GrantForm {
             field(
               "Only where",
               this.condition,
-              "A CEL condition over what rules read. Empty: every call of this tool that the rule would hold.",
+              `A CEL condition over what rules read. Empty: every call of ${ticket.tool ? "this tool" : "a model"} that the rule would hold.`,
             ),
             field("Note", this.note),
           );

@@ -6,6 +6,8 @@ import { empty, heading, table } from "./table.js";
 import { said } from "./text.js";
 import { ago, left } from "./when.js";
 
+const SHOWN = 5;
+
 export async function grants(app) {
   const node = h("div", { class: "view" });
   const load = async () => {
@@ -37,16 +39,30 @@ function list(app, rows, load) {
       },
       { head: "Where", cell: (row) => (row.condition ? h("code", {}, said(row.condition)) : "always") },
       { head: "Uses left", kind: "number", cell: (row) => row.uses ?? "any" },
-      { head: "Time left", cell: (row) => (row.revoked_at ? ["revoked ", ago(row.revoked_at)] : left(row.expires_at)) },
+      { head: "Time left", cell: (row) => (row.revoked_at ? ["revoked ", ago(row.revoked_at)] : lasting(row)) },
       {
         head: "By",
         cell: (row) => [said(row.author), row.ticket ? [" · ", h("a", { href: href("approvals", row.ticket) }, "approval")] : null],
       },
+      { head: "Used by", cell: (row) => usedBy(row) },
       { head: "", cell: (row) => (row.live === false || row.revoked_at || !app.can("approve") ? null : revoke(app, row, load)) },
     ],
     rows,
     { caption: "Grants" },
   );
+}
+
+/** The latest calls that went by it. */
+function usedBy({ calls = [], more_calls: more }) {
+  if (!calls.length) return "nothing yet";
+  const links = calls.slice(0, SHOWN).map((each) => h("div", {}, h("a", { href: href("calls", each.call) }, ago(each.at))));
+  return more || calls.length > SHOWN ? [...links, "and more"] : links;
+}
+
+/** How long a grant goes on; one that does not count any more says why. */
+function lasting(row) {
+  if (row.live !== false) return left(row.expires_at);
+  return row.uses === 0 ? "used up" : "over";
 }
 
 function revoke(app, row, load) {

@@ -1,5 +1,6 @@
 /** The page's beginning: the one place that knows every part. */
 
+import { account } from "./account.js";
 import { Api } from "./api.js";
 import { approval } from "./approval.js";
 import { approvals } from "./approvals.js";
@@ -37,6 +38,7 @@ const VIEWS = {
   rules: { label: "Rules", show: rules },
   people: { label: "People", show: people, need: "admin" },
   grants: { show: grants, within: "approvals" },
+  account: { show: account },
 };
 
 class App {
@@ -185,6 +187,7 @@ class App {
 
   tick() {
     tick(document, this.api.now());
+    if (this.me && !this.door && this.api.attention.untold) this.api.send("GET", "/-/me").catch(() => null);
   }
 }
 

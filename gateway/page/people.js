@@ -134,6 +134,6 @@ function nothing() {
   return empty(
     "Nobody but the admin token",
     "Give everybody an account of their own: two votes of one token are one person's. Here, or in a terminal:",
-    "lockgate people add alice --permission approve --role finance",
+    "lockgate people create alice --permission approve --role finance",
   );
 }

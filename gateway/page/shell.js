@@ -3,8 +3,10 @@
 import { fill, h, icon } from "./dom.js";
 import { EXACT } from "./exact.js";
 import { href } from "./router.js";
+import { said } from "./text.js";
 
 const NOTE_MS = 8_000;
+const ROUNDED = "This browser rounds numbers beyond 2^53. Use a newer one to decide on actions that hold such.";
 const GLYPHS = {
   approvals: ["M2.5 8.5l3.5 3.5 7.5-8"],
   sessions: ["M3 4h10", "M3 8h7", "M3 12h4"],
@@ -31,6 +33,8 @@ export class Shell {
     this.theme = h("button", { type: "button", class: "quiet", on: { click: () => app.theme.turn() } });
     app.theme.addEventListener("changed", () => this.showTheme());
     this.showTheme();
+    const pressed = (event) => event.target.closest("button, summary") && !this.nodes.notes.contains(event.target);
+    document.addEventListener("click", (event) => pressed(event) && this.settle(), true); // before what is pressed says something new
     document.querySelector(".skip").addEventListener("click", (event) => {
       event.preventDefault();
       this.nodes.main.focus();
@@ -43,6 +47,8 @@ export class Shell {
     this.links = new Map(
       named.map(([name, view]) => [name, h("a", { href: href(name) }, icon(...GLYPHS[name]), h("span", {}, view.label))]),
     );
+    const name = me.name || me.id;
+    this.account = h("a", { class: "who", href: href("account"), "aria-label": `${name}: your account` }, said(name));
     this.badge = h("span", { class: "count", hidden: true });
     this.links.get("approvals").append(this.badge);
     fill(
@@ -56,23 +62,24 @@ export class Shell {
     fill(
       this.nodes.status,
       this.live,
-      h("span", { class: "who", title: `${me.permission}, by ${me.via}` }, me.name || me.id),
+      this.account,
       this.theme,
       h("button", { type: "button", class: "quiet", on: { click: () => this.app.shortcuts.help() } }, "Shortcuts"),
       h("button", { type: "button", class: "quiet", on: { click: () => this.app.logOut() } }, "Log out"),
     );
     this.showLive();
     this.nodes.frame.hidden = false;
-    if (!EXACT) this.note("This browser rounds numbers beyond 2^53. Use a newer one to decide on actions that hold such.", "bad", Infinity);
+    if (!EXACT) this.note(ROUNDED, "bad");
   }
 
   /** Mark the view that is shown, and close the menu. */
   at(view) {
-    for (const [name, link] of this.links) {
+    for (const [name, link] of [...this.links, ["account", this.account]]) {
       if (name === (this.views[view]?.within ?? view)) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
     this.unfold(false);
+    this.settle();
   }
 
   /** How many approvals wait: beside the link and in the window's title. */
@@ -95,13 +102,19 @@ export class Shell {
     fill(this.nodes.spoken, text);
   }
 
-  /** A note that goes away by itself; one of something bad stays until it is closed. */
+  /** A note that goes away by itself; one of something bad stays until it is closed, or somebody goes on. */
   note(text, kind = "good", lasting = kind === "bad" ? Infinity : NOTE_MS) {
     const close = h("button", { type: "button", class: "quiet", "aria-label": "Close this note" }, "×");
-    const note = h("div", { class: `toast ${kind}` }, h("span", {}, text), close);
+    const until = kind === "bad" && text !== ROUNDED ? { until: "next" } : {};
+    const note = h("div", { class: `toast ${kind}`, data: until }, h("span", {}, text), close);
     close.addEventListener("click", () => note.remove());
     this.nodes.notes.append(note);
     if (lasting !== Infinity) setTimeout(() => note.remove(), lasting);
+  }
+
+  /** Take away what went wrong before: whoever presses something has seen it, and another view is not the place for it. */
+  settle() {
+    for (const note of this.nodes.notes.querySelectorAll("[data-until=next]")) note.remove();
   }
 
   /** Ask in a dialog; what is chosen, or null. `actions` are `{value, label, kind}`; the first has the focus. */
@@ -116,7 +129,7 @@ export class Shell {
       h(
         "div",
         { class: "actions" },
-        h("button", { type: "button", class: "quiet", on: { click: () => dialog.close("") } }, "Cancel"),
+        h("button", { type: "button", class: "quiet", on: { click: () => dialog.close("") } }, actions.length ? "Cancel" : "Close"),
         buttons,
       ),
     );

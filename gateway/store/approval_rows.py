@@ -51,6 +51,12 @@ def ticket_values(ticket: Ticket) -> tuple[Any, ...]:
     )
 
 
+def size_of(values: Sequence[Any]) -> int:
+    """The bytes of what a ticket (`TICKET_COLUMNS`) is about, as they stand in its row."""
+    *_, shown, origin, _encoding, body = values
+    return len(shown.encode()) + len(origin.encode()) + len(body)
+
+
 def step_values(ticket: Ticket) -> tuple[Any, ...]:
     """`STEP_COLUMNS` of a ticket."""
     return (

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from gateway.core.approval import Demand, Event, Grant, Result, State, Ticket, Vote
-from gateway.core.approval_steps import claimable, delivered, happened, opened, overdue, released, replaced, voted
-from gateway.store.approval_rows import HISTORY_FIELDS, reply_of
+from gateway.core.approval_bounds import Bounds
+from gateway.core.approval_steps import answered, claimable, delivered, happened, opened, overdue, released, replaced, voted
+from gateway.store.approval_rows import HISTORY_FIELDS, reply_of, ticket_values
 from gateway.store.approvals_protocol import Claim, KeptAnswer, Notice, Notify, TicketFilter
 from gateway.store.approvals_sql import (
     add_vote,
@@ -23,7 +24,7 @@ from gateway.store.approvals_sql import (
 )
 from gateway.store.claims import link_released
 from gateway.store.database import Connection
-from gateway.store.grants_sql import add_grant, all_live, list_grants, revoke_grant, use_grants
+from gateway.store.grants_sql import add_grant, all_live, list_grants, revoke_grant, use_grants, uses_of
 from gateway.store.journal import OpenCalls
 from gateway.store.reader import Reader
 from gateway.store.rows import text
@@ -43,6 +44,9 @@ DELETE FROM kept_answers WHERE rowid IN (SELECT rowid FROM kept_answers WHERE ex
 _OLD_RESULTS: Final = """
 DELETE FROM approval_results WHERE ticket IN (SELECT ticket FROM approval_results WHERE at_ns < ? ORDER BY at_ns LIMIT ?)
 """
+_OLD_NOTICES: Final = """
+DELETE FROM outbox WHERE rowid IN (SELECT rowid FROM outbox WHERE done_ns < ? AND kind != 'unknown' ORDER BY done_ns LIMIT ?)
+"""
 
 
 class SqliteApprovals:
@@ -56,11 +60,9 @@ class SqliteApprovals:
     def tell(self, notify: Notify) -> None:
         self._calls.notify = notify
 
-    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, most_each: int | None = None,
-                   kept: KeptAnswer | None = None) -> Ticket:
+    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, bounds: Bounds, kept: KeptAnswer | None = None) -> Ticket:
         return await self._write(
-            lambda connection: open_ticket(
-                connection, ticket, notices, bounds=(most, most_each), kept=kept, notify=self._calls.notify))
+            lambda connection: open_ticket(connection, ticket, notices, bounds=bounds, kept=kept, notify=self._calls.notify))
 
     async def find(self, principal: str, presented: str) -> Ticket | None:
         return await self._read(lambda connection: found(connection, principal, presented))
@@ -86,10 +88,10 @@ class SqliteApprovals:
 
     async def replace(self, ticket_id: str, edited: Ticket, notices: Sequence[Notice] = (), *, author: str, now_ns: int) -> Ticket:
         def write(connection: Connection) -> Ticket:
-            new = opened(edited)
+            new = opened(edited, author)
             change = replaced(expected(connection, ticket_id), edited, author=author, now_ns=now_ns)
             write_step(connection, change, notify=self._calls.notify)
-            return insert(connection, new, notices, notify=self._calls.notify)
+            return insert(connection, new, notices, notify=self._calls.notify, row=ticket_values(edited))
 
         return await self._write(write)
 
@@ -112,6 +114,14 @@ class SqliteApprovals:
             change = delivered(expected(connection, ticket_id), now_ns)
             if change is not None:
                 write_step(connection, change, notify=self._calls.notify)
+
+        await self._write(write)
+
+    async def answer(self, ticket_id: str, result: Result, *, now_ns: int) -> None:
+        def write(connection: Connection) -> None:
+            change = answered(expected(connection, ticket_id), now_ns)
+            if change is not None:
+                write_step(connection, change, notify=self._calls.notify, result=result)
 
         await self._write(write)
 
@@ -138,6 +148,7 @@ class SqliteApprovals:
             swept = [write_step(connection, change, notify=self._calls.notify) for change in changes if change is not None]
             connection.execute(_OLD_ANSWERS, (now_ns, max(limit, 0)))
             connection.execute(_OLD_RESULTS, (results_before_ns, max(limit, 0)))
+            connection.execute(_OLD_NOTICES, (results_before_ns, max(limit, 0)))
             return swept
 
         return await self._write(write)
@@ -146,6 +157,9 @@ class SqliteApprovals:
                      limit: int = 1000) -> Sequence[Grant]:
         return await self._read(
             lambda connection: list_grants(connection, rule=rule, principal=principal, live_at_ns=live_at_ns, limit=limit))
+
+    async def uses(self, grants: Sequence[str], limit: int) -> Mapping[str, Sequence[tuple[str, int]]]:
+        return await self._read(lambda connection: uses_of(connection, grants, limit))
 
     async def grant(self, grant: Grant) -> None:
         await self._write(lambda connection: add_grant(connection, grant))

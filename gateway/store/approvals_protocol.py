@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 from gateway.call import JsonObject
 from gateway.core.approval import Demand, Event, Grant, Result, State, Ticket, Vote
+from gateway.core.approval_bounds import Bounds, Full
 from gateway.errors import StoreError
 
 
@@ -32,7 +33,11 @@ class Unclaimed:
 
 
 class QueueFullError(StoreError):
-    """As many approvals are pending as may be. Try again when people have decided on some of them."""
+    """As many approvals are pending as may be, or were asked for by one caller: `full` says which bound it is, and when to come back."""
+
+    def __init__(self, full: Full) -> None:
+        super().__init__(full.message)
+        self.full = full
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Notice:
 @dataclass(frozen=True, slots=True)
 class TicketFilter:
     """Which approvals to list: oldest first, or with `newest` the other way; empty fields do not filter. `after` is the id of the last of
-    the page before.
+    the page before; `asker` the id of a principal, or its name.
     """
 
     states: tuple[State, ...] = ()
@@ -74,6 +79,7 @@ class TicketFilter:
     route: str | None = None
     kind: str | None = None
     principal: str | None = None
+    asker: str | None = None
     session: str | None = None
     team: str | None = None
     shape: str | None = None
@@ -82,6 +88,11 @@ class TicketFilter:
     after: str | None = None
     newest: bool = False
     limit: int = 50
+
+
+def waits_of(call_id: str) -> TicketFilter:
+    """The approval that a call which is not on record yet has opened: it waits for that, or for what is done under it."""
+    return TicketFilter(states=(State.PENDING, State.APPROVED, State.EXECUTING, State.UNKNOWN), call_id=call_id, newest=True, limit=1)
 
 
 Notify: TypeAlias = Callable[[Ticket, str, int], Sequence[Notice]]
@@ -107,10 +118,9 @@ class Approvals(Protocol):
         """
         ...
 
-    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, most_each: int | None = None,
-                   kept: KeptAnswer | None = None) -> Ticket:
+    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, bounds: Bounds, kept: KeptAnswer | None = None) -> Ticket:
         """Add a ticket with its notices, or give the one that there is for the same principal and presented digest, where something may
-        still come of it (`State` in `OPEN`) and its time is not over. Raises `QueueFullError` where `most` are pending already.
+        still come of it (`State` in `OPEN`) and its time is not over. Raises `QueueFullError` where `bounds` do not allow another one.
 
         `kept` is kept where the ticket that is given back is of the same action.
         """
@@ -179,6 +189,10 @@ class Approvals(Protocol):
         """Note that the caller has had the result."""
         ...
 
+    async def answer(self, ticket_id: str, result: Result, *, now_ns: int) -> None:
+        """People have let pass what came of a ticket (`Ticket.next`): it is what its caller gets. Nothing where nothing waits for that."""
+        ...
+
     async def kept(self, principal: str, presented: str, *, now_ns: int) -> KeptAnswer | None:
         """The answer that is kept for a request."""
         ...
@@ -197,13 +211,18 @@ class Approvals(Protocol):
 
     async def sweep(self, *, now_ns: int, results_before_ns: int, limit: int = 200) -> Sequence[Ticket]:
         """Expire or escalate what is due, and forget results and kept answers that are: the tickets that changed, without results, `limit`
-        at most. Escalating begins the time of `patience_s` again, once.
+        at most. With the results go notices that were delivered, but for those of an unknown end: of that people are told once.
+        Escalating begins the time of `patience_s` again, once.
         """
         ...
 
     async def grants(self, *, rule: str | None = None, principal: str | None = None, live_at_ns: int | None = None,
                      limit: int = 1000) -> Sequence[Grant]:
         """Grants, newest first."""
+        ...
+
+    async def uses(self, grants: Sequence[str], limit: int) -> Mapping[str, Sequence[tuple[str, int]]]:
+        """Of each of these grants the latest calls that used it, the latest first, and when: `limit` of each."""
         ...
 
     async def grant(self, grant: Grant) -> None:
@@ -325,16 +344,17 @@ class People(Protocol):
         """What was done to an account, newest first."""
         ...
 
-    async def attempt(self, name: bytes, *, now_ns: int, most: int, lock_until_ns: int) -> int | None:
+    async def attempt(self, counts: Mapping[bytes, int], *, now_ns: int, lock_until_ns: int) -> int | None:
         """Count a password that is about to be looked at, before it is: several at once are no more guesses than one after another.
 
-        `name` stands for the name that was given, which need not be anybody's. The `most`th in a row without a right one among them locks
-        it until then. Gives None where it may be looked at, else until when it is locked.
+        It is counted under each of these names, which stand for the name that was given, which need not be anybody's, and for where it came
+        from. The last in a row of as many as stand beside a name, without a right one among them, locks that one until then. Gives None
+        where it may be looked at, else until when one of them is locked; then it counts nowhere.
         """
         ...
 
-    async def forgive(self, name: bytes) -> None:
-        """It was right, or an operator says so: nothing is counted any more."""
+    async def forgive(self, names: Sequence[bytes]) -> None:
+        """It was right, or an operator says so: nothing is counted any more under names that begin with one of these."""
         ...
 
     async def log_in(self, login: Login) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from gateway.core.approval import OPEN, NotPossibleError, Result, Ticket, Vote
+from gateway.core.approval_bounds import Bounds, Full, Queue, asked
 from gateway.core.approval_steps import TOLD, Entry, Moved, opened, overdue
 from gateway.store.approval_rows import (
     ENTRY_COLUMNS,
@@ -19,6 +20,7 @@ from gateway.store.approval_rows import (
     notice_values,
     result_of,
     result_values,
+    size_of,
     step_values,
     stored,
     ticket_of,
@@ -37,6 +39,7 @@ def _marks(columns: Sequence[str]) -> str:
 
 # Built from constants of this package: no value of anybody's stands in a statement.
 _COLUMNS: Final = ", ".join(TICKET_COLUMNS)
+_CHANGED_AT: Final = TICKET_COLUMNS.index("changed")
 _OPEN: Final = "state IN ('pending', 'approved', 'executing', 'unknown')"  # `OPEN`, in the words of the partial indices
 _INSERT: Final = f"INSERT INTO approvals ({_COLUMNS}) VALUES ({_marks(TICKET_COLUMNS)})"  # noqa: S608
 _STEP: Final = f"UPDATE approvals SET ({', '.join(STEP_COLUMNS)}) = ({_marks(STEP_COLUMNS)}) WHERE id = ?"  # noqa: S608
@@ -52,8 +55,10 @@ INSERT OR REPLACE INTO kept_answers (principal, presented, call_id, at_ns, expir
 """
 _CHANGED: Final = "UPDATE counters SET value = value + 1 WHERE name = 'approvals_generation'"
 _GENERATION: Final = "SELECT value FROM counters WHERE name = 'approvals_generation'"
-_PENDING_EACH: Final = "SELECT count(*) FROM (SELECT 1 FROM approvals WHERE state = 'pending' AND principal = ? LIMIT ?)"
-_PENDING: Final = "SELECT count(*) FROM (SELECT 1 FROM approvals WHERE state = 'pending' LIMIT ?)"
+_QUEUES: Final = "SELECT principal, pending, size, full_ns FROM approval_queues WHERE principal IN ('', ?)"
+_ASKED: Final = """
+INSERT INTO approval_queues (principal, pending, size, full_ns) VALUES (?, 0, 0, ?) ON CONFLICT DO UPDATE SET full_ns = excluded.full_ns
+"""
 
 _BY_ID: Final = f"SELECT {_COLUMNS} FROM approvals WHERE id = ?"  # noqa: S608
 _PRESENTED: Final = f"SELECT {_COLUMNS} FROM approvals WHERE principal = ? AND presented = ? AND {_OPEN}"  # noqa: S608
@@ -125,6 +130,9 @@ def listed(connection: Connection, wanted: TicketFilter) -> list[Ticket]:
         if getattr(wanted, name) is not None:
             conditions.append(f"{name} = ?")
             values.append(text(getattr(wanted, name)))
+    if wanted.asker is not None:
+        conditions.append("? IN (principal, principal_name)")
+        values.append(text(wanted.asker))
     if wanted.after is not None:
         further = "<" if wanted.newest else ">"
         conditions.append(f"(created_ns, id) {further} (SELECT created_ns, id FROM approvals WHERE id = ?)")  # noqa: S608
@@ -139,10 +147,10 @@ def due(connection: Connection, now_ns: int, limit: int) -> list[Ticket]:
     return _page(connection, _DUE, (now_ns, max(limit, 0)))
 
 
-def insert(connection: Connection, change: Moved, notices: Iterable[Notice], *, notify: Notify) -> Ticket:
-    """Write a new ticket."""
+def insert(connection: Connection, change: Moved, notices: Iterable[Notice], *, notify: Notify, row: Sequence[Any]) -> Ticket:
+    """Write a new ticket; `row` are its `ticket_values`."""
     ticket = replace(stored(change.ticket), changed=next_generation(connection))
-    connection.execute(_INSERT, ticket_values(ticket))
+    connection.execute(_INSERT, (*row[:_CHANGED_AT], ticket.changed, *row[_CHANGED_AT + 1:]))
     _write_down(connection, ticket, change.entries, notices, notify)
     return ticket
 
@@ -160,26 +168,33 @@ def write_step(
     return ticket
 
 
-def open_ticket(connection: Connection, ticket: Ticket, notices: Iterable[Notice], *, bounds: tuple[int, int | None],
+def open_ticket(connection: Connection, ticket: Ticket, notices: Iterable[Notice], *, bounds: Bounds,
                 kept: KeptAnswer | None, notify: Notify) -> Ticket:
-    """See `Approvals.open`; `bounds` are how many may be pending, in all and of one caller."""
-    most, most_each = bounds
-    new = opened(ticket)
+    """See `Approvals.open`."""
+    new, row = opened(ticket), ticket_values(ticket)
     there = found(connection, ticket.principal, ticket.presented)
     late = None if there is None else overdue(there, ticket.created_ns)
     now = late.ticket if late is not None else there
     is_new = now is None or now.state not in OPEN
-    if is_new and connection.execute(_PENDING, (most,)).fetchone()[0] >= most:
-        raise QueueFullError(f"{most} approvals are pending already.")
-    if is_new and most_each is not None and (
-            connection.execute(_PENDING_EACH, (text(ticket.principal), most_each)).fetchone()[0] >= most_each):
-        raise QueueFullError(f"{most_each} approvals of this caller are pending already.")
+    asks_ns = _room(connection, ticket, bounds, row) if is_new else 0  # it refuses before anything is changed
     if late is not None:
         now = write_step(connection, late, notify=notify)
-    now = insert(connection, new, notices, notify=notify) if now is None or is_new else now
+    if now is None or is_new:
+        connection.execute(_ASKED, (text(ticket.principal), asks_ns))
+        now = insert(connection, new, notices, notify=notify, row=row)
     if kept is not None and now.digest == ticket.digest:
         keep(connection, kept, now_ns=ticket.created_ns)
     return now
+
+
+def _room(connection: Connection, ticket: Ticket, bounds: Bounds, row: Sequence[Any]) -> int:
+    """How often its caller has asked lately once this ticket is opened. Raises `QueueFullError`."""
+    whose = text(ticket.principal)
+    queues = {principal: Queue(*numbers) for principal, *numbers in connection.execute(_QUEUES, (whose,))}
+    found = asked(bounds, queues[""], queues.get(whose, Queue()), size_of(row), ticket.created_ns)
+    if isinstance(found, Full):
+        raise QueueFullError(found)
+    return found
 
 
 def keep(connection: Connection, kept: KeptAnswer, *, now_ns: int) -> None:

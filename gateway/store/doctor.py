@@ -151,7 +151,8 @@ INVARIANTS: Final = (
     Invariant(
         "session-counts-its-calls",
         "WITH begun AS (SELECT key, session, count(*) AS times FROM calls JOIN sessions ON principal = key AND sessions.id = session "
-        "WHERE seq >= first_seq AND provider != '' AND seq NOT IN (SELECT seq FROM plans WHERE part_of != '') GROUP BY key, session) "
+        "WHERE seq >= first_seq AND provider != '' AND (seq NOT IN (SELECT seq FROM plans WHERE part_of != '') "
+        "OR seq IN (SELECT seq FROM call_approvals WHERE fence > 0)) GROUP BY key, session) "
         "SELECT principal, id AS session, sessions.calls AS counted, coalesce(times, 0) AS on_record FROM sessions "
         "LEFT JOIN begun ON key = principal AND session = id "
         "WHERE counted < on_record OR (counted > on_record AND EXISTS (SELECT 1 FROM calls AS first WHERE first.seq = first_seq))",

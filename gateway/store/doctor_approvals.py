@@ -26,6 +26,16 @@ APPROVAL_INVARIANTS: Final = (
         "an approval went a way that there is none, or is not in the state that its history ends in",
     ),
     Invariant(
+        "queue-is-what-is-pending",
+        "WITH each(principal, size) AS (SELECT principal, length(CAST(shown AS BLOB)) + length(CAST(origin AS BLOB)) + length(body) "
+        "FROM approvals WHERE state = 'pending'), there(principal, n, bytes) AS (SELECT principal, count(*), sum(size) FROM each "
+        "GROUP BY principal UNION ALL SELECT '', count(*), coalesce(sum(size), 0) FROM each) "
+        "SELECT approval_queues.principal, pending, coalesce(n, 0), size, coalesce(bytes, 0) FROM approval_queues "
+        "LEFT JOIN there USING (principal) WHERE (pending, size) IS NOT (coalesce(n, 0), coalesce(bytes, 0)) "
+        "UNION ALL SELECT principal, 0, n, 0, bytes FROM there WHERE principal NOT IN (SELECT principal FROM approval_queues)",
+        "what is counted as pending, in all (no principal) or of one caller, is not what is: bounds of `[approvals]` count wrongly",
+    ),
+    Invariant(
         "approval-is-claimed-once",
         "SELECT ticket, fence, call_id FROM (SELECT ticket, fence, call_id, event, "
         "lag(event, 1, '') OVER (PARTITION BY ticket ORDER BY id) AS before FROM approval_events "
@@ -52,8 +62,10 @@ APPROVAL_INVARIANTS: Final = (
     ),
     Invariant(
         "nobody-approves-their-own",
-        "SELECT ticket, person FROM approval_votes JOIN approvals ON approvals.id = ticket WHERE person IN (principal, owner)",
-        "somebody voted on what they asked for themselves, or what a key of theirs did",
+        "SELECT ticket, person FROM approval_votes JOIN approvals ON approvals.id = ticket WHERE person IN (principal, owner) "
+        "OR (on_behalf_of != '' AND (person = on_behalf_of "
+        "OR substr(person, 1, length(on_behalf_of) + 6) = 'oidc:' || on_behalf_of || '@'))",
+        "somebody voted on what they asked for themselves, what a key of theirs did, or what was asked for on their behalf",
     ),
     Invariant(
         "votes-are-on-this-action",

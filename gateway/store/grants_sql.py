@@ -24,6 +24,7 @@ _LISTED_OF: Final = _LISTED.replace("(:rule IS NULL OR rule = :rule) AND (:princ
 _LIVE: Final = f"SELECT 1 FROM grants WHERE id = :id AND (:principal IS NULL OR principal = :principal) AND {_LIVE_IS}"  # noqa: S608
 _USE: Final = "UPDATE grants SET uses = uses - 1 WHERE id = ?"  # NULL stays NULL
 _USED: Final = "INSERT INTO grant_uses (grant_id, call_id, at_ns) VALUES (?, ?, ?)"
+_USES: Final = "SELECT call_id, at_ns FROM grant_uses WHERE grant_id = ? ORDER BY id DESC LIMIT ?"
 _REVOKE: Final = f"UPDATE grants SET revoked_ns = :now_ns, revoked_by = :author WHERE id = :id AND {_LIVE_IS}"  # noqa: S608
 
 
@@ -54,6 +55,11 @@ def use_grants(connection: Connection, grants: Iterable[str], *, call_id: str, n
     for each in dict.fromkeys(grants):
         connection.execute(_USE, (text(each),))
         connection.execute(_USED, (text(each), text(call_id), now_ns))
+
+
+def uses_of(connection: Connection, grants: Iterable[str], limit: int) -> dict[str, list[tuple[str, int]]]:
+    """See `Approvals.uses`."""
+    return {each: connection.execute(_USES, (text(each), max(limit, 0))).fetchall() for each in grants}
 
 
 def revoke_grant(connection: Connection, grant_id: str, *, author: str, now_ns: int) -> bool:

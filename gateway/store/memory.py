@@ -142,7 +142,7 @@ class MemoryJournal:
         if entry is None:
             return None
         parts = [each.call["id"] for each in self._entries.values() if each.part_of == call_id]
-        return detail_json(replace(self._linked(entry), parts=parts))
+        return detail_json(replace(self._linked(entry), parts=parts, grants=self._approvals.grants_of(call_id)))
 
     async def decided(self, since_ns: int, after: str | None, limit: int) -> Sequence[DecidedCall]:
         page: list[DecidedCall] = []

@@ -7,9 +7,11 @@ from typing import Any
 
 from gateway.call import CallRecord
 from gateway.core.approval import OPEN, Demand, Event, Grant, NotPossibleError, Result, State, Ticket, Vote
+from gateway.core.approval_bounds import Bounds, Full, Queue, asked
 from gateway.core.approval_steps import (
     TOLD,
     Moved,
+    answered,
     claimable,
     delivered,
     finished,
@@ -31,6 +33,7 @@ from gateway.store.approval_rows import (
     reply_of,
     result_of,
     result_values,
+    size_of,
     stored,
     ticket_of,
     ticket_values,
@@ -48,6 +51,7 @@ class MemoryGrants:
 
     def __init__(self) -> None:
         self._grants: dict[str, Grant] = {}
+        self.uses: list[tuple[str, str, int]] = []  # which, by which call, and when
 
     def add(self, grant: Grant) -> None:
         """Add one. Raises `StoreError` if the id exists."""
@@ -61,11 +65,12 @@ class MemoryGrants:
         there = [self._grants.get(text(each)) for each in grants]
         return all(each is not None and each.live(now_ns) and principal in (None, each.principal) for each in there)
 
-    def use(self, grants: Iterable[str]) -> None:
+    def use(self, grants: Iterable[str], call_id: str, now_ns: int) -> None:
         """Use each of them once."""
         for each in dict.fromkeys(map(text, grants)):
             grant = self._grants[each]
             self._grants[each] = replace(grant, uses=None if grant.uses is None else grant.uses - 1)
+            self.uses.append((each, text(call_id), now_ns))
 
     def revoke(self, grant_id: str, author: str, now_ns: int) -> bool:
         """See `Approvals.revoke`."""
@@ -96,26 +101,27 @@ class MemoryApprovals:
         self._kept: dict[tuple[str, str], tuple[str, tuple[Any, ...], int]] = {}
         self._results_ns: dict[str, int] = {}
         self._grants = MemoryGrants()
+        self._queues: defaultdict[str, Queue] = defaultdict(Queue)  # by principal, and of all together under ''
         self._generation = 0
 
     def tell(self, notify: Notify) -> None:
         self._notify = notify
 
-    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, most: int, most_each: int | None = None,
-                   kept: KeptAnswer | None = None) -> Ticket:
-        new = opened(ticket_of(ticket_values(ticket)))
+    async def open(self, ticket: Ticket, notices: Sequence[Notice] = (), *, bounds: Bounds, kept: KeptAnswer | None = None) -> Ticket:
+        row = ticket_values(ticket)
+        new, whose = opened(ticket_of(row)), text(ticket.principal)
         there = self._found(ticket.principal, ticket.presented)
         late = None if there is None else overdue(there, ticket.created_ns)
         now = late.ticket if late is not None else there
         is_new = now is None or now.state not in OPEN
-        if is_new and self._states[State.PENDING] >= most:
-            raise QueueFullError(f"{most} approvals are pending already.")
-        mine = (each for each in self._tickets.values() if each.state is State.PENDING and each.principal == new.ticket.principal)
-        if is_new and most_each is not None and sum(1 for _ in mine) >= most_each:
-            raise QueueFullError(f"{most_each} approvals of this caller are pending already.")
+        full_ns = asked(bounds, self._queues[""], self._queues[whose], size_of(row), ticket.created_ns) if is_new else 0
+        if isinstance(full_ns, Full):
+            raise QueueFullError(full_ns)
         if late is not None:
             now = self._keep(late)
-        now = self._insert(new, notices) if now is None or is_new else now
+        if now is None or is_new:
+            self._queues[whose] = replace(self._queues[whose], full_ns=full_ns)
+            now = self._insert(new, notices)
         if kept is not None and now.digest == ticket.digest:
             self._kept[text(kept.principal), text(kept.presented)] = text(kept.call_id), kept_values(kept), kept.expires_ns
         return now
@@ -151,7 +157,7 @@ class MemoryApprovals:
         return self._keep(change, notices if now.state is not State.PENDING else ())
 
     async def replace(self, ticket_id: str, edited: Ticket, notices: Sequence[Notice] = (), *, author: str, now_ns: int) -> Ticket:
-        new = opened(ticket_of(ticket_values(edited)))
+        new = opened(ticket_of(ticket_values(edited)), author)
         self._keep(replaced(self._expected(ticket_id), edited, author=author, now_ns=now_ns))
         return self._insert(new, notices)
 
@@ -175,6 +181,11 @@ class MemoryApprovals:
         change = delivered(self._expected(ticket_id), now_ns)
         if change is not None:
             self._keep(change)
+
+    async def answer(self, ticket_id: str, result: Result, *, now_ns: int) -> None:
+        change = answered(self._expected(ticket_id), now_ns)
+        if change is not None:
+            self._keep(change, result=result)
 
     async def kept(self, principal: str, presented: str, *, now_ns: int) -> KeptAnswer | None:
         call_id, packed, expires_ns = self._kept.get((text(principal), text(presented)), ("", (), 0))
@@ -201,20 +212,24 @@ class MemoryApprovals:
         for ticket_id in [each for each, at_ns in self._results_ns.items() if at_ns < results_before_ns]:
             del self._results_ns[ticket_id]
             self._tickets[ticket_id] = replace(self._tickets[ticket_id], result=None)
+        self._outbox.forget(results_before_ns, limit)
         return swept
 
     async def grants(self, *, rule: str | None = None, principal: str | None = None, live_at_ns: int | None = None,
                      limit: int = 1000) -> Sequence[Grant]:
         return self._grants.list(None if rule is None else text(rule), None if principal is None else text(principal), live_at_ns, limit)
 
+    async def uses(self, grants: Sequence[str], limit: int) -> Mapping[str, Sequence[tuple[str, int]]]:
+        latest = self._grants.uses[::-1]
+        return {each: [use[1:] for use in latest if use[0] == text(each)][:max(limit, 0)] for each in grants}
+
     async def grant(self, grant: Grant) -> None:
         self._grants.add(grant)
 
     async def use(self, grants: Sequence[str], *, call_id: str, now_ns: int) -> bool:
-        _ = call_id
         if not self._grants.live(grants, now_ns):
             return False
-        self._grants.use(grants)
+        self._grants.use(grants, call_id, now_ns)
         return True
 
     async def revoke(self, grant_id: str, *, author: str, now_ns: int) -> bool:
@@ -224,6 +239,10 @@ class MemoryApprovals:
         return [dict(zip(HISTORY_FIELDS, values, strict=True)) for values in self._history.get(text(ticket_id), ())]
 
     # What the journal does with them.
+
+    def grants_of(self, call_id: str) -> Sequence[str]:
+        """The grants that a call has used."""
+        return tuple(dict.fromkeys(grant for grant, call, _at_ns in self._grants.uses if call == call_id))
 
     def can_take(self, intent: Intent) -> bool:
         """Whether the approval and the grants of an intent can be taken."""
@@ -238,7 +257,7 @@ class MemoryApprovals:
     def take(self, intent: Intent) -> None:
         """Take them."""
         record, claim = intent.record, intent.claim
-        self._grants.use(intent.grants)
+        self._grants.use(intent.grants, record.id, intent.now_ns)
         if claim is None:
             self.note(record)
         else:
@@ -273,6 +292,13 @@ class MemoryApprovals:
         live = [each for each in (*met, *there) if each.state in OPEN]
         return next(iter(live or met), None)
 
+    def _count(self, ticket: Ticket, sign: int) -> None:
+        """One more or one less is pending."""
+        size = size_of(ticket_values(ticket))
+        for whose in ("", ticket.principal):
+            queue = self._queues[whose]
+            self._queues[whose] = replace(queue, pending=queue.pending + sign, size=queue.size + sign * size)
+
     def _expected(self, ticket_id: str) -> Ticket:
         ticket = self._tickets.get(text(ticket_id))
         if ticket is None:
@@ -294,6 +320,9 @@ class MemoryApprovals:
         if result is not None:
             now = replace(now, result=result_of(result_values(result)))
             self._results_ns[now.id] = change.entries[-1].at_ns
+        waited = before is not None and before.state is State.PENDING
+        if waited != (now.state is State.PENDING):
+            self._count(now, -1 if waited else 1)
         if before is not None:
             self._states[before.state] -= 1
         self._states[now.state] += 1
@@ -308,6 +337,8 @@ class MemoryApprovals:
 
 def _fits(ticket: Ticket, wanted: TicketFilter) -> bool:
     if wanted.states and ticket.state not in wanted.states:
+        return False
+    if wanted.asker is not None and text(wanted.asker) not in (ticket.principal, ticket.principal_name):
         return False
     return all(getattr(wanted, name) is None or getattr(ticket, name) == text(getattr(wanted, name)) for name in _FILTERS)
 

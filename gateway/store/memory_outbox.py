@@ -33,6 +33,13 @@ class MemoryOutbox:
             values = notice_values(notice)
             self._entries.setdefault(values[0], _Entry(values, notice.due_ns))
 
+    def forget(self, before_ns: int, limit: int) -> None:
+        """Remove what was delivered before then, the oldest first, so many at the most; as `Approvals.sweep` says."""
+        old = sorted([(entry.done_ns, notice_id) for notice_id, entry in self._entries.items()
+                      if entry.done_ns is not None and entry.done_ns < before_ns and entry.values[2] != "unknown"])
+        for _done_ns, notice_id in old[:max(limit, 0)]:
+            del self._entries[notice_id]
+
     async def add(self, notices: Sequence[Notice]) -> None:
         self.put(notices)
 

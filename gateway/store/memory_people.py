@@ -1,6 +1,6 @@
 """Accounts of people and their logins in memory: the same promises as on SQLite."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.errors import StoreError
@@ -52,22 +52,27 @@ class MemoryPeople:
     async def history(self, person_id: str, limit: int) -> Sequence[Stamped]:
         return self._events.get(person_id, [])[::-1][:limit]
 
-    async def attempt(self, name: bytes, *, now_ns: int, most: int, lock_until_ns: int) -> int | None:
-        locked_ns = self._locked.get(name, now_ns)
-        if locked_ns > now_ns:
-            return locked_ns
-        self._locked.pop(name, None)
-        tries = self._tries.pop(name, 0) + 1
-        self._tries[name] = tries
-        if tries >= most:
-            self._tries[name] = 0
-            self._locked[name] = lock_until_ns
-        if len(self._tries) > MOST_NAMES:
-            await self.forgive(next(iter(self._tries)))
+    async def attempt(self, counts: Mapping[bytes, int], *, now_ns: int, lock_until_ns: int) -> int | None:
+        locked = [self._locked[name] for name in counts if self._locked.get(name, now_ns) > now_ns]
+        if locked:
+            return max(locked)
+        for name, most in counts.items():
+            self._locked.pop(name, None)
+            tries = self._tries.pop(name, 0) + 1
+            self._tries[name] = tries
+            if tries >= most:
+                self._tries[name] = 0
+                self._locked[name] = lock_until_ns
+            if len(self._tries) > MOST_NAMES:
+                self._forget(next(iter(self._tries)))
         return None
 
-    async def forgive(self, name: bytes) -> None:
-        self._tries.pop(name, None)
+    async def forgive(self, names: Sequence[bytes]) -> None:
+        for name in [each for each in self._tries if each.startswith(tuple(names))]:
+            self._forget(name)
+
+    def _forget(self, name: bytes) -> None:
+        self._tries.pop(name)
         self._locked.pop(name, None)
 
     async def log_in(self, login: Login) -> None:

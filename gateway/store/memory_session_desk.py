@@ -30,6 +30,7 @@ from gateway.store.session_rows import (
     session_row,
     use_entry,
     vote_entry,
+    waited,
 )
 
 _EVERY_TICKET: Final = 1_000_000
@@ -123,7 +124,8 @@ class MemorySessionDesk:
         numbers: dict[str, int] = {}
         for rows, use in seen.uses:
             n = numbers[rows.call["id"]] = numbers.get(rows.call["id"], -1) + 1
-            yield placed(use_entry(use, rows.call["id"]), (use["at_ns"], USES, f"{_number(seen, rows):020}.{n:010}"))
+            if not waited(use, rows.outcome or {}):
+                yield placed(use_entry(use, rows.call["id"]), (use["at_ns"], USES, f"{_number(seen, rows):020}.{n:010}"))
 
     async def _of_approvals(self, key: SessionKey) -> Entries:
         entries: Entries = []

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 APPLICATION_ID: Final = 0x4C4B4754  # "LKGT", what `file` and `PRAGMA application_id` show
 
 _USAGE = """
@@ -319,6 +319,41 @@ _SCHEMA_5: Final = (
     "PRAGMA user_version = 5",
 )
 
+# How much waits for people, in all and of each caller, kept because every approval that is opened is compared with it; `doctor` adds it
+# up again. Triggers keep it: whatever changes a state, the sums are those of the rows.
+_SCHEMA_6: Final = (
+    """CREATE TABLE approval_queues (
+    principal TEXT PRIMARY KEY,           -- '': all of them together
+    pending INTEGER NOT NULL,             -- how many are pending
+    size INTEGER NOT NULL,                -- the bytes of what those are about
+    full_ns INTEGER NOT NULL              -- how often it has asked lately, as rates are counted
+) STRICT, WITHOUT ROWID""",
+    """INSERT INTO approval_queues
+SELECT principal, count(*), sum(length(CAST(shown AS BLOB)) + length(CAST(origin AS BLOB)) + length(body)), 0
+FROM approvals INDEXED BY approvals_pending WHERE state = 'pending' GROUP BY principal""",
+    "INSERT INTO approval_queues SELECT '', coalesce(sum(pending), 0), coalesce(sum(size), 0), 0 FROM approval_queues",
+    """CREATE TRIGGER approvals_opened AFTER INSERT ON approvals WHEN NEW.state = 'pending' BEGIN
+    INSERT INTO approval_queues (principal, pending, size, full_ns) VALUES (NEW.principal, 0, 0, 0) ON CONFLICT DO NOTHING;
+    UPDATE approval_queues SET pending = pending + 1,
+        size = size + length(CAST(NEW.shown AS BLOB)) + length(CAST(NEW.origin AS BLOB)) + length(NEW.body)
+    WHERE principal IN ('', NEW.principal);
+END""",
+    """CREATE TRIGGER approvals_asked_again AFTER UPDATE OF state ON approvals WHEN NEW.state = 'pending' AND OLD.state != 'pending' BEGIN
+    INSERT INTO approval_queues (principal, pending, size, full_ns) VALUES (NEW.principal, 0, 0, 0) ON CONFLICT DO NOTHING;
+    UPDATE approval_queues SET pending = pending + 1,
+        size = size + length(CAST(NEW.shown AS BLOB)) + length(CAST(NEW.origin AS BLOB)) + length(NEW.body)
+    WHERE principal IN ('', NEW.principal);
+END""",
+    """CREATE TRIGGER approvals_decided AFTER UPDATE OF state ON approvals WHEN OLD.state = 'pending' AND NEW.state != 'pending' BEGIN
+    UPDATE approval_queues SET pending = pending - 1,
+        size = size - length(CAST(OLD.shown AS BLOB)) - length(CAST(OLD.origin AS BLOB)) - length(OLD.body)
+    WHERE principal IN ('', OLD.principal);
+END""",
+    "DROP INDEX approvals_pending",
+    "CREATE INDEX outbox_delivered ON outbox (done_ns) WHERE kind != 'unknown'",
+    "PRAGMA user_version = 6",
+)
+
 
 _STEPS: Final = (
     ("0001_journal_and_keys", _SCHEMA_1),
@@ -326,6 +361,7 @@ _STEPS: Final = (
     ("0003_money_and_rates", _SCHEMA_3),
     ("0004_routing", _SCHEMA_4),
     ("0005_approvals_people_sessions", _SCHEMA_5),
+    ("0006_approval_queues", _SCHEMA_6),
 )
 
 

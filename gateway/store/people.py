@@ -1,7 +1,7 @@
 """Accounts of people and their logins on SQLite. Every change of an account leaves a row that says who made it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from gateway.errors import StoreError
@@ -13,7 +13,7 @@ from gateway.store.rows import json_text, text
 from gateway.store.writer import Do, Writer
 
 MOST_LOGINS: Final = 20  # of one person; the oldest end
-MOST_NAMES: Final = 20_000  # that passwords were tried for; the oldest are forgotten
+MOST_NAMES: Final = 40_000  # that passwords were tried for; the oldest are forgotten
 
 _COLUMNS: Final = "id, name, permission, roles, teams, email, password, token, subject, created_ns, disabled_ns"
 _INSERT: Final = f"INSERT INTO people ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - a constant
@@ -37,7 +37,8 @@ _FORGET_NAMES: Final = """
 DELETE FROM login_attempts WHERE name IN (
     SELECT name FROM login_attempts ORDER BY at_ns LIMIT max(0, (SELECT count(*) FROM login_attempts) - ?))
 """
-_FORGIVE: Final = "DELETE FROM login_attempts WHERE name = ?"
+_FORGIVE: Final = "DELETE FROM login_attempts WHERE name BETWEEN ? AND ?"
+_END: Final = b"\xff" * 64  # behind whatever may follow the beginning of a name
 
 _LOGIN_COLUMNS: Final = "id, person, method, csrf, created_ns, expires_ns, last_ns, roles, teams"
 _LOG_IN: Final = f"INSERT INTO logins ({_LOGIN_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - a constant
@@ -80,11 +81,11 @@ class SqlitePeople:
             Stamped(what, author, at_ns, json.loads(detail or "{}"))
             for what, author, at_ns, detail in connection.execute(_HISTORY, (text(person_id), limit))])
 
-    async def attempt(self, name: bytes, *, now_ns: int, most: int, lock_until_ns: int) -> int | None:
-        return await self._writer.write(Do(lambda connection: _attempt(connection, name, now_ns, (most, lock_until_ns))))
+    async def attempt(self, counts: Mapping[bytes, int], *, now_ns: int, lock_until_ns: int) -> int | None:
+        return await self._writer.write(Do(lambda connection: _attempt(connection, counts, now_ns, lock_until_ns)))
 
-    async def forgive(self, name: bytes) -> None:
-        await self._writer.write(Do(lambda connection: _count(connection, _FORGIVE, (name,))))
+    async def forgive(self, names: Sequence[bytes]) -> None:
+        await self._writer.write(Do(lambda connection: connection.executemany(_FORGIVE, [(name, name + _END) for name in names])))
 
     async def log_in(self, login: Login) -> None:
         await self._writer.write(Do(lambda connection: _log_in(connection, login)))
@@ -145,16 +146,15 @@ def _person(row: Sequence[Any]) -> Person:
     return Person(person_id, name, permission, tuple(json.loads(roles)), tuple(json.loads(teams)), *rest)
 
 
-def _attempt(connection: Connection, name: bytes, now_ns: int, lock: tuple[int, int]) -> int | None:
+def _attempt(connection: Connection, counts: Mapping[bytes, int], now_ns: int, until_ns: int) -> int | None:
     """Does the same work for a name that is somebody's as for one that is nobody's: how long it takes tells nothing."""
-    most, until_ns = lock
-    row = connection.execute(_LOCKED, (name, now_ns)).fetchone()
-    if row is not None:
-        locked_ns: int = row[0]
-        return locked_ns
-    ((tries,),) = connection.execute(_TRY, (name, now_ns)).fetchall()
-    if tries >= most:
-        connection.execute(_LOCK, (until_ns, name))
+    locked: list[int] = [row[0] for name in counts for row in connection.execute(_LOCKED, (name, now_ns))]
+    if locked:
+        return max(locked)
+    for name, most in counts.items():
+        ((tries,),) = connection.execute(_TRY, (name, now_ns)).fetchall()
+        if tries >= most:
+            connection.execute(_LOCK, (until_ns, name))
     connection.execute(_FORGET_NAMES, (MOST_NAMES,))
     return None
 

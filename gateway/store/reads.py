@@ -68,6 +68,7 @@ _VERDICTS: Final = f"SELECT {', '.join(VERDICT_COLUMNS)} FROM verdicts WHERE seq
 _PATHS: Final = f"SELECT {', '.join(PATH_COLUMNS)} FROM paths WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 _PLAN: Final = "SELECT plan, part_of FROM plans WHERE seq = ?"
 _APPROVALS: Final = "SELECT fence, ticket FROM call_approvals WHERE seq = ?"
+_GRANTS: Final = "SELECT grant_id FROM grant_uses WHERE call_id = ? ORDER BY id"
 _PARTS: Final = "SELECT id FROM plans JOIN calls USING (seq) WHERE part_of = ? AND part_of != '' ORDER BY seq"  # the index is of those
 _USES: Final = f"SELECT {', '.join(USE_COLUMNS)} FROM tool_uses WHERE seq = ? ORDER BY n"  # noqa: S608 - constants
 # Attempt 1 has its intent in the row of the call; how long after the call's arrival it was sent is not kept.
@@ -126,6 +127,7 @@ def one_call(connection: Connection, call_id: str) -> dict[str, Any] | None:
             [_row(PATH_COLUMNS, row) for row in connection.execute(_PATHS, (seq,)).fetchall()],
             plan, part_of, [row[0] for row in connection.execute(_PARTS, (text(call_id),)).fetchall()],
             [ticket for _fence, ticket in sorted(connection.execute(_APPROVALS, (seq,)).fetchall(), reverse=True)],
+            list(dict.fromkeys(row[0] for row in connection.execute(_GRANTS, (text(call_id),)))),
         ))
     finally:
         if connection.in_transaction:

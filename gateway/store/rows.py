@@ -53,7 +53,7 @@ JOURNAL_FIELDS: Final = (
     "outcome", "status", "code", "message", "withheld", "target", "attempt_count", "first_byte_ns", "finish_reasons",
     "usage", "cost_nusd", "cost_usd", "part_of", "approval",
 )
-DETAIL_FIELDS: Final = ("reasons", "verdicts", "tool_uses", "plan", "parts", "approvals", "attempts", "request", "response")
+DETAIL_FIELDS: Final = ("reasons", "verdicts", "tool_uses", "plan", "parts", "approvals", "grants", "attempts", "request", "response")
 MOST_PAGE_BYTES: Final = 32 * 1024 * 1024  # of bodies in a page of `decided()`
 OPEN: Final = "open"  # what `outcome` says while there is none
 
@@ -185,7 +185,7 @@ def call_json(rows: "CallRows", target: str, attempt_count: int) -> dict[str, An
 @dataclass(slots=True)
 class CallRows:
     """All rows of one call. `pending` are the intents of its attempts, `parts` the ids of the calls that were made for it, `approvals`
-    those of the approvals that it waited for, the one first that it was made under.
+    those of the approvals that it waited for, the one first that it was made under; `grants` those of the grants that it has used.
     """
 
     call: Row
@@ -199,6 +199,7 @@ class CallRows:
     part_of: str = ""
     parts: Sequence[str] = ()
     approvals: Sequence[str] = ()
+    grants: Sequence[str] = ()
 
 
 def detail_json(rows: CallRows) -> dict[str, Any]:
@@ -221,6 +222,7 @@ def detail_json(rows: CallRows) -> dict[str, Any]:
     detail["plan"] = _loads(rows.plan, None)
     detail["parts"] = list(rows.parts)
     detail["approvals"] = list(rows.approvals)
+    detail["grants"] = list(rows.grants)
     detail["attempts"] = tries
     detail["request"] = body_text(call["request_encoding"], call["request"])
     detail["response"] = body_text(outcome["response_encoding"], outcome["response"]) if outcome else None

@@ -69,10 +69,12 @@ LEFT JOIN verdicts ON verdicts.seq = places.seq LEFT JOIN plans ON plans.seq = p
 WHERE places.principal = ? AND places.id = ? AND places.at_ns >= ? AND (places.at_ns, ?, printf('%020d', places.seq)) > (?, ?, ?)
 ORDER BY places.at_ns, places.seq LIMIT ?
 """
+# What waited for people was not kept back: it is another call's, which made it, or nobody's yet. See `session_rows.waited`.
 _USES: Final = """
 SELECT at_ns, printf('%020d.%010d', tool_uses.seq, n), tool_uses.name, tool_call_id, via, released, calls.id
-FROM tool_uses JOIN calls ON calls.seq = tool_uses.seq
-WHERE principal = ? AND tool_uses.session = ? AND at_ns >= ? AND (at_ns, ?, printf('%020d.%010d', tool_uses.seq, n)) > (?, ?, ?)
+FROM tool_uses JOIN calls ON calls.seq = tool_uses.seq LEFT JOIN outcomes ON outcomes.seq = tool_uses.seq
+WHERE principal = ? AND tool_uses.session = ? AND (via != 'http' OR released = 1 OR coalesce(code, 'open') NOT IN ('', 'approval_pending'))
+AND at_ns >= ? AND (at_ns, ?, printf('%020d.%010d', tool_uses.seq, n)) > (?, ?, ?)
 ORDER BY at_ns, tool_uses.seq, n LIMIT ?
 """
 _APPROVALS: Final = """

@@ -10,6 +10,7 @@ import orjson
 
 from gateway.core.money import usd
 from gateway.store.rows import OPEN, Row
+from gateway.store.traces import HTTP
 
 Place: TypeAlias = tuple[int, int, str]
 
@@ -58,6 +59,11 @@ def use_entry(use: Row, call_id: str) -> dict[str, Any]:
     """A tool call, proposed by a model or made by the caller. Its arguments are the call's to show."""
     return {"kind": "tool", "call": call_id, "tool": use["name"], "tool_call": use["tool_call_id"], "via": use["via"],
             "released": bool(use["released"])}
+
+
+def waited(use: Row, outcome: Row) -> bool:
+    """Whether a tool call is one that waited for people: it was not kept back, but is another call's to make."""
+    return use["via"] == HTTP and not use["released"] and outcome.get("code") in ("", "approval_pending")
 
 
 def approval_entry(ticket: Row, event: str, state: str, author: str, reason: str) -> dict[str, Any]:

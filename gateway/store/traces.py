@@ -42,10 +42,12 @@ class Trace:
 
 
 def begin_trace(record: CallRecord) -> Trace | None:
-    """Of a call that was let through. One that was made for another call is none of its session's, which only hears what it costs."""
+    """Of a call that was let through. One that was made for another call is none of its session's, which only hears what it costs; but
+    for one that is made under an approval: the other one has only waited for that.
+    """
     if not record.origin.session and not record.tool_uses:
         return None
-    counts = not record.part_of
+    counts = not record.part_of or bool(record.approval_end)
     return Trace(
         record.id, record.principal.id, _session(record), record.received_ns, calls=1 if counts else 0,
         labels=record.labels if counts else (), uses=_uses(record, HTTP), results=_results(record),

@@ -9,7 +9,7 @@ empty folder and calls `forget_worker` when one has ended (https://prometheus.gi
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
@@ -27,6 +27,7 @@ Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
 RuleCounts: TypeAlias = Mapping[tuple[str, str], Mapping[str, int]]  # by rule and mode: how often each verdict
 PREFIX: Final = "lockgate_"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_UP_TO_DAYS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1_800.0, 3_600.0, 14_400.0, 43_200.0, 86_400.0, 259_200.0)
 _STATUS: Final = re.compile(r"status:([1-5])\d\d", re.ASCII)
 _CHECK: Final = "check:"  # what follows is a validator's name, of a few
 _CAUSES: Final = frozenset({
@@ -104,6 +105,11 @@ TRIPS: Final = MetricSpec("lockgate_breaker_trips_total", "counter", ("target",)
 NOTICES: Final = MetricSpec("lockgate_notices_total", "counter", ("channel", "outcome"),
     "Notices to people, by `[notify.NAME]`. `delivered`; `failed`: one try, which is made again; `dead`: given up a day after it was due; "
     "`dropped`: nobody had to be told any more.")
+DECIDED: Final = MetricSpec("lockgate_approvals_decided_total", "counter", ("rule", "outcome"),
+    "Approvals by what became of the question. `approved`, `denied`, `withdrawn`; `edited`: another stands in its place; `expired`: nobody "
+    "decided in time; `unused`: it was approved, and nobody came for it in time, so that it is counted as both.")
+DECISION: Final = MetricSpec("lockgate_approval_decision_seconds", "histogram", ("rule",),
+    "Seconds from an approval's opening to the vote that approved or denied it.")
 PENDING: Final = MetricSpec("lockgate_approvals_pending", "gauge", (), "Approvals that wait for people.")
 DROPPED: Final = MetricSpec("lockgate_telemetry_dropped_total", "counter", ("view",),
     "Views of a call that were not made; its journal row is not concerned. `queue`: too many calls waited, so this one "
@@ -118,7 +124,7 @@ VIEWS: Final = ("queue", "log", "metrics", "spans")
 METRICS: Final = (
     CALLS, DURATION, FIRST_BYTE, ATTEMPTS, FURTHER, RETRIES_SPENT, PARTS, PARTS_NOT_MADE, TOKENS, COST, UNKNOWN_COST, ESTIMATED_COST,
     RESERVATIONS, SHORT, SOFT, OVERRUN, DENIED, RULES, WITHHELD, BYPASSES, RELOADS, STALE, IN_FLIGHT, WAITING, SHED, BREAKER, TRIPS,
-    NOTICES, PENDING, DROPPED, INFO,
+    NOTICES, DECIDED, DECISION, PENDING, DROPPED, INFO,
 )
 
 
@@ -167,6 +173,8 @@ class Metrics:
         self._trips = _counter(TRIPS, registry)
         self._stale = Gauge(STALE.name, STALE.help, registry=registry, multiprocess_mode="livemax")
         self._notices = _counter(NOTICES, registry)
+        self._decided = _counter(DECIDED, registry)
+        self._decision = _histogram(DECISION, registry, _UP_TO_DAYS)
         self._pending = Gauge(PENDING.name, PENDING.help, registry=registry, multiprocess_mode="livemostrecent")
         self._dropped = _counter(DROPPED, registry)
         self._in_flight = Gauge(IN_FLIGHT.name, IN_FLIGHT.help, registry=registry, multiprocess_mode="livesum")
@@ -209,6 +217,12 @@ class Metrics:
     def notice(self, channel: str, outcome: str) -> None:
         """A notice to people has had one of the outcomes of `NOTICES`."""
         self._notices[channel, outcome].inc()
+
+    def decided(self, rule: str, outcome: str, seconds: float | None) -> None:
+        """An approval that this rule asked for has had one of the outcomes of `DECIDED`; after so many seconds, where people voted."""
+        self._decided[rule, outcome].inc()
+        if seconds is not None:
+            self._decision[rule,].observe(seconds)
 
     def pending(self, approvals: int) -> None:
         """So many approvals wait for people."""
@@ -364,5 +378,5 @@ def _counter(spec: MetricSpec, registry: CollectorRegistry) -> _Series[Counter]:
     return _Series(Counter(spec.name, spec.help, spec.labels, registry=registry))
 
 
-def _histogram(spec: MetricSpec, registry: CollectorRegistry) -> _Series[Histogram]:
-    return _Series(Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=_SECONDS))
+def _histogram(spec: MetricSpec, registry: CollectorRegistry, buckets: Sequence[float] = _SECONDS) -> _Series[Histogram]:
+    return _Series(Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=buckets))

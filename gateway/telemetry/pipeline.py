@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from gateway import __version__
 from gateway.call import CallRecord
 from gateway.clock import Clock
+from gateway.core.approval import State, Ticket
 from gateway.core.money import usd
 from gateway.telemetry.clean import Cleaner
 from gateway.telemetry.log_lines import LEVELS, LINES, call_fields, call_level, event_fields
@@ -135,6 +136,23 @@ class Telemetry:
     def notice(self, channel: str, outcome: str) -> None:
         """A notice to people was `delivered`, `failed` (it is tried again), is `dead`, or was `dropped` because nobody had to know."""
         self._metrics.notice(channel, outcome)
+
+    def approval(self, what: str, ticket: Ticket, **fields: object) -> None:
+        """Something has happened to an approval. Its line names it, and holds no word of what is asked for."""
+        self.event("info", f"approval_{what}", ticket=ticket.id, rule=ticket.rule, kind=ticket.kind, key=ticket.principal,
+                   route=ticket.route, tool=ticket.tool, **fields)
+
+    def approval_now(self, ticket: Ticket, author: str = "") -> None:
+        """An approval was decided, has expired, or others are asked from now on. `author`: who did so beside those who vote."""
+        if ticket.state is State.PENDING:
+            self.approval("asked_again", ticket)
+            return
+        outcome, seconds = outcome_of(ticket), None
+        if ticket.decided_ns is not None and ticket.votes and ticket.votes[-1].at_ns == ticket.decided_ns:  # not what came after it
+            seconds = (ticket.decided_ns - ticket.created_ns) / 1e9
+        self._metrics.decided(ticket.rule, outcome, seconds if outcome in ("approved", "denied") else None)
+        what = "expired" if ticket.state is State.EXPIRED else "decided"
+        self.approval(what, ticket, outcome=outcome, **({"by": author} if author else {}))
 
     def pending(self, approvals: int) -> None:
         """So many approvals wait for people, of all processes."""
@@ -262,6 +280,15 @@ class Telemetry:
                 batch, size = [], 0
             batch.append(line)
             size += len(line)
+
+
+def outcome_of(ticket: Ticket) -> str:
+    """What became of an approval's question: `approved`, `denied`, `withdrawn`, `edited` (another stands in its place), `expired`, or
+    `unused`: nobody came in time for what was approved.
+    """
+    if ticket.state is State.EXPIRED and ticket.decided_ns is not None:
+        return "unused"
+    return "edited" if ticket.state is State.WITHDRAWN and ticket.replaced_by else ticket.state.value
 
 
 def fd_writer(fd: int, *, patience_s: float = 1.0) -> Callable[[bytes], None]:

@@ -15,6 +15,7 @@ from gateway.call import Attempt, AttemptEnd, Call, Reply, Target, Usage
 from gateway.clock import SystemIds
 from gateway.config import Config
 from gateway.core.approval import Demand, Event, Stage, State, Ticket, Vote, Voter
+from gateway.core.approval_bounds import Bounds
 from gateway.core.detectors import Detectors
 from gateway.core.expressions import Library
 from gateway.core.verify import Verify, compile_verify, open_engines
@@ -61,12 +62,16 @@ class HandClock:
 class Heard:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
+    now: list[tuple[str, State]] = field(default_factory=list)
 
     def event(self, _level: str, name: str, **fields: Any) -> None:
         self.events.append((name, fields))
 
     def pending(self, approvals: int) -> None:
         self.waiting.append(approvals)
+
+    def approval_now(self, ticket: Ticket) -> None:
+        self.now.append((ticket.id, ticket.state))
 
     @property
     def names(self) -> list[str]:
@@ -137,7 +142,7 @@ class Desk:
         await asyncio.wait_for(self.verifier.idle(), SOON_S)
 
     async def open(self, **changed: Any) -> Ticket:
-        return await self.store.approvals.open(replace(TICKET, **changed), most=100)
+        return await self.store.approvals.open(replace(TICKET, **changed), bounds=Bounds(100))
 
     async def lost(self, **changed: Any) -> Ticket:
         """A ticket whose call was sent, and nobody knows what came of it."""
@@ -201,6 +206,7 @@ async def test_others_take_over_once_and_then_it_expires(desk):
     await desk.sweep(1)
     assert (await desk.ticket()).state is State.EXPIRED
     assert await desk.notices() == [("escalated", "apr_01"), ("expired", "apr_01")]
+    assert desk.heard.now == [("apr_01", State.PENDING), ("apr_01", State.EXPIRED)]
 
 
 async def test_two_processes_that_sweep_together_tell_once(desk):
@@ -208,6 +214,7 @@ async def test_two_processes_that_sweep_together_tell_once(desk):
     desk.clock.s += 600
     await asyncio.gather(desk.sweeper.sweep(), desk.other.sweep())
     assert (desk.told, await desk.notices()) == (1, [("expired", "apr_01")])
+    assert desk.heard.now == [("apr_01", State.EXPIRED)]
 
 
 async def test_how_many_wait_is_counted_when_something_has_changed(desk):

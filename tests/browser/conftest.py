@@ -243,14 +243,15 @@ class Desk:
         return page
 
     async def log_in(self, page: Page, person: str = "admin") -> None:
+        door = page.locator("#door")
         if person == "admin":
-            await page.get_by_text("Log in with a token").first.click()
-            await page.get_by_label("Token").fill(ADMIN)
-            await page.get_by_role("button", name="Log in with the token").click()
+            await door.get_by_text("Log in with a token").first.click()
+            await door.get_by_label("Token").fill(ADMIN)
+            await door.get_by_role("button", name="Log in with the token").click()
         else:
-            await page.get_by_label("Name").fill(person)
-            await page.get_by_label("Password").fill(PASSWORD)
-            await page.get_by_role("button", name="Log in", exact=True).click()
+            await door.get_by_label("Name").fill(person)
+            await door.get_by_label("Password").fill(PASSWORD)
+            await door.get_by_role("button", name="Log in", exact=True).click()
         await page.locator("#main h1").wait_for()
 
     async def assert_well_behaved(self) -> None:

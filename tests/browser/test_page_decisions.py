@@ -58,6 +58,7 @@ async def test_an_edit_is_a_new_action_that_says_what_was_changed(desk):
     await expect(page.locator(".exact .number")).to_have_text("9007199254740993")
     await page.get_by_role("button", name="Edit the arguments").click()
     assert await page.locator(".decision").evaluate("node => node.inert")  # it would decide on what it was before
+    assert await page.locator(".decision").evaluate("node => getComputedStyle(node).opacity") == "1"  # nothing shines through
     text = page.get_by_label("Arguments")
     await expect(text).to_have_value(re.compile("9007199254740993"))
 
@@ -72,6 +73,7 @@ async def test_an_edit_is_a_new_action_that_says_what_was_changed(desk):
     edited = (await desk.ticket(ticket))["replaced_by"]
     assert page.url.endswith(f"#/approvals/{edited}")
     await expect(page.locator(".exact .number")).to_have_text("9007199254740995")
+    await expect(page.locator(".history li").first).to_contain_text("edited by admin")
     status, _answer = await desk.present(amount=9007199254740993, payee="Kontor AG")
     assert (status, desk.paid) == (200, [{"amount": 9007199254740995, "payee": "Kontor AG"}])
 
@@ -94,7 +96,65 @@ async def test_a_grant_made_with_an_approval_lets_more_through_until_it_is_revok
     await page.get_by_role("button", name="Revoke").click()
     await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     await expect(row).to_contain_text("revoked")
-    await desk.hold(amount=2600, payee="Another")  # held again
+    ticket = await desk.hold(amount=2600, payee="Another")  # held again
+
+    digest = (await desk.ticket(ticket))["digest"]
+    await desk.admin("POST", f"/-/approvals/{ticket}/vote", {"verdict": "approve", "digest": digest, "grant": {"for": "1h", "uses": 1}})
+    assert (await desk.present(amount=2700, payee="Another"))[0] == 200
+    await expect(page.locator("tbody tr").first).to_contain_text("used up")
+
+
+MODELS = """
+[defaults]
+tools = "allow"
+
+[[rule]]
+id = "model-calls"
+when = 'texts.exists(text, text.contains("plan"))'
+effect = "require_approval"
+message = "A person looks at every plan."
+
+[[rule]]
+id = "payments"
+phase = "tool_call"
+match = { tools = ["pay_invoice"] }
+effect = "require_approval"
+message = "A person looks at every payment."
+"""
+
+
+async def test_calls_of_models_and_what_they_propose_are_told_in_words_of_their_own(desk):
+    await desk.open(policies=MODELS)
+    tool = {"type": "function", "function": {"name": "pay_invoice", "parameters": {"type": "object"}}}
+    asked = []
+    for text in ("a plan", 'call pay_invoice {"amount": 2000, "payee": "Kontor AG"}'):
+        body = {"model": "fast", "messages": [{"role": "user", "content": text}], "tools": [tool]}
+        headers = {"Authorization": f"Bearer {desk.key}", "Prefer": "respond-async"}
+        async with desk.http.post("/v1/chat/completions", json=body, headers=headers) as answer:
+            assert answer.status == 202, await answer.text()
+            asked.append(answer.headers["Location"].rpartition("/")[2])
+    model, proposal = asked
+    page = await desk.sit_down(at=f"#/approvals/{model}")
+    await expect(page.locator(".sentence")).to_contain_text("asks for a model call on route fast, ")
+    await page.get_by_text("Allow more like it").click()
+    await expect(page.locator(".grant")).to_contain_text("every call of a model that the rule would hold")
+    assert "tool" not in await page.get_by_label("Only where").get_attribute("placeholder")
+    await page.goto(f"{desk.gateway.url}/-/admin#/approvals/{proposal}")
+    await expect(page.locator(".sentence")).to_contain_text("asks for a call, proposed by a model, of the tool pay_invoice on route fast, ")
+    await expect(page.locator(".history li").first).to_contain_text("asked by payments-agent")
+
+
+async def test_what_went_wrong_is_not_told_over_another_view(desk):
+    await desk.open()
+    desk.broken.set()
+    ticket = await desk.hold(amount=2000, payee="Kontor AG")
+    page = await desk.sit_down(at=f"#/approvals/{ticket}")
+    await page.get_by_role("button", name="Approve").click()
+    await desk.present(amount=2000, payee="Kontor AG")
+    await page.get_by_role("button", name="It happened").click()
+    await expect(page.locator(".toast.bad")).to_have_count(1)
+    await page.get_by_role("link", name="← All approvals").click()
+    await expect(page.locator(".toast.bad")).to_have_count(0)
 
 
 async def test_several_of_one_shape_are_decided_together_and_those_of_another_stay(desk):
@@ -208,6 +268,7 @@ async def test_what_was_sent_and_never_answered_is_resolved_by_a_person_who_says
     await expect(page.locator(".marks .chip").first).to_have_text("succeeded")
     await expect(page.locator(".history")).to_contain_text("The bank has booked it.")
     assert len(desk.paid) == 1
+    await expect(page.locator(".toast.bad")).to_have_count(0)  # it was about a try before
 
 
 async def test_what_is_withdrawn_is_not_sent(desk):
@@ -235,3 +296,16 @@ async def test_the_list_is_filtered_by_what_stands_in_its_address(desk):
     await expect(page.locator(".queue li")).to_have_count(1)
     await page.get_by_role("link", name="tool: drop_table").click()
     await expect(page.locator(".queue li")).to_have_count(2)
+    for name, fitting in (("nobody", 0), ("payments-agent", 2)):  # the name, which is what the list shows
+        await page.goto(f"{desk.gateway.url}/-/admin#/approvals?principal={name}")
+        await expect(page.get_by_role("link", name=f"principal: {name}")).to_be_visible()
+        await expect(page.locator(".queue li")).to_have_count(fitting)
+
+
+async def test_why_something_waits_is_told_with_the_values_that_the_rule_reads(desk):
+    await desk.open()
+    page = await desk.sit_down(at=f"#/approvals/{await desk.hold()}")
+    why = page.locator(".panel", has=page.get_by_role("heading", name="Why it waits"))
+    await expect(why).to_contain_text("double(tool.args.amount) > 1000.0")
+    await expect(why.locator(".json > div", has_text="tool.args.amount")).to_contain_text("12400")
+    await expect(why).not_to_contain_text("Nordwind")

@@ -8,6 +8,11 @@ from playwright.async_api import expect
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
+async def logged_out(page):
+    await page.get_by_role("button", name="Log out").click()
+    await page.get_by_label("Name").wait_for()
+
+
 async def test_a_wrong_password_is_told_and_nothing_is_shown(desk):
     await desk.open()
     await desk.person("mara")
@@ -20,7 +25,8 @@ async def test_a_wrong_password_is_told_and_nothing_is_shown(desk):
     await desk.log_in(page, "mara")
     await expect(page.get_by_text("Mara")).to_be_visible()
     cookies = await page.context.cookies()
-    assert [(each["name"], each["httpOnly"], each["sameSite"], each["path"]) for each in cookies] == [("lockgate_login", True, "Strict", "/-/")]
+    assert sorted((each["name"], each["httpOnly"], each["sameSite"], each["path"]) for each in cookies) == [
+        ("lockgate_device", True, "Strict", "/-/"), ("lockgate_login", True, "Strict", "/-/")]
 
 
 async def test_whoever_is_logged_in_stays_so_and_logs_out(desk):
@@ -28,9 +34,51 @@ async def test_whoever_is_logged_in_stays_so_and_logs_out(desk):
     page = await desk.sit_down()
     await page.reload()
     await expect(page.get_by_role("heading", name="Approvals", exact=True)).to_be_visible()
-    await page.get_by_role("button", name="Log out").click()
-    await expect(page.get_by_label("Name")).to_be_visible()
+    await logged_out(page)
     assert await page.context.cookies() == []
+
+
+async def test_strangers_who_guess_at_a_name_do_not_keep_its_person_out_of_their_own_browser(desk):
+    await desk.open()
+    await desk.person("mara")
+    page = await desk.sit_down("mara")
+    await logged_out(page)
+    assert [each["name"] for each in await page.context.cookies()] == ["lockgate_device"]
+    for _ in range(40):
+        async with desk.http.post("/-/login", json={"name": "mara", "password": "a guess of a stranger"}) as answer:
+            assert answer.status in (401, 429)
+    await desk.log_in(page, "mara")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Approvals")
+
+
+async def requests_of(page, path):
+    """The headers of what the page asks for at a path from now on."""
+    seen = []
+    page.on("request", lambda request: seen.append(request) if path in request.url else None)
+    return seen
+
+
+async def test_what_the_page_asks_by_itself_says_so_and_whoever_reads_or_writes_is_not_taken_for_gone(desk):
+    """A login ends for who is not there any more, also where the page stands open and shows what is new."""
+    await desk.open()
+    page = await desk.visit()
+    await page.clock.install()
+    await page.reload()
+    await desk.log_in(page)
+    asked = await requests_of(page, "/-/approvals?")
+    ticket = await desk.hold(amount=2000, payee="First")
+    await page.locator(f"li[data-id='{ticket}']").wait_for()
+    assert {"x-lockgate-background" in each.headers for each in asked} == {False}  # somebody has just logged in
+    await page.clock.fast_forward(61_000)
+    asked.clear()
+    ticket = await desk.hold(amount=3000, payee="Second")
+    await page.clock.fast_forward(2_000)
+    await page.locator(f"li[data-id='{ticket}']").wait_for()
+    assert {"x-lockgate-background" in each.headers for each in asked} == {True}
+    async with page.expect_request("**/-/me") as told:  # nothing is asked for here, but somebody is there
+        await page.keyboard.press("Shift")
+        await page.clock.fast_forward(2_000)
+    assert "x-lockgate-background" not in (await told.value).headers
 
 
 async def test_when_a_login_ends_one_logs_in_again_and_is_where_one_was(desk):
@@ -110,3 +158,40 @@ async ([url, ticket, digest]) => {
   };
 }
 """
+
+
+async def test_the_button_of_the_identity_provider_leads_there_and_back_to_where_one_was(desk, unserved_provider):
+    provider = unserved_provider
+
+    async def authorize(request):
+        raise web.HTTPFound(f"{request.query['redirect_uri']}?{provider.authorize(str(request.url))}")
+
+    provider.answers["/authorize"] = authorize
+    provider.public = True
+    server = TestServer(provider.app())
+    await server.start_server()
+    desk.stack.push_async_callback(server.close)
+    provider.url = str(server.make_url("")).rstrip("/")
+    await desk.open(config=f"""
+[oidc]
+issuer = "{provider.url}"
+client_id = "lockgate"
+private = true
+label = "Log in with Acme"
+permissions = {{ approver = "approve" }}
+""")
+    provider.now_s = lambda: desk.gateway.running.clock.now_ns() / 1e9
+    ticket = await desk.hold(amount=2000, payee="Nordwind")
+    page = await desk.visit(at=f"#/approvals/{ticket}")
+    await page.get_by_role("link", name="Log in with Acme").click()
+    await page.locator(".exact", has_text="Nordwind").wait_for()
+    await expect(page.get_by_text("Ada", exact=True)).to_be_visible()
+    (cookie,) = [each for each in await page.context.cookies() if each["name"] == "lockgate_login"]
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/-/")
+    await page.get_by_role("button", name="Approve").click()
+    await expect(page.locator(".marks .chip").first).to_have_text("approved")
+    (vote,) = (await desk.ticket(ticket))["votes"]
+    assert (vote["name"], vote["method"]) == ("Ada", "oidc")
+    (asked,) = desk.watched.wrong  # somebody went there
+    assert asked.startswith(f"asked {provider.url}/authorize?")
+    desk.watched.wrong.clear()

@@ -1,5 +1,6 @@
 """Every view: it shows what it is for, teaches where there is nothing, fits a phone, and axe-core finds nothing serious."""
 
+import asyncio
 import re
 
 import pytest
@@ -7,7 +8,7 @@ from playwright.async_api import expect
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-VIEWS = ("approvals", "sessions", "calls", "spend", "budgets", "breakers", "keys", "rules", "people", "grants")
+VIEWS = ("approvals", "sessions", "calls", "spend", "budgets", "breakers", "keys", "rules", "people", "grants", "account")
 DESKTOP, PHONE = (1280, 860), (360, 740)
 BUDGETS = '[budgets.team-day]\nscope = "team"\nlimit = "5.00"\nwindow = "day"\n'
 
@@ -68,6 +69,29 @@ async def test_dialogs_menus_and_editors_have_no_serious_fault_either(desk, axe,
     assert {name: found for name, found in faults.items() if found} == {}
 
 
+async def test_the_call_of_an_approval_that_is_waited_for_is_said_to_wait(desk):
+    """It is on record once it has ended; then the same place shows it, and the grant that the next one went by."""
+    await desk.open()
+    call = asyncio.create_task(desk.present(amount=1500, payee="Kontor AG"))
+    page = await desk.sit_down()
+    await page.get_by_role("link", name="Kontor AG").first.click()
+    await page.get_by_role("link", name="The call", exact=True).click()
+    await expect(page.get_by_role("heading", name="This call still waits")).to_be_visible()
+    await page.get_by_role("link", name="its approval").click()
+    await settled(page)
+    (waits,) = (await desk.admin("GET", "/-/approvals"))["approvals"]
+    await desk.admin("POST", f"/-/approvals/{waits['id']}/vote", {"verdict": "approve", "digest": waits["digest"], "grant": {"for": "1h"}})
+    assert (await call)[0] == 200
+    await page.get_by_role("link", name="The call", exact=True).click()
+    await expect(page.get_by_role("heading", name="Call on pay_invoice")).to_be_visible()
+    assert (await desk.present(amount=1600, payee="Kontor AG"))[0] == 200
+    (grant,) = (await desk.admin("GET", "/-/grants"))["grants"]
+    await page.evaluate("location.hash = '#/grants'")
+    await settled(page)
+    await page.locator(f"a[href='#/calls/{grant['calls'][0]['call']}']").click()
+    await expect(page.get_by_text(grant["id"])).to_be_visible()
+
+
 async def test_where_there_is_nothing_the_page_says_how_something_comes_there(desk):
     await desk.open(policies="")
     page = await desk.sit_down()
@@ -79,7 +103,7 @@ async def test_where_there_is_nothing_the_page_says_how_something_comes_there(de
         taught[place] = await page.locator(".nothing").inner_text()
     assert all(len(text) > 60 for text in taught.values()), taught
     assert "require_approval" in taught["approvals"]
-    assert "lockgate people add" in taught["people"]
+    assert "lockgate people create alice --permission approve --role finance" in taught["people"]
 
 
 async def test_a_session_is_a_timeline_that_can_be_frozen_and_thawed(desk):

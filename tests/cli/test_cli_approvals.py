@@ -112,6 +112,7 @@ async def test_what_waits_is_listed_and_shown_with_its_exact_action_and_digest(d
     ticket = await desk.pay(900, note="thanks")
     result = await desk.run("list")
     assert (result.exit_code, result.stdout.split("\n")[1].split()[:2]) == (0, [ticket, "pending"])
+    assert " 0 of 1 " in result.stdout
     (row,) = await desk.told("list", "--rule", "payments", "--tool", "bank.pay", "--limit", "5")
     shown = (await desk.told("show", ticket))["approval"]
     assert (row["id"], row["digest"]) == (ticket, shown["digest"])
@@ -195,6 +196,7 @@ async def test_a_person_votes_with_their_own_token(desk: Desk, tmp_path: Path, m
     monkeypatch.setenv("LOCKGATE_TOKEN", "lgp_nobody")
     result = await desk.run("list")
     assert (result.exit_code, "API token" in str(result.exception)) == (1, True)
+    assert "--token-file" in str(result.exception)
     result = await desk.run("list", "--token-file", str(tmp_path / "nothing"))
     assert (result.exit_code, "cannot be read" in str(result.exception)) == (1, True)
 
@@ -211,7 +213,33 @@ async def test_a_grant_is_made_listed_and_taken_back(desk: Desk) -> None:
     assert await desk.told("grants") == []
     (gone,) = await desk.told("grants", "--all")
     assert gone["revoked_by"].startswith("admin")
-    assert "no live grant" in str((await desk.run("revoke", grant["id"])).exception)
+    assert "no live grant of that id. `lockgate approvals grants` lists them." in str((await desk.run("revoke", grant["id"])).exception)
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    (("--grant-for", "40d"), "is longer than a grant may last: 30 days at the most"),
+    (("--grant-for", "1h", "--grant-condition", "foo"), "The condition of the grant: undeclared reference to 'foo'"),
+])
+async def test_what_is_wrong_with_a_grant_is_said_in_the_words_of_whoever_wrote_it(desk: Desk, given: tuple[str, ...], told: str) -> None:
+    result = await desk.run("approve", await desk.pay(900), *given)
+    assert (result.exit_code, told in str(result.exception)) == (1, True), result.exception
+
+
+async def test_who_may_not_vote_with_the_admin_token_is_told_how_to_ask_as_themselves(desk: Desk) -> None:
+    """The newcomer's first try: the rule asks a role, and the deployment's own token has none."""
+    (desk.folder / "policies/a.toml").write_text(RULES.replace('message = "Pay', 'approvers = ["role:finance"]\nquorum = 2\nmessage = "Pay'))
+    await desk.gateway.reload()
+    ticket = await desk.pay(900)
+    result = await desk.run("approve", ticket)
+    assert "Others are asked at this stage: role:finance. This asks with the deployment's admin token; `--token-file FILE`" in result.stdout
+    assert "0 of 2" in (await desk.run("list")).stdout
+    (desk.folder / "token").write_text(ADMIN)
+    assert "This asks with" not in (await desk.run("show", ticket, "--token-file", str(desk.folder / "token"))).stdout
+
+
+async def test_what_is_not_there_is_told_with_the_command_that_lists_what_is(desk: Desk) -> None:
+    result = await desk.run("show", "apr_nope")
+    assert str(result.exception) == "There is no approval of that id. `lockgate approvals list` lists those that wait."
 
 
 async def test_arguments_are_edited_from_a_file_or_in_an_editor(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +268,17 @@ async def test_only_what_is_unknown_can_be_resolved(desk: Desk) -> None:
     assert (result.exit_code, "only what came of an unknown one" in str(result.exception)) == (1, True)
     assert (await desk.run("resolve", ticket, "succeeded")).exit_code == 2
     assert "no approval of that id" in str((await desk.run("show", "apr_x")).exception)
+
+
+async def test_what_waits_is_withdrawn_and_nothing_that_is_over(desk: Desk) -> None:
+    """With why."""
+    ticket = await desk.pay(900)
+    result = await desk.run("withdraw", ticket, "--comment", "paid by hand")
+    assert (result.exit_code, result.stdout) == (0, f"{ticket} is withdrawn.\n"), result.output
+    (row,) = await desk.told("list", "--state", "withdrawn")
+    assert (row["id"], row["reason"]) == (ticket, "paid by hand")
+    again = await desk.run("withdraw", ticket)
+    assert (again.exit_code, "withdrawn" in str(again.exception)) == (1, True)
 
 
 @pytest.fixture

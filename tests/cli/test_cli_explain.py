@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from gateway.call import AttemptEnd, Outcome, Target
 from gateway.cli.calls import calls
 from gateway.cli.explain import explain
+from gateway.core.approval import Demand, Grant, Stage, State, Ticket
+from gateway.core.approval_bounds import Bounds
 from gateway.store.sqlite import SqliteStore
 
 PLAN = {"strategy": "priority", "rule": 'task == "code"', "task": "code", "notes": ["by hand"],
@@ -52,6 +54,29 @@ async def store(config: Path, samples: ModuleType) -> AsyncIterator[SqliteStore]
 
 async def run(*arguments: str, stdin: bytes | None = None) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, explain, list(arguments), input=stdin)
+
+
+async def test_a_call_that_waits_for_people_is_said_to_wait_and_for_what(store: SqliteStore, samples: ModuleType) -> None:
+    """Its row is written at its end."""
+    demand = Demand("two-eyes", (Stage(),))
+    ticket = Ticket("apr_1", "request", "release", State.PENDING, "sha256:d", "sha256:d", "key000000001", "call_waits", "two-eyes", "", (demand,),
+                    {}, b"{}", {}, "sha256:s", samples.NOW_NS, 2**62)
+    await store.approvals.open(ticket, bounds=Bounds(9))
+    for command, arguments in ((explain, ["call_waits"]), (calls, ["show", "call_waits"])):
+        told = await asyncio.to_thread(CliRunner().invoke, command, arguments)
+        assert (told.exit_code, told.stderr) == (1, (
+            "Error: the call call_waits is waiting for the approval apr_1, and is on record once it has ended; "
+            "`lockgate approvals show apr_1` shows what it asks for\n"))
+
+
+async def test_the_grant_that_let_a_call_go_on_is_in_its_story(store: SqliteStore, samples: ModuleType) -> None:
+    await store.journal.begin(samples.intent(1))
+    await store.journal.finish(samples.completed(1), response=None)
+    await store.approvals.grant(Grant("grt_1", "two-eyes", "key000000001", "", "ada", 0, 2**62))
+    assert await store.approvals.use(["grt_1"], call_id=samples.call_id(1), now_ns=samples.NOW_NS)
+    assert "what people had allowed before let it go on: grant grt_1" in (await run(samples.call_id(1))).stdout
+    shown = await asyncio.to_thread(CliRunner().invoke, calls, ["show", samples.call_id(1)])
+    assert 'grants          ["grt_1"]' in shown.stdout
 
 
 def no_database(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from gateway.call import Origin, Outcome, Principal, ToolUse
 from gateway.cli.sessions import sessions
 from gateway.clock import SystemClock
 from gateway.core.approval import Demand, Stage, State, Ticket, Vote, Voter
+from gateway.core.approval_bounds import Bounds
 from gateway.session import SessionKey
 from gateway.store.protocol import Intent
 from gateway.store.sqlite import SqliteStore
@@ -95,7 +96,7 @@ async def test_a_session_is_shown_with_its_facts_and_its_timeline(config: Path, 
     demand = Demand("two-eyes", (Stage(),))
     ticket = Ticket("apr_1", "request", "release", State.PENDING, "sha256:d", "sha256:d", KEY.principal, call, "two-eyes", "", (demand,), {}, b"{}", {},
                     "sha256:s", NOW_NS + 3 * SECOND_NS, 2**62, session=KEY.id, route="fast")
-    await store.approvals.open(ticket, most=9)
+    await store.approvals.open(ticket, bounds=Bounds(9))
     vote = Vote(Voter("ada", "Ada"), "deny", "sha256:d", NOW_NS + 4 * SECOND_NS, "not today", ((demand.key, 0),))
     await store.approvals.vote("apr_1", vote)
     cleared = await called(store, 10**10, unlabels=())

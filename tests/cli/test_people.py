@@ -14,6 +14,7 @@ from gateway.cli.people import people
 from gateway.clock import SystemClock, SystemIds
 from gateway.errors import InvalidRequest, StoreError, TooManyLogins, Unauthenticated
 from gateway.identity.accounts import digest
+from gateway.identity.guesses import Came
 from gateway.identity.logins import Logins
 from gateway.people_config import LoginConfig
 from gateway.secret import Secret
@@ -66,7 +67,7 @@ async def _logged_in(config: Path, given: dict[str, str]) -> str:
     try:
         logins = Logins(store.people, LoginConfig(), PEPPER, None, clock, SystemIds(clock), Silent())
         try:
-            opened = await (logins.with_token(given["token"], "") if "token" in given else logins.with_password("ada", given["password"], ""))
+            opened = await (logins.with_token(given["token"], "") if "token" in given else logins.with_password("ada", given["password"], Came("")))
         except (Unauthenticated, TooManyLogins) as error:
             return error.code
         return opened.actor.id
@@ -86,6 +87,16 @@ def test_an_account_is_made_with_a_password_from_a_prompt_or_a_pipe_and_it_is_sh
     stored = b"".join(file.read_bytes() for file in config.parent.glob("lockgate.db*"))
     assert GOOD.encode() not in stored
     assert GOOD not in listed + result.output
+
+
+def test_where_the_input_ends_before_a_password_it_is_said(config):
+    result = run(config, "create", "ada", "--permission", "view", given="")
+    assert (result.exit_code, "the input ended before a password came" in result.output) == (1, True), result.output
+
+
+def test_an_account_without_a_password_is_told_what_is_next(config):
+    result = run(config, "create", "ada", "--permission", "view", "--no-password")
+    assert result.output == "ada cannot log in yet: `lockgate people password` or `token` is next.\n"
 
 
 @pytest.mark.parametrize(("arguments", "given", "error"), [

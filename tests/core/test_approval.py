@@ -11,6 +11,7 @@ from gateway.core.approval import (
     OPEN,
     TABLE,
     WAITING,
+    WAITS_FOR,
     Demand,
     Event,
     Grant,
@@ -30,6 +31,7 @@ from gateway.core.approval import (
     verdict_of,
 )
 from gateway.core.approval_steps import (
+    ANSWERED,
     DELIVERED,
     DIED,
     ESCALATED,
@@ -39,6 +41,7 @@ from gateway.core.approval_steps import (
     TOLD,
     VOTED,
     Moved,
+    answered,
     claimable,
     delivered,
     died,
@@ -392,10 +395,21 @@ class TestClaims:
         assert (once.ticket.delivered_ns, [entry.event for entry in once.entries]) == (NOW + 7, [DELIVERED])
         assert delivered(once.ticket, NOW + 8) is None
 
+    def test_what_came_of_it_may_wait_for_people_as_well(self) -> None:
+        there = Result(200, "application/json", b"{}", {"X-Lockgate-Cost-Usd": "0"})
+        done = replace(self.CLAIMED, state=State.SUCCEEDED, result=there)
+        assert (done.next, done.answer, answered(done, NOW)) == ("", there, None)
+        assert (self.CLAIMED.next, self.CLAIMED.answer, answered(self.CLAIMED, NOW)) == ("", None, None)
+        waits = replace(done, result=Result(409, "", b"", {WAITS_FOR: "apr_2"}))
+        assert (waits.next, waits.answer) == ("apr_2", None)
+        change = answered(waits, NOW)
+        assert change is not None
+        assert (change.ticket, [(entry.event, entry.state) for entry in change.entries]) == (waits, [(ANSWERED, State.SUCCEEDED)])
+
 
 def test_what_leaves_the_state_as_it_is_is_no_event_of_the_table() -> None:
     assert not {*STILL, OPENED} & {event.value for event in Event}
-    assert {VOTED, ESCALATED, RELEASED, DELIVERED} == STILL
+    assert {VOTED, ESCALATED, RELEASED, DELIVERED, ANSWERED} == STILL
 
 
 @pytest.mark.parametrize(("changes", "live"), [

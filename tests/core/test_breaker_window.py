@@ -75,6 +75,11 @@ def test_a_fresh_start_forgets_outcomes_and_not_how_quick_the_target_is():
     assert (window.first_token_s, window.measured_at_s) == (0.1, 100.0)
 
 
+def test_the_time_of_a_whole_answer_is_measured_too():
+    window, _said = fed(Ended("success", answered_s=2.0))
+    assert (window.answered_s, window.first_token_s, window.measured_at_s) == (2.0, None, 100.0)
+
+
 def test_the_time_to_the_first_token_is_a_moving_average():
     window, _said = fed(WELL)
     assert window.first_token_s is None

@@ -34,6 +34,14 @@ def bundle(engine: str = "auto", **keys: Any) -> Bundle:
     return compile_bundle([RuleConfig.model_validate(given)], engine)
 
 
+@pytest.mark.parametrize(("keys", "holds"), [
+    ({}, True), ({"phase": "request"}, False), ({"mode": "shadow"}, False), ({"effect": "deny"}, False), ({"phase": "response"}, True),
+])
+def test_a_bundle_says_whether_people_may_be_asked_about_an_answer(keys: dict[str, Any], *, holds: bool) -> None:
+    """Only then an answer may have to be kept."""
+    assert bundle(**keys).holds_answers is holds
+
+
 @pytest.mark.parametrize(("text", "value"), [
     ("tool.args.amount", 5), ("tool.args.to", "ACME"), ("double(tool.args.amount) * 1.5", 7.5), ("tool.args.amount > 4", True),
     ("[tool.args.to, tool.name]", ["ACME", "bank.pay"]), ("tool.args", {"amount": 5, "to": "ACME", "deep": [None, {"a": [1.5, False]}]}),

@@ -112,7 +112,8 @@ def test_a_record_of_before_there_were_plans_is_told_as_far_as_it_goes() -> None
     """It has none of the fields."""
     old = {"id": "call_1", "received_ns": 0, "outcome": "completed"}
     assert path_of(old, ()) == {
-        "part_of": None, "approval": None, "task": None, "plan": None, "attempts": [], "parts": [],
+        "part_of": None, "approval": None, "grants": [], "task": None, "plan": None, "attempts": [], "parts": [],
         "answer": {"at_ms": None, "said": "the client got the whole answer ()"}}
+    assert explain({**old, "grants": ["grt_1"]}, None)["grants"] == ["grt_1"]
     assert explain(old, None)["attempts"] == []
     assert explain({**old, "approval": "apr_1"}, None)["approval"] == "apr_1"

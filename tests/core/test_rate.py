@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.rate import Spent, Take, corrected, taken
+from gateway.core.rate import Spent, Take, all_taken, corrected, taken
 
 S = 1_000_000_000
 
@@ -89,3 +89,18 @@ def test_no_period_holds_more_than_a_burst_and_what_comes_back_meanwhile_and_the
             assert isinstance(taken(wanted, full_at, now + after.wait_ns - 1), Spent)
     for start, _ in passed:
         assert sum(amount for at, amount in passed if start <= at < start + 5 * S) <= 2 * most
+
+
+def test_all_of_several_rates_are_taken_or_none_of_them():
+    """Two of one count are taken one after the other, and the first that does not allow it says how long to wait."""
+    under_way = Take("jobs", "key=a", "concurrent", 2, 0)
+    known = {("jobs", "key=a", "concurrent"): 1}
+
+    def asked(*takes: Take) -> object:
+        return all_taken(takes, lambda each: (each.rule, each.whose, each.measure), lambda count: known.get(count, 0), 0)
+
+    assert asked(take(9), under_way) == {("r", "key=a", "requests"): 9 * S, ("jobs", "key=a", "concurrent"): 2}
+    assert asked(take(9), take(1)) == {("r", "key=a", "requests"): 10 * S}
+    assert asked(take(9), take(2)) == Spent(take(2), S)
+    assert asked(under_way, under_way) == Spent(under_way, 0)
+    assert asked() == {}

@@ -90,6 +90,13 @@ async def present(house, body: Any, path: str = CHAT, url: str = "") -> tuple[in
                 return answer.status, words(raw)
 
 
+async def once(house, body: Any, url: str = "") -> tuple[int, str]:
+    """Present an action and never come back."""
+    session = await house.http()
+    async with asyncio.timeout(SOON_S), session.post(url + CHAT, json=body, headers={"Authorization": f"Bearer {house.key}"}) as answer:
+        return answer.status, words(await answer.read())
+
+
 def words(raw: bytes) -> str:
     if raw.startswith((b"data:", b":")):
         events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: {")]
@@ -261,12 +268,12 @@ async def test_of_two_gateways_on_one_file_one_makes_the_approved_call(house, di
 
 @pytest.mark.parametrize("dice", ROUNDS[:4], indirect=True)
 async def test_of_two_gateways_on_one_file_one_streams_and_everybody_has_its_answer(house, dice):
-    """Each of them claims in the same moment; whoever is late waits for what the other brings."""
+    """Each of them claims in the same moment; whoever is late waits for what the other brings, and need not come back for it."""
     await house.open(policies=rules())
     other = await house.stack.enter_async_context(Gateway(house.folder / "config.toml", port=0, environ=house.environ))
     urls = [house.gateway.url, other.url]
     both = [each.proxy.holding for each in (house.gateway.running, other.running)]
-    racers = [asyncio.create_task(present(house, asked(stream=dice.random() < 0.8), url=urls[number % 2])) for number in range(8)]
+    racers = [asyncio.create_task(once(house, asked(stream=dice.random() < 0.8), url=urls[number % 2])) for number in range(8)]
 
     async def waiting() -> bool:
         return sum(len(each.waiting) for each in both) == len(racers)
@@ -276,4 +283,48 @@ async def test_of_two_gateways_on_one_file_one_streams_and_everybody_has_its_ans
     await asyncio.gather(*(each.refresh() for each in both))
     assert Counter(await asyncio.gather(*racers)) == {(200, "The plan"): len(racers)}
     assert (len(house.one.requests), events(house)["claim"]) == (1, 1)
+    house.assert_doctor_is_content()
+
+
+async def test_who_was_late_in_another_process_asks_anew_where_the_first_one_leaves(house, slow, monkeypatch):
+    await house.open(policies=rules(), config=slow.config)
+    other = await house.stack.enter_async_context(Gateway(house.folder / "config.toml", port=0, environ=house.environ))
+    about_to, claimed = asyncio.Event(), asyncio.Event()
+    journals = [each.store.journal for each in (house.gateway.running, other.running)]
+    begins = [each.begin for each in journals]
+
+    async def ahead(intent: Any) -> Any:
+        await asyncio.wait_for(about_to.wait(), SOON_S)
+        return await begins[0](intent)
+
+    async def late(intent: Any) -> Any:
+        about_to.set()
+        await asyncio.wait_for(claimed.wait(), SOON_S)
+        return await begins[1](intent)
+
+    monkeypatch.setattr(journals[0], "begin", ahead)
+    monkeypatch.setattr(journals[1], "begin", late)
+    body = {**asked(stream=True), "model": "slow"}
+    first, second = (asyncio.create_task(once(house, body, url=url)) for url in (house.gateway.url, other.url))
+    both = [each.proxy.holding for each in (house.gateway.running, other.running)]
+
+    async def waiting() -> bool:
+        return [len(each.waiting) for each in both] == [1, 1]
+
+    async def waits() -> bool:
+        return len(both[1].waiting) == 1
+
+    await house.until(waiting)
+    before = await house.ticket()
+    await house.vote(before)
+    await asyncio.wait_for(slow.arrived.acquire(), SOON_S)  # the first has it
+    claimed.set()  # and the other one, which was about to, has not
+    await house.until(waits)
+    first.cancel()
+    again = await house.ticket()
+    assert [each["id"] for each in await house.tickets("failed")] == [before["id"]]
+    slow.go.set()
+    await house.vote(again)
+    assert await second == (200, "upstream_failed")  # it was asked: this provider has no streams
+    assert (len(slow.bodies), events(house)["claim"]) == (2, 2)
     house.assert_doctor_is_content()

@@ -354,7 +354,7 @@ async def test_rules_that_ask_others_by_then_do_not_count_the_votes_of_before(ho
     assert (await said(house))[0] == "The plan is good"
 
 
-async def test_a_rule_that_is_taken_away_lets_the_call_go_on_and_the_approval_expires_unused(house):
+async def test_a_rule_that_is_taken_away_lets_the_call_go_on_and_the_approval_is_not_used(house):
     await house.open(policies=PLANS, config=AT_ONCE)
     ticket = await approved(house)
     await change(house, "")

@@ -1,6 +1,8 @@
 """How a held client waits: as long as it says itself, or not at all; and what it finds when it comes back."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -8,6 +10,7 @@ import pytest
 
 from gateway.app import Parts
 
+GUIDE = (Path(__file__).parents[2] / "docs" / "approvals.md").read_text()
 SOON_S = 20
 RULE = """
 [[rule]]
@@ -76,6 +79,7 @@ async def test_a_client_is_held_to_well_before_it_gives_up(house, leaping, optio
     assert not task.done()
     leaping.leap(over_s - still_s + 1)
     await looked(house)
+    assert len(house.gateway.running.proxy.holding.waiting) == 0
     with pytest.raises(openai.ConflictError) as caught:
         await ended(task)
     assert caught.value.code == "approval_pending"
@@ -128,6 +132,39 @@ async def test_beyond_max_pending_calls_that_need_approval_are_refused(house):
     await held(house, 2)
     await house.vote(await house.ticket())
     assert [(await ended(task)).parse().choices[0].message.content for task in (first, second)] == ["The plan is good"] * 2
+
+
+async def test_withdrawing_and_asking_anew_does_not_go_round_the_bound_of_one_caller(house):
+    await house.open(policies=RULE, config="[approvals]\nmax_pending_each = 2\nmax_opened_each = 4\n")
+    for number in range(4):
+        assert (await present(house, {**ASKED, "seed": number}, Prefer="respond-async"))[0] == 202
+        await own(house, (await house.ticket())["id"], method="POST", end="/withdraw")
+    status, headers, told = await present(house, {**ASKED, "seed": 4}, Prefer="respond-async")
+    assert (status, told["error"]["code"], headers["X-Lockgate-Rule"]) == (429, "rate_limited", "secret-plans")
+    assert "`approvals.max_opened_each`" in told["error"]["message"]
+    assert 0 < int(headers["Retry-After"]) <= 900
+    assert (await house.tickets(), len(await house.tickets("all"))) == ([], 4)
+    others = await house.new_key(name="others")
+    assert (await present(house, {**ASKED, "seed": 4}, key=others, Prefer="respond-async"))[0] == 202
+
+
+async def test_what_one_caller_has_waiting_is_bounded_in_bytes(house):
+    await house.open(policies=RULE, config='[approvals]\nmax_pending_bytes = "100KiB"\nmax_pending_bytes_each = "40KiB"\n')
+
+    def large(number: int) -> dict[str, Any]:
+        return {**ASKED, "messages": [{"role": "user", "content": f"say The plan {number}" + " is good" * 2_000}]}
+
+    first, others = await present(house, large(1), Prefer="respond-async"), await house.new_key(name="others")
+    second = await present(house, large(2), Prefer="respond-async")
+    third = await present(house, large(3), Prefer="respond-async")
+    assert [each[0] for each in (first, second, third)] == [202, 202, 503]
+    assert third[2]["error"]["code"] == "overloaded"
+    assert "of this caller" in third[2]["error"]["message"]
+    assert "`approvals.max_pending_bytes_each`" in third[2]["error"]["message"]
+    assert (await present(house, large(3), key=others, Prefer="respond-async"))[0] == 202
+    await own(house, first[2]["ticket"], method="POST", end="/withdraw")
+    assert (await present(house, large(3), Prefer="respond-async"))[0] == 202
+    house.assert_doctor_is_content()
 
 
 async def test_who_would_rather_come_back_gets_a_ticket_to_look_at(house):
@@ -266,3 +303,14 @@ async def test_an_executed_call_outlives_a_restart(house, state):
     status, _headers, body = await present(house)
     assert (status, body["choices"][0]["message"]["content"]) == (200, "The plan is good")
     assert len(house.one.requests) == 1
+
+
+async def test_the_example_of_the_guide_has_the_address_of_what_people_are_asked_or_the_answer(house):
+    """The block of docs/approvals.md, run as it stands there by the official client."""
+    (block,) = (each for each in re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL) if "respond-async" in each)
+    await house.open(policies=RULE)
+    with openai.OpenAI(base_url=f"{house.gateway.url}/v1", api_key=house.key) as client:
+        for text, told in (("secretplan", "ticket"), ("hello", "answer")):
+            names: dict[str, Any] = {"client": client, "messages": [{"role": "user", "content": text}]}
+            await asyncio.to_thread(exec, block.replace('model="assistant"', 'model="fast"'), names)
+            assert told in names, names

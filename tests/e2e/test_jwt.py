@@ -150,8 +150,10 @@ permissions = {{ approver = "approve" }}
 """
 
 
-async def test_nobody_approves_what_they_have_asked_for_whichever_way_they_come(house, provider, messages):
-    """The same person calls with a token and logs in at the page: the issuer knows them by one subject, so do we."""
+@pytest.mark.parametrize("changed", [{}, {"act": {"sub": "agent-1"}}], ids=["themselves", "their-agent"])
+async def test_nobody_approves_what_they_have_asked_for_whichever_way_they_come(house, provider, messages, changed):
+    """The same person calls with a token, or an agent does on their behalf, and they log in at the page: the issuer knows them by one
+    subject, so do we."""
     house.environ["OIDC_SECRET"] = "client secret: 7%/+"
     await house.open(config=MEMORY + CONFIG.format(issuer=provider.url) + OIDC.format(issuer=provider.url) + '[approvals]\nhold = "0s"\n',
                      policies=WAITS)
@@ -170,7 +172,7 @@ async def test_nobody_approves_what_they_have_asked_for_whichever_way_they_come(
         return {"Cookie": cookie, "X-Lockgate-Csrf": told["csrf"], "Origin": house.gateway.url}
 
     with pytest.raises(openai.ConflictError):
-        await house.client(provider.sign(claims(house, provider, sub="ada-1"))).chat.completions.create(model="fast", messages=messages("the payroll"))
+        await house.client(provider.sign(claims(house, provider, sub="ada-1", **changed))).chat.completions.create(model="fast", messages=messages("the payroll"))
     ada, bob = await logged_in("ada-1"), await logged_in("bob-2")
     async with session.get("/-/approvals", headers=ada) as answer:
         (row,) = (await answer.json())["approvals"]
@@ -179,4 +181,5 @@ async def test_nobody_approves_what_they_have_asked_for_whichever_way_they_come(
         assert answer.status == 403, await answer.text()
     async with session.post(f"/-/approvals/{row['id']}/vote", json=vote, headers=bob) as answer:
         assert (await answer.json())["approval"]["state"] == "approved"
-    assert (row["principal"], row["may_vote"]) == ("jwt:corp:ada-1", False)
+    asked_by = ("jwt:corp:agent-1", "ada-1") if changed else ("jwt:corp:ada-1", None)
+    assert (row["principal"], row["on_behalf_of"], row["may_vote"]) == (*asked_by, False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.app import Parts
 from gateway.clock import SystemClock, SystemIds
 from gateway.identity.accounts import new_token
 from gateway.identity.actor import PERMISSIONS
@@ -26,6 +27,7 @@ class Browser:
         self.house = house
         self.host = house.gateway.url.removeprefix("http://")
         self.cookie = ""
+        self.device = ""
         self.csrf = ""
 
     async def send(self, method: str, path: str, body: Any = None, headers: list[tuple[str, str]] | None = None) -> tuple[int, dict[str, list[str]], Any]:
@@ -52,7 +54,8 @@ class Browser:
         """The headers of the gateway's own page."""
         sent = [("Host", self.host), ("Content-Type", "application/json"), ("Sec-Fetch-Site", "same-origin")]
         sent += [("Origin", f"http://{self.host}")] if origin else []
-        sent += [("Cookie", self.cookie)] if cookie and self.cookie else []
+        kept = [each for each in (self.cookie if cookie else "", self.device) if each]
+        sent += [("Cookie", "; ".join(kept))] if kept else []
         sent += [("X-Lockgate-Csrf", self.csrf)] if csrf and self.csrf else []
         return [*((name, value) for name, value in sent if name not in {key.replace("_", "-") for key in more}),
                 *((key.replace("_", "-"), value) for key, value in more.items() if value)]
@@ -60,10 +63,13 @@ class Browser:
     async def log_in(self, **credentials: str) -> dict[str, Any]:
         status, headers, told = await self.send("POST", "/-/login", credentials, self.own())
         assert status == 200, told
-        (cookie,) = headers["set-cookie"]
-        self.cookie = cookie.partition(";")[0]
-        self.csrf = told["csrf"]
+        self.keep(headers, told)
         return dict(told)
+
+    def keep(self, headers: dict[str, list[str]], told: dict[str, Any]) -> None:
+        """Keep what a login has given, but for what says that the browser is known."""
+        self.cookie = headers["set-cookie"][0].partition(";")[0]
+        self.csrf = told["csrf"]
 
     async def me(self, **changed: Any) -> tuple[int, Any]:
         status, _headers, told = await self.send("GET", "/-/me", None, self.own(**changed))
@@ -97,12 +103,15 @@ async def test_a_person_logs_in_is_known_and_logs_out(browser, house):
     await person(house, roles=["finance"], teams=["blue"])
     status, headers, told = await browser.send("POST", "/-/login", {"name": "ada", "password": GOOD}, browser.own())
     assert status == 200
-    assert {name: told[name] for name in ("id", "name", "permission", "roles", "teams", "via", "method")} == {
-        "id": "ada", "name": "Ada", "permission": "operate", "roles": ["finance"], "teams": ["blue"], "via": "cookie", "method": "password"}
-    (cookie,) = headers["set-cookie"]
+    assert {name: told[name] for name in ("id", "name", "permission", "roles", "teams", "via", "method", "password")} == {
+        "id": "ada", "name": "Ada", "permission": "operate", "roles": ["finance"], "teams": ["blue"], "via": "cookie", "method": "password",
+        "password": True}
+    cookie, device = headers["set-cookie"]
     parts = cookie.split("; ")
     assert parts[0].startswith("lockgate_login=lgs_")
     assert parts[1:] == ["Path=/-/", "HttpOnly", "SameSite=Strict", "Max-Age=43200"]
+    assert device.startswith("lockgate_device=")
+    assert device.split("; ")[1:] == ["Path=/-/", "HttpOnly", "SameSite=Strict", f"Max-Age={400 * 86400}"]
     assert headers["cache-control"] == ["no-store"]
     browser.cookie, browser.csrf = parts[0], told["csrf"]
     status, me = await browser.me()
@@ -138,6 +147,41 @@ async def test_each_login_has_a_new_cookie_and_the_old_one_is_over(browser, hous
     assert (await browser.me())[0] == 200
 
 
+class Movable(SystemClock):
+    """A clock that goes on by itself, and further where it is told to."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def now_ns(self) -> int:
+        return super().now_ns() + int(self.ahead_s * 1e9)
+
+
+@pytest.mark.parametrize(("path", "more"), [("/-/events", {}), ("/-/me", {"X_Lockgate_Background": "1"}), ("/-/approvals", {"X_Lockgate_Background": ""})])
+async def test_a_page_that_stands_open_keeps_nobody_logged_in(house, path, more):
+    """An idle login is one that nobody uses: a page that listens, and asks for what has changed, is not somebody."""
+    clock = Movable()
+    await house.open(config=MEMORY, parts=Parts(clock=clock))
+    browser = Browser(house)
+    await person(house)
+    await browser.log_in(name="ada", password=GOOD)
+    session = await house.http()
+
+    async def ask(where: str, headers: list[tuple[str, str]]) -> int:
+        async with session.get(where, headers=dict(headers)) as answer:
+            await answer.content.readline()
+            return int(answer.status)
+
+    background = [*browser.own(), *((name.replace("_", "-"), value) for name, value in more.items())]
+    for _ in range(4):
+        clock.ahead_s += 1500
+        assert await ask(path, background) == 200
+        assert await ask("/-/me", browser.own()) == 200  # this is somebody
+    for asked in (200, 200, 401):
+        clock.ahead_s += 1500
+        assert await ask(path, background) == asked
+
+
 @pytest.mark.parametrize("body", [
     {}, {"name": "ada"}, {"token": ""}, {"name": "ada", "password": GOOD, "token": "x"}, {"name": 7, "password": GOOD}, {"user": "ada"}, [], "x",
     {"name": "ada", "password": "x" * 5000}, {"token": "x" * 5000}])
@@ -155,7 +199,7 @@ async def test_wrong_passwords_lock_a_name_and_the_answers_do_not_say_whose_it_i
     for name, found in answers.items():
         for _ in range(7):
             status, headers, told = await browser.send("POST", "/-/login", {"name": name, "password": "wrong"}, browser.own())
-            found.append((status, told["code"], told["detail"], "retry-after" in headers))
+            found.append((status, told["code"], told["detail"], "retry-after" in headers, "set-cookie" in headers))
     assert answers["ada"] == answers["nobody"]
     assert [each[0] for each in answers["ada"]] == [401] * 5 + [429] * 2
     status, _, told = await browser.send("POST", "/-/login", {"name": "ada", "password": GOOD}, browser.own())
@@ -169,6 +213,188 @@ async def test_wrong_passwords_lock_a_name_and_the_answers_do_not_say_whose_it_i
     assert GOOD.encode() not in b"".join(house.lines)
 
 
+async def guessed(browser: Browser, *forwarded: str, name: str = "ada", times: int = 5) -> list[int]:
+    """What a stranger's wrong passwords are answered with."""
+    sent = [*browser.own(cookie=False), *(("X-Forwarded-For", each) for each in forwarded)]
+    return [(await browser.send("POST", "/-/login", {"name": name, "password": "wrong password x"}, sent))[0] for _ in range(times)]
+
+
+async def test_no_stranger_keeps_somebody_out_of_a_browser_that_they_have_logged_in_with(browser, house):
+    """Known names are no weapon: wrong passwords every quarter of an hour, from the same address at that, do not keep approvers away."""
+    await person(house)
+    status, headers, told = await browser.send("POST", "/-/login", {"name": "ada", "password": GOOD}, browser.own())
+    stranger, device = Browser(house), headers["set-cookie"][1].partition(";")[0]
+    await browser.send("POST", "/-/logout", {}, browser.own(Cookie=headers["set-cookie"][0].partition(";")[0], X_Lockgate_Csrf=told["csrf"]))
+    assert set(await guessed(stranger, times=40)) == {401, 429}  # the whole address is slowed down as well
+    status, headers, told = await browser.send("POST", "/-/login", {"name": "ada", "password": GOOD}, browser.own())
+    assert (status, told["code"], "set-cookie" in headers) == (429, "too_many_logins", False)
+    browser.device = device
+    assert (await browser.log_in(name="ada", password=GOOD))["id"] == "ada"
+    bob = await guessed(browser, name="bob")  # it is known for Ada, and for nobody else
+    assert set(bob) == {429}
+
+
+async def test_behind_a_proxy_that_is_ours_strangers_lock_a_name_for_their_own_address(house):
+    """And cannot say that they come from elsewhere: what they write into the header themselves stands before what the proxy adds."""
+    await house.open(config=MEMORY + '[login]\nproxies = ["127.0.0.0/8"]\n')
+    await person(house)
+    browser = Browser(house)
+    assert await guessed(browser, "203.0.113.9", times=7) == [401] * 5 + [429] * 2
+    assert await guessed(browser, "198.51.100.7, 203.0.113.9", "10.0.0.1, 203.0.113.9", times=1) == [429]
+    sent = [*browser.own(), ("X-Forwarded-For", "203.0.113.9, 198.51.100.7")]
+    status, _, told = await browser.send("POST", "/-/login", {"name": "ada", "password": GOOD}, sent)
+    assert (status, told["id"]) == (200, "ada")
+    house.gateway.running.telemetry.flush()
+    assert b"198.51.100.7" in b"".join(house.lines)
+
+
+async def test_where_no_proxy_is_set_nobody_says_where_they_come_from(browser, house):
+    await person(house)
+    answers = [(await guessed(browser, f"203.0.113.{n}", times=1))[0] for n in range(7)]
+    assert answers == [401] * 5 + [429] * 2
+
+
+OTHER = "another good password"
+
+
+async def changed_password(browser: Browser, current: str = GOOD, new: str = OTHER, **headers: Any) -> tuple[int, dict[str, list[str]], Any]:
+    return await browser.send("POST", "/-/me/password", {"current": current, "new": new}, browser.own(**headers))
+
+
+async def test_somebody_changes_their_own_password_and_their_other_logins_end(browser, house):
+    await person(house, permission="view")
+    await person(house, "bob")
+    elsewhere, bob = Browser(house), Browser(house)
+    await elsewhere.log_in(name="ada", password=GOOD)
+    await bob.log_in(name="bob", password=GOOD)
+    await browser.log_in(name="ada", password=GOOD)
+    before = browser.cookie
+    status, headers, told = await changed_password(browser)
+    assert (status, told["id"], headers["cache-control"]) == (200, "ada", ["no-store"])
+    browser.keep(headers, told)
+    assert (await browser.me())[0] == 200
+    assert (await elsewhere.me())[0] == 401
+    assert (await browser.me(Cookie=before))[0] == 401  # whoever has copied the cookie is out too
+    assert (await bob.me())[0] == 200
+    assert (await browser.send("POST", "/-/logout", {}, browser.own()))[0] == 200  # with the token of the new login
+    status, _, told = await browser.send("POST", "/-/login", {"name": "ada", "password": GOOD}, browser.own())
+    assert (status, told["code"]) == (401, "unauthenticated")
+    browser.device = headers["set-cookie"][1].partition(";")[0]
+    await guessed(Browser(house), times=6)
+    assert (await browser.log_in(name="ada", password=OTHER))["id"] == "ada"  # this browser is known with the new one as well
+    session = await house.http()
+    async with session.get("/-/people/ada", headers=ADMIN) as answer:
+        history = (await answer.json())["history"]
+    assert [(each["what"], each["author"], each["detail"]) for each in history][:1] == [("changed", "ada", {"password": True})]
+    house.gateway.running.telemetry.flush()
+    everything = json.dumps(history) + b"".join(house.lines).decode()
+    assert "password_changed" in everything
+    assert [secret for secret in (GOOD, OTHER, "argon2") if secret in everything] == []
+
+
+async def test_a_program_changes_its_person_s_password_with_their_token(browser, house):
+    await person(house)
+    sent = {"Authorization": f"Bearer {await token_of(house, 'ada')}"}
+    await browser.log_in(name="ada", password=GOOD)
+    session = await house.http()
+    async with session.post("/-/me/password", json={"current": GOOD, "new": OTHER}, headers=sent) as answer:
+        told = await answer.json()
+        assert (answer.status, told["via"], "csrf" in told, "Set-Cookie" in answer.headers) == (200, "token", False, False)
+    assert (await browser.me())[0] == 401
+    async with session.get("/-/me", headers=sent) as answer:
+        assert answer.status == 200
+    assert (await browser.log_in(name="ada", password=OTHER))["id"] == "ada"
+
+
+async def test_a_wrong_current_password_counts_as_a_failed_login(browser, house):
+    """A browser that somebody has left is no place to guess at its person's password."""
+    await person(house)
+    await browser.log_in(name="ada", password=GOOD)
+    answers = [await changed_password(browser, current="wrong password x") for _ in range(6)]
+    assert [status for status, _, _ in answers] == [400] * 5 + [429]
+    assert (answers[0][2]["code"], answers[0][2]["pointer"], "retry-after" in answers[5][1]) == ("invalid_request", "/current", True)
+    assert (await changed_password(browser))[0] == 429
+    assert (await guessed(browser, times=1)) == [429]
+    assert (await browser.me())[0] == 200  # whoever was logged in stays so
+    assert len(await house.gateway.running.store.people.history("ada", 9)) == 1
+
+
+@pytest.mark.parametrize(("body", "pointer"), [
+    ({"current": GOOD, "new": "short"}, "/new"), ({"current": GOOD, "new": "x" * 257}, "/new"), ({"current": GOOD, "new": GOOD}, "/new"),
+    ({"current": GOOD}, "/new"), ({"new": OTHER}, "/current"), ({"current": GOOD, "new": OTHER, "id": "bob"}, "/id"),
+    ({"current": GOOD, "new": 7}, "/new"), ({"current": "x" * 1025, "new": OTHER}, "/current"), ({"current": "", "new": OTHER}, "/current")])
+async def test_a_password_that_cannot_be_is_refused_and_not_repeated(browser, house, body, pointer):
+    await person(house)
+    await browser.log_in(name="ada", password=GOOD)
+    status, _, told = await browser.send("POST", "/-/me/password", body, browser.own())
+    assert (status, told["code"], told["pointer"]) == (400, "invalid_request", pointer)
+    assert [word for word in (GOOD, OTHER, "short", "xxxx") if word in json.dumps(told)] == []
+    assert (await browser.me())[0] == 200
+
+
+@pytest.mark.parametrize("changed", [{"csrf": False}, {"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}, {"cookie": False}], ids=str)
+async def test_nobody_else_s_page_changes_a_password(browser, house, changed):
+    await person(house)
+    await browser.log_in(name="ada", password=GOOD)
+    assert (await changed_password(browser, **changed))[0] in {401, 403}
+    assert (await browser.log_in(name="ada", password=GOOD))["id"] == "ada"
+
+
+async def test_where_there_is_no_password_none_is_changed(browser, house):
+    """The admin token's is in the configuration, an identity provider's is its own; a first one is given by an admin."""
+    await person(house, password=None)
+    session = await house.http()
+    for sent in (ADMIN, {"Authorization": f"Bearer {await token_of(house, 'ada')}"}):
+        async with session.get("/-/me", headers=sent) as answer:
+            assert (await answer.json())["password"] is False
+        async with session.post("/-/me/password", json={"current": GOOD, "new": OTHER}, headers=sent) as answer:
+            assert (answer.status, (await answer.json())["code"]) == (400, "invalid_request")
+    await browser.log_in(token="admin-token-of-the-tests")
+    assert (await changed_password(browser))[0] == 400
+
+
+async def test_of_two_changes_at_once_one_holds(browser, house):
+    await person(house)
+    await browser.log_in(name="ada", password=GOOD)
+    both = [f"{OTHER} {n}" for n in range(2)]
+    answers = await asyncio.gather(*(changed_password(browser, new=each) for each in both))
+    assert sorted(status for status, _, _ in answers) in ([200, 400], [200, 401], [200, 409])
+    right = [each for each, (status, _, _) in zip(both, answers, strict=True) if status == 200]
+    assert (await browser.log_in(name="ada", password=right[0]))["id"] == "ada"
+
+
+AGE = """
+[[rule]]
+id = "looked-at"
+effect = "require_approval"
+approvers = ['approver.login_age < duration("15m")']
+"""
+
+
+async def test_a_rule_may_want_somebody_who_has_just_logged_in(house, leaping):
+    """An API token is no login, however new it is."""
+    await house.open(config=MEMORY, policies=AGE, parts=Parts(clock=leaping))
+    await person(house, permission="approve")
+    house.tokens["ada"] = await token_of(house, "ada")
+    session = await house.http()
+    asked = {"model": "fast", "messages": [{"role": "user", "content": "say hello"}]}
+    headers = {"Authorization": f"Bearer {house.key}", "Prefer": "respond-async"}
+    async with session.post("/v1/chat/completions", json=asked, headers=headers) as answer:
+        assert answer.status == 202
+    ticket, browser = await house.ticket(), Browser(house)
+    vote = {"verdict": "approve", "digest": ticket["digest"]}
+
+    async def voted() -> int:
+        return (await browser.send("POST", f"/-/approvals/{ticket['id']}/vote", vote, browser.own()))[0]
+
+    await browser.log_in(name="ada", password=GOOD)
+    leaping.leap(15 * 60)
+    assert await voted() == 403
+    await house.vote(ticket, "ada", status=403)
+    await browser.log_in(name="ada", password=GOOD)
+    assert await voted() == 200
+
+
 CHANGE: tuple[str, str, Any] = ("POST", "/-/people/ada/disable", {})
 
 
@@ -177,6 +403,7 @@ CHANGE: tuple[str, str, Any] = ("POST", "/-/people/ada/disable", {})
     {"Origin": "http://evil.example"}, {"Origin": "https://evil.example:8080"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": "ftp://{host}"},
     {"Origin": "http://{host}.evil.example"}, {"Origin": "http://evil.example/{host}"}, {"Origin": "http://user@{host}"}, {"Origin": "{host}"},
     {"Host": "evil.example"}, {"Host": "evil.example:{port}"}, {"Host": "127.0.0.1.evil.example:{port}"}, {"Host": "localhost.evil.example"},
+    {"Host": "127.0.0.1:1@evil.example"}, {"Host": "{host}@evil.example", "Origin": "http://{host}@evil.example"},
     {"Host": ":{port}"}, {"Host": "[::ffff:10.0.0.1]:{port}"}, {"Host": "rebound.example:{port}", "Origin": "http://rebound.example:{port}"},
     {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"},
 ], ids=str)

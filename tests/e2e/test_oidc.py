@@ -100,6 +100,15 @@ async def test_the_same_person_has_one_account_which_follows_what_the_provider_s
     assert (earlier["permission"], earlier["roles"]) == ("approve", ["approver", "cfo"])  # the roles are those of the login
 
 
+async def test_what_is_taken_from_an_account_here_counts_at_once_for_who_is_logged_in(visitor, house):
+    """Else the roles of the login would go on to count, until that ends."""
+    _, me = await visitor.log_in()
+    session = await house.http()
+    async with session.post(f"/-/people/{me['id']}", json={"roles": []}, headers=ADMIN) as answer:
+        assert answer.status == 200
+    assert (await visitor.get("/-/me", visitor.cookies[0]))[0] == 401
+
+
 async def test_the_button_has_its_words(visitor):
     assert (await visitor.get("/-/login/methods"))[2] == {"password": True, "oidc": {"label": "Log in with Acme"}}
 

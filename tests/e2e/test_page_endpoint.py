@@ -62,7 +62,7 @@ async def test_nothing_else_is(house, path):
 async def test_a_foreign_name_of_this_address_gets_no_page(house):
     """DNS rebinding, CVE-2025-64443."""
     await house.open()
-    for name in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80"):
+    for name in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "127.0.0.1:1@evil.example", "localhost:80:80"):
         assert (await get(house, "/-/admin", Host=name))[0] == 403
     assert (await get(house, "/-/admin", Host="localhost:1234"))[0] == 200
 

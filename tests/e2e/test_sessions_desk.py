@@ -573,7 +573,10 @@ async def test_sessions_are_stopped_at_every_worker(town):
     async with asyncio.timeout(60):
         for _ in range(16):
             async with aiohttp.ClientSession(url, headers=headers) as http, http.post("/v1/chat/completions", json=body) as answer:
-                assert (answer.status, (await answer.json())["error"]["code"]) == (403, "session_frozen")
+                text = (await answer.text()).replace(" ", "")  # the other worker may learn of it while the call is under way
+                assert answer.status in (200, 403)
+                assert '"code":"session_frozen"' in text
+                assert "[DONE]" not in text
     shown = json.loads(await town.run("sessions", "show", "s-1", "--json"))
     assert (shown["state"], shown["note"]) == ("killed", "enough")
     assert {entry["code"] for entry in shown["timeline"] if entry["kind"] == "call"} == {"session_frozen"}

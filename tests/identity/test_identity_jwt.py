@@ -1,7 +1,9 @@
 """Tokens as callers' credentials: whose they are, which are not taken, and what happens to keys that change or cannot be had."""
 
 import asyncio
+import base64
 import inspect
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +46,11 @@ class Desk:
     def token(self, header: dict[str, Any] | None = None, **changed: Any) -> str:
         text: str = self.provider.sign(self.claims(**changed), **(header or {}))
         return text
+
+    def unsigned(self, kid: str) -> str:
+        """What anybody can write down who knows the issuer and the audience."""
+        parts = ({"alg": "RS256", "kid": kid}, self.claims())
+        return ".".join((*(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts), "AAAA"))
 
     async def who(self, token: str) -> Principal:
         found = self.tokens.authenticate(token, self.clock.now_ns())
@@ -241,18 +248,67 @@ async def test_known_tokens_do_not_heap_up(desk, monkeypatch):
     assert repr(one.tokens) == "CallerTokens(1 issuers, 5 known)"
 
 
-async def test_a_new_key_is_found_when_a_token_names_it_and_asked_for_every_30_seconds_at_most(desk, provider):
+async def test_a_new_key_is_found_when_a_token_names_it_and_the_same_is_asked_for_every_30_seconds_at_most(desk, provider):
     one = desk()
     await one.who(one.token())
+    with pytest.raises(IdentityUnavailable) as caught:  # the keys are a moment old: nobody knows yet that it is wrong
+        await one.who(one.token({"kid": "next"}))
+    assert (one.fetches(), caught.value.retry_after_s, caught.value.should_retry) == (1, 6, True)
+    one.clock.move(5)
     assert "`kid`" in await one.refused(one.token({"kid": "next"}))
-    assert one.fetches() == 1  # it was asked for a moment ago
+    assert one.fetches() == 2
     provider.published = ["next"]
-    one.clock.move(31)
+    one.clock.move(29)
+    assert "`kid`" in await one.refused(one.token({"kid": "next"}, sub="b"))
+    assert one.fetches() == 2
+    one.clock.move(2)
     assert await one.who(one.token({"kid": "next"}))
-    assert one.fetches() == 2
-    for n in range(5):
-        assert "`kid`" in await one.refused(one.token({"alg": "ES256", "kid": "ec"}, sub=f"a{n}"))
-    assert one.fetches() == 2
+    assert one.fetches() == 3
+
+
+async def test_tokens_that_nobody_has_signed_delay_a_new_key_by_five_seconds_at_most_and_fetch_no_more_often(desk, provider):
+    """Whoever knows an issuer and an audience can name a key that is not there; those who have the new one wait for nobody's 30 s."""
+    one = desk()
+    await one.who(one.token())
+    for n in range(60):  # a minute of it, ten each second
+        one.clock.move(1)
+        if n == 30:
+            provider.published = ["next"]
+            honest = one.token({"kid": "next"})
+        for guess in range(10):
+            with pytest.raises((IdentityUnavailable, Unauthenticated)):
+                await one.who(one.unsigned(f"none-{n}-{guess}"))
+        if n >= 36:
+            assert (await one.who(honest)).id == "jwt:corp:agent-1"
+    assert one.fetches() <= 1 + 60 / 5 + 1
+    assert len(one.keys._missed) <= 7
+
+
+async def test_a_token_that_came_while_keys_were_fetched_already_is_not_called_wrong_by_them(desk, provider):
+    """They may be those of a moment before: what was begun for another says nothing of this one."""
+    one = desk()
+    await one.who(one.token())
+    one.clock.move(6)
+    go, old = asyncio.Event(), provider.key_set()
+
+    async def slow(_request):
+        await asyncio.wait_for(go.wait(), 30)
+        return web.json_response(old)
+
+    provider.answers["/keys"] = slow
+    provider.arrived.clear()
+    stranger = asyncio.create_task(one.refused(one.unsigned("none")))
+    await asyncio.wait_for(provider.arrived.wait(), 30)
+    provider.published = ["next"]
+    honest = asyncio.create_task(one.who(one.token({"kid": "next"})))
+    await asyncio.sleep(0)
+    go.set()
+    assert "`kid`" in await stranger
+    with pytest.raises(IdentityUnavailable):
+        await honest
+    del provider.answers["/keys"]
+    one.clock.move(6)
+    assert await one.who(one.token({"kid": "next"}))
 
 
 async def test_a_key_that_is_withdrawn_takes_its_tokens_along_once_the_keys_are_fetched_again(desk, provider):

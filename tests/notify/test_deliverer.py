@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core.approval import Event
+from gateway.core.approval_bounds import Bounds
 from gateway.errors import StoreUnavailable
 from gateway.notify.channels import Channel
 from gateway.notify.deliverer import Books, Deliverer
@@ -293,7 +294,7 @@ async def test_a_notice_whose_lease_is_nearly_over_is_left_to_others(office, not
 
 @pytest.mark.parametrize(("event", "told"), [(None, ["reminder"]), (Event.DENY, []), (Event.WITHDRAW, [])])
 async def test_a_reminder_of_what_is_decided_is_dropped(office, notice, ticket, event, told):
-    await office.store.approvals.open(ticket(), [notice("reminder", at_s=60)], most=10)
+    await office.store.approvals.open(ticket(), [notice("reminder", at_s=60)], bounds=Bounds(10))
     if event is not None:
         await office.store.approvals.happen("apr_01", event, now_ns=NOW_NS + 1)
     office.clock.s += 60

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.core.approval import OPEN, TABLE, Demand, Event, NotPossibleError, Result, Stage, State, Ticket
+from gateway.core.approval import OPEN, TABLE, WAITS_FOR, Demand, Event, NotPossibleError, Result, Stage, State, Ticket
+from gateway.core.approval_bounds import Bounds
 from gateway.errors import StoreError
-from gateway.store.approval_rows import HISTORY_FIELDS, NOTICE_FIELDS
+from gateway.store.approval_rows import HISTORY_FIELDS, NOTICE_FIELDS, size_of, ticket_values
 from gateway.store.approvals_protocol import Claim, Notice, QueueFullError, TicketFilter, Unclaimed
 from gateway.store.protocol import Admitted, CallFilter, Intent, Store
 
@@ -22,6 +23,7 @@ some = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(some)
 
 NOW_NS, S, at_ns = some.NOW_NS, some.S, some.at_ns
+SIZE = size_of(ticket_values(some.ticket(100)))  # of each ticket whose number has three digits
 RESULT = Result(200, "application/json", b'{"paid":true}' * 300, {"x-lockgate-call": "call_1"})
 
 
@@ -37,7 +39,7 @@ class ApprovalConformance:
             1, demands=(Demand("r", (Stage(("role:a", "team:b"), 2), Stage()), 3, ("role:c",)), some.ONE), mode="execute", kind="request",
             irreversible=True, notify=("ops", "chat"), on_behalf_of="ann", edited_from="apr_0", patch=[{"op": "replace"}], body=b"b" * 9000)
         assert await store.approvals.generation() == 0
-        opened = await store.approvals.open(given, most=5)
+        opened = await store.approvals.open(given, bounds=Bounds(5))
         assert opened == replace(given, changed=1)
         assert await desk.get(1) == opened
         assert await store.approvals.find(some.KEY, given.presented) == opened
@@ -64,29 +66,29 @@ class ApprovalConformance:
 
     async def test_the_same_action_of_the_same_caller_has_one_ticket(self, store: Store, desk: Any) -> None:
         first = await desk.open(1)
-        again = await store.approvals.open(some.ticket(2, presented=first.presented, digest=first.digest), [some.notice(2)], most=5)
+        again = await store.approvals.open(some.ticket(2, presented=first.presented, digest=first.digest), [some.notice(2)], bounds=Bounds(5))
         assert again == first
         assert await desk.approvals.get(some.ticket(2).id) is None
         assert await store.outbox.list(9) == []
-        others = await store.approvals.open(some.ticket(3, presented=first.presented, principal="key2"), most=5)
+        others = await store.approvals.open(some.ticket(3, presented=first.presented, principal="key2"), bounds=Bounds(5))
         assert others.id != first.id
         assert await store.approvals.find("key2", first.presented) == others
 
     async def test_of_many_that_open_at_once_one_does(self, store: Store) -> None:
         same = [some.ticket(n, presented=some.digest("same")) for n in range(20)]
-        assert len({each.id for each in await asyncio.gather(*(store.approvals.open(each, most=5) for each in same))}) == 1
+        assert len({each.id for each in await asyncio.gather(*(store.approvals.open(each, bounds=Bounds(5)) for each in same))}) == 1
 
     @pytest.mark.parametrize("state", sorted(OPEN))
     async def test_whatever_may_still_come_of_something_is_found_and_not_opened_again(self, desk: Any, state: State) -> None:
         ticket = await self._in(desk, state)
         assert await desk.approvals.find(some.KEY, ticket.presented) == ticket
-        assert await desk.approvals.open(some.ticket(2, presented=ticket.presented, created_ns=ticket.created_ns + 1), most=9) == ticket
+        assert await desk.approvals.open(some.ticket(2, presented=ticket.presented, created_ns=ticket.created_ns + 1), bounds=Bounds(9)) == ticket
 
     @pytest.mark.parametrize("state", sorted(set(State) - OPEN))
     async def test_what_has_ended_is_found_until_the_action_is_opened_again(self, desk: Any, state: State) -> None:
         ticket = await self._in(desk, state)
         assert await desk.approvals.find(some.KEY, ticket.presented) == ticket
-        again = await desk.approvals.open(some.ticket(2, presented=ticket.presented, created_ns=ticket.created_ns + 1), most=9)
+        again = await desk.approvals.open(some.ticket(2, presented=ticket.presented, created_ns=ticket.created_ns + 1), bounds=Bounds(9))
         assert (again.id, again.state) == (some.ticket(2).id, State.PENDING)
         assert await desk.approvals.find(some.KEY, ticket.presented) == again
         await desk.approvals.happen(again.id, Event.WITHDRAW, now_ns=at_ns(9))
@@ -96,49 +98,116 @@ class ApprovalConformance:
         store.approvals.tell(some.told)
         old = await desk.open(1)
         late = some.ticket(2, presented=old.presented, created_ns=old.expires_ns)
-        assert (await store.approvals.open(late, most=9)).id == late.id
+        assert (await store.approvals.open(late, bounds=Bounds(9))).id == late.id
         assert (await desk.state(old), [row["kind"] for row in await store.outbox.list(9)]) == (State.EXPIRED, ["expired"])
         taken_over = await desk.open(3, demands=(replace(some.ONE, escalate=("role:cfo",)),))
         late = some.ticket(4, presented=taken_over.presented, created_ns=taken_over.expires_ns)
-        found = await store.approvals.open(late, most=9)
+        found = await store.approvals.open(late, bounds=Bounds(9))
         assert (found.id, found.state, found.demands[0].stages[0].approvers) == (taken_over.id, State.PENDING, ("role:cfo",))
         assert [row["kind"] for row in await store.outbox.list(9)] == ["escalated", "expired"]
 
     async def test_the_queue_has_a_bound(self, store: Store, desk: Any) -> None:
         first = await desk.open(1)
         with pytest.raises(QueueFullError, match="1 approvals are pending"):
-            await store.approvals.open(some.ticket(2), [some.notice(2)], most=1, kept=some.kept(some.ticket(2)))
+            await store.approvals.open(some.ticket(2), [some.notice(2)], bounds=Bounds(1), kept=some.kept(some.ticket(2)))
         assert await store.approvals.get(some.ticket(2).id) is None
         assert await store.outbox.list(9) == []
         assert await store.approvals.kept(some.KEY, some.digest("asked"), now_ns=NOW_NS) is None
-        assert await store.approvals.open(some.ticket(3, presented=first.presented), most=1) == first
+        assert await store.approvals.open(some.ticket(3, presented=first.presented), bounds=Bounds(1)) == first
         await store.approvals.vote(first.id, some.vote(first))
-        assert (await store.approvals.open(some.ticket(2), most=1)).state is State.PENDING
+        assert (await store.approvals.open(some.ticket(2), bounds=Bounds(1))).state is State.PENDING
         with pytest.raises(QueueFullError):
-            await store.approvals.open(some.ticket(4), most=0)
+            await store.approvals.open(some.ticket(4), bounds=Bounds(0))
 
     async def test_a_caller_has_a_bound_of_their_own(self, store: Store, desk: Any) -> None:
-        first = await store.approvals.open(some.ticket(1), most=9, most_each=1)
+        first = await store.approvals.open(some.ticket(1), bounds=Bounds(9, 1))
         with pytest.raises(QueueFullError, match="1 approvals of this caller"):
-            await store.approvals.open(some.ticket(2), [some.notice(2)], most=9, most_each=1)
+            await store.approvals.open(some.ticket(2), [some.notice(2)], bounds=Bounds(9, 1))
         assert await store.approvals.get(some.ticket(2).id) is None
-        assert await store.approvals.open(some.ticket(3, presented=first.presented), most=9, most_each=1) == first
-        assert (await store.approvals.open(some.ticket(4, principal="key2"), most=9, most_each=1)).state is State.PENDING
+        assert await store.approvals.open(some.ticket(3, presented=first.presented), bounds=Bounds(9, 1)) == first
+        assert (await store.approvals.open(some.ticket(4, principal="key2"), bounds=Bounds(9, 1))).state is State.PENDING
         await store.approvals.vote(first.id, some.vote(first))
-        assert (await store.approvals.open(some.ticket(2), most=9, most_each=1)).state is State.PENDING
+        assert (await store.approvals.open(some.ticket(2), bounds=Bounds(9, 1))).state is State.PENDING
         assert await desk.state(first) is State.APPROVED
+
+    async def test_what_one_caller_asks_within_an_hour_is_bounded_whatever_becomes_of_it(self, store: Store, desk: Any) -> None:
+        bounds, hour_ns = Bounds(99, 99, opened_each=3), 3600 * S
+        for n in range(3):
+            opened = await store.approvals.open(some.ticket(n, created_ns=NOW_NS), bounds=bounds)
+            await store.approvals.happen(opened.id, Event.WITHDRAW, now_ns=NOW_NS)
+        with pytest.raises(QueueFullError, match=r"3 approvals within an hour.*`approvals\.max_opened_each`") as caught:
+            await store.approvals.open(some.ticket(3, created_ns=NOW_NS), [some.notice(3)], bounds=bounds, kept=some.kept(some.ticket(3)))
+        assert (caught.value.full.often, caught.value.full.retry_after_s) == (True, 1200)
+        assert (await store.approvals.get(some.ticket(3).id), await store.outbox.list(9)) == (None, [])
+        assert (await store.approvals.open(some.ticket(4, principal="key2", created_ns=NOW_NS), bounds=bounds)).state is State.PENDING
+        with pytest.raises(QueueFullError):
+            await store.approvals.open(some.ticket(3, created_ns=NOW_NS + hour_ns // 3 - S), bounds=bounds)
+        later = await store.approvals.open(
+            some.ticket(3, created_ns=NOW_NS + hour_ns // 3, expires_ns=NOW_NS + hour_ns), bounds=bounds)
+        found = await store.approvals.open(some.ticket(5, presented=later.presented, created_ns=NOW_NS + hour_ns // 3), bounds=bounds)
+        assert found == later  # what is there is no further one, and is no asking
+        assert await desk.state(later) is State.PENDING
+
+    async def test_of_many_that_open_at_once_no_more_than_the_bounds_allow_do(self, store: Store) -> None:
+        for each, bounds in enumerate((Bounds(7), Bounds(99, 7), Bounds(99, opened_each=7), Bounds(99, pending_bytes_each=7 * SIZE)), 1):
+            asked = [some.ticket(100 * each + n, principal=f"key-{each}", created_ns=NOW_NS) for n in range(20)]
+            told = await asyncio.gather(*(store.approvals.open(ticket, bounds=bounds) for ticket in asked), return_exceptions=True)
+            assert (sum(isinstance(one, Ticket) for one in told), sum(isinstance(one, QueueFullError) for one in told)) == (7, 13)
+            for one in told:
+                if isinstance(one, Ticket):
+                    await store.approvals.happen(one.id, Event.WITHDRAW, now_ns=NOW_NS)
+
+    async def test_what_is_pending_has_a_bound_of_bytes_in_all_and_of_each_caller(self, store: Store, desk: Any) -> None:
+        first = await store.approvals.open(some.ticket(101), bounds=Bounds(9, pending_bytes=2 * SIZE))
+        await store.approvals.open(some.ticket(102, principal="key2"), bounds=Bounds(9, pending_bytes=2 * SIZE))
+        with pytest.raises(QueueFullError, match=rf"hold {2 * SIZE} bytes already; this one has {SIZE}, and `approvals\.max_pending_bytes`"):
+            await store.approvals.open(some.ticket(103, principal="key3"), [some.notice(3)], bounds=Bounds(9, pending_bytes=3 * SIZE - 1))
+        with pytest.raises(QueueFullError, match=r"of this caller.*`approvals\.max_pending_bytes_each`"):
+            await store.approvals.open(some.ticket(103), bounds=Bounds(9, pending_bytes_each=2 * SIZE - 1))
+        assert (await store.approvals.get(some.ticket(103).id), await store.outbox.list(9)) == (None, [])
+        only = Bounds(9, pending_bytes_each=2 * SIZE - 1)
+        await store.approvals.vote(first.id, some.vote(first))
+        second = await store.approvals.open(some.ticket(103), bounds=only)  # what is decided does not wait
+        await store.approvals.happen(first.id, Event.STRENGTHEN, now_ns=at_ns(2), demands=(some.TWO,))
+        assert await desk.state(first) is State.PENDING  # what people are asked about again waits again
+        both = Bounds(9, pending_bytes_each=3 * SIZE - 1)
+        with pytest.raises(QueueFullError, match=f"hold {2 * SIZE} bytes"):
+            await store.approvals.open(some.ticket(104), bounds=both)
+        await store.approvals.happen(first.id, Event.DENY, now_ns=at_ns(3))
+        edited = some.ticket(105, presented=second.presented, edited_from=second.id)
+        await store.approvals.replace(second.id, edited, author="ada", now_ns=at_ns(3))
+        assert (await store.approvals.open(some.ticket(104), bounds=both)).state is State.PENDING  # an edited one is in place of the other
+        assert await store.approvals.sweep(now_ns=at_ns(9_999), results_before_ns=0)
+        large = some.ticket(106, body=bytes(range(256)) * 99, created_ns=at_ns(9_999), expires_ns=at_ns(99_999))
+        assert (await store.approvals.open(large, bounds=only)).state is State.PENDING  # alone, it goes in: it could else never
+
+    async def test_a_result_that_waited_for_people_takes_its_place_once(self, store: Store, desk: Any) -> None:
+        ticket = await desk.approved(1)
+        await desk.begin(1, ticket)
+        await desk.end(1, ticket, Event.SUCCEED, Result(409, "", b"", {WAITS_FOR: "apr_2"}))
+        before = await desk.get(ticket)
+        assert (before.next, before.answer) == ("apr_2", None)
+        await store.approvals.answer(ticket.id, RESULT, now_ns=at_ns(5))
+        now = await desk.get(ticket)
+        assert (now.state, now.next, now.answer, now.changed) == (State.SUCCEEDED, "", RESULT, before.changed + 1)
+        assert (await desk.events(ticket))[-2:] == ["succeed", "answer"]
+        await store.approvals.answer(ticket.id, replace(RESULT, status=500), now_ns=at_ns(6))
+        assert await desk.get(ticket) == now
+        with pytest.raises(NotPossibleError):
+            await store.approvals.answer("apr_9", RESULT, now_ns=at_ns(6))
 
     async def test_an_edited_action_is_found_by_what_was_presented_and_by_what_it_is(self, store: Store, desk: Any) -> None:
         old = await desk.open(1)
         edited = some.ticket(2, digest=some.digest("edited"), presented=old.presented, edited_from=old.id, created_ns=NOW_NS)
         new = await store.approvals.replace(old.id, edited, [some.notice(1)], author="ada", now_ns=at_ns(3))
         assert (await desk.get(new), new.edited_from) == (new, old.id)
+        assert [(each["event"], each["author"]) for each in await store.approvals.history(new.id)] == [("open", "ada")]  # who has made it so
         before = await desk.get(old)
         assert (before.state, before.replaced_by, before.ended_ns) == (State.WITHDRAWN, new.id, at_ns(3))
         assert await store.approvals.find(some.KEY, old.presented) == new
         assert await store.approvals.find(some.KEY, some.digest("edited")) == new
         assert await store.approvals.find("key2", some.digest("edited")) is None
-        assert await store.approvals.open(some.ticket(3, presented=some.digest("edited"), digest=some.digest("edited")), most=9) == new
+        assert await store.approvals.open(some.ticket(3, presented=some.digest("edited"), digest=some.digest("edited")), bounds=Bounds(9)) == new
         assert [row["id"] for row in await store.outbox.list(9)] == ["ntc_0001"]
         await store.approvals.happen(new.id, Event.WITHDRAW, now_ns=at_ns(4))
         assert await store.approvals.find(some.KEY, some.digest("edited")) is None
@@ -444,7 +513,7 @@ class ApprovalConformance:
     async def test_an_answer_is_kept_for_its_request_until_it_is_forgotten_or_old(self, store: Store) -> None:
         approvals, ticket = store.approvals, some.ticket(1)
         kept = some.kept(ticket)
-        await approvals.open(ticket, most=9, kept=kept)
+        await approvals.open(ticket, bounds=Bounds(9), kept=kept)
         assert await approvals.kept(some.KEY, kept.presented, now_ns=NOW_NS) == kept
         assert await approvals.kept("key2", kept.presented, now_ns=NOW_NS) is None
         assert await approvals.kept(some.KEY, kept.presented, now_ns=kept.expires_ns) is None
@@ -455,7 +524,7 @@ class ApprovalConformance:
 
     async def test_of_many_that_take_a_kept_answer_one_has_it_and_may_put_it_back(self, store: Store) -> None:
         approvals, kept = store.approvals, some.kept(some.ticket(1))
-        await approvals.open(some.ticket(1), most=9, kept=kept)
+        await approvals.open(some.ticket(1), bounds=Bounds(9), kept=kept)
         taken = await asyncio.gather(*(approvals.take_kept(some.KEY, kept.presented) for _ in range(8)))
         assert [each for each in taken if each is not None] == [kept]
         assert await approvals.kept(some.KEY, kept.presented, now_ns=NOW_NS) is None
@@ -466,13 +535,13 @@ class ApprovalConformance:
     async def test_an_answer_is_not_kept_under_an_approval_of_another_one(self, store: Store) -> None:
         """Else an approval of the first answer would let the second one go."""
         first, asked = some.ticket(1), some.digest("asked")
-        await store.approvals.open(first, most=9, kept=some.kept(first, reply={"n": 1}))
+        await store.approvals.open(first, bounds=Bounds(9), kept=some.kept(first, reply={"n": 1}))
         other = some.ticket(2, presented=first.presented)
-        await store.approvals.open(other, most=9, kept=some.kept(other, reply={"n": 2}))
+        await store.approvals.open(other, bounds=Bounds(9), kept=some.kept(other, reply={"n": 2}))
         there = await store.approvals.kept(some.KEY, asked, now_ns=NOW_NS)
         assert there is not None
         assert there.reply == {"n": 1}
-        await store.approvals.open(replace(first, id="apr_3"), most=9, kept=some.kept(first, reply={"n": 3}))
+        await store.approvals.open(replace(first, id="apr_3"), bounds=Bounds(9), kept=some.kept(first, reply={"n": 3}))
         there = await store.approvals.kept(some.KEY, asked, now_ns=NOW_NS)
         assert there is not None
         assert there.reply == {"n": 3}
@@ -511,7 +580,7 @@ class ApprovalConformance:
         await desk.begin(1, ticket)
         await desk.end(1, ticket, "succeed", RESULT)
         ended_ns, asked = some.samples.completed(1).ended_ns, some.digest("asked")
-        await store.approvals.open(some.ticket(2), most=9, kept=some.kept(some.ticket(2)))
+        await store.approvals.open(some.ticket(2), bounds=Bounds(9), kept=some.kept(some.ticket(2)))
         await store.approvals.sweep(now_ns=at_ns(59), results_before_ns=ended_ns)
         assert (await desk.get(ticket)).result == RESULT
         assert await store.approvals.kept(some.KEY, asked, now_ns=NOW_NS) is not None
@@ -537,7 +606,11 @@ class ApprovalConformance:
         assert (await ids(rule="any-payment", route="pay", kind="tool", principal=some.KEY, team="blue", shape="sha256:shape")) == [
             1, 2, 3, 4, 5]
         assert (await ids(call_id=some.ticket(4).call_id), await ids(principal="' OR 1=1 --")) == ([4], [])
-        assert await store.approvals.counts() == {"pending": 4, "approved": 1}
+        named = await desk.open(6, principal="key_6", principal_name="billing")
+        assert (await ids(asker="billing"), await ids(asker=named.principal), await ids(asker=some.KEY, tool="mail.send")) == ([6], [6], [2, 4])
+        assert (await ids(principal="billing"), await ids(asker="' OR 1=1 --")) == ([], [])
+        await desk.approvals.vote(named.id, some.vote(named))
+        assert await store.approvals.counts() == {"pending": 4, "approved": 2}
 
     async def test_a_page_of_large_tickets_ends_early_and_the_next_goes_on(self, store: Store, desk: Any) -> None:
         for n in range(1, 7):
@@ -568,8 +641,15 @@ class ApprovalConformance:
         assert await desk.begin(3, grants=both) == Unclaimed("")
         assert not await approvals.use(both, call_id="call_3", now_ns=at_ns(2))
         assert [(each.id, each.uses) for each in await approvals.grants()] == [("grt_0002", None), ("grt_0001", 0)]
-        assert [int(row["id"][5:]) for row in await store.journal.calls(CallFilter())] == [1]
+        (row,) = await store.journal.calls(CallFilter())
         assert not await approvals.use(("grt_0009",), call_id="call_3", now_ns=at_ns(2))
+        call = await store.journal.call(row["id"])
+        assert call is not None
+        assert call["grants"] == ["grt_0001", "grt_0002"]
+        uses = await approvals.uses(("grt_0001", "grt_0009"), 9)
+        assert ([each[0] for each in uses["grt_0001"]], list(uses["grt_0009"])) == (["call_2", row["id"]], [])
+        assert {grant: [tuple(each) for each in used] for grant, used in (await approvals.uses(("grt_0002",), 1)).items()} == {
+            "grt_0002": [("call_2", at_ns(2))]}
 
     async def test_of_many_that_use_a_grant_at_once_as_many_do_as_it_says(self, store: Store, desk: Any) -> None:
         await store.approvals.grant(some.grant(1, uses=5))
@@ -635,6 +715,32 @@ class ApprovalConformance:
         assert told == {"ntc_0001": (1, at_ns(3), False, None), "ntc_0002": (3, None, True, "gone"), "ntc_0003": (1, at_ns(72), False, None)}
         assert [row["id"] for row in await outbox.list(1)] == ["ntc_0003"]
 
+    async def test_a_sweep_removes_notices_that_were_delivered_long_ago_so_many_at_a_time(self, store: Store) -> None:
+        """What waits, was given up, or must not be told twice stays."""
+        outbox, sweep = store.outbox, store.approvals.sweep
+        kinds = {7: "unknown"}
+        await outbox.add([some.notice(n, kind=kinds.get(n, "opened")) for n in range(1, 9)])
+        await outbox.take("one", now_ns=at_ns(1), until_ns=at_ns(9), limit=99)
+        for n in (3, 1, 2, 5, 7):
+            await outbox.done(f"ntc_{n:04d}", now_ns=at_ns(10 + n))
+        await outbox.later("ntc_0004", due_ns=at_ns(2), error="gone", dead=True)
+
+        async def left() -> list[int]:
+            return sorted(int(row["id"][4:]) for row in await outbox.list(99))
+
+        await sweep(now_ns=at_ns(99), results_before_ns=at_ns(11))
+        assert await left() == [1, 2, 3, 4, 5, 6, 7, 8]
+        await sweep(now_ns=at_ns(99), results_before_ns=at_ns(99), limit=2)
+        assert await left() == [3, 4, 5, 6, 7, 8]
+        await sweep(now_ns=at_ns(99), results_before_ns=at_ns(99), limit=0)
+        assert await left() == [3, 4, 5, 6, 7, 8]
+        await sweep(now_ns=at_ns(99), results_before_ns=at_ns(14))
+        assert await left() == [4, 5, 6, 7, 8]
+        await outbox.add([some.notice(7, kind="unknown")])
+        await sweep(now_ns=at_ns(99), results_before_ns=at_ns(99))
+        assert [(row["id"], row["done_ns"]) for row in await outbox.list(99)] == [
+            ("ntc_0008", None), ("ntc_0007", at_ns(17)), ("ntc_0006", None), ("ntc_0004", None)]
+
     async def test_of_many_that_take_notices_at_once_one_has_each(self, store: Store) -> None:
         await store.outbox.add([some.notice(n) for n in range(20)])
         taken = await asyncio.gather(*(
@@ -644,7 +750,7 @@ class ApprovalConformance:
     async def test_hostile_text_is_stored_as_text(self, store: Store, desk: Any) -> None:
         nasty, plain = "\ud800'; DROP TABLE approvals --\x00", "?'; DROP TABLE approvals --\x00"
         given = some.ticket(1, principal=nasty, presented=nasty, message=nasty, session=nasty, shown={nasty: [nasty]}, origin={"o": nasty})
-        opened = await store.approvals.open(given, most=9)
+        opened = await store.approvals.open(given, bounds=Bounds(9))
         now = await desk.get(opened)
         assert (now.principal, now.message, now.session, now.shown, now.origin) == (plain, plain, plain, {plain: [plain]}, {"o": plain})
         found = await store.approvals.find(nasty, nasty)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.approval import Demand, Grant, Result, Stage, State, Ticket, Verdict, Vote, Voter
+from gateway.core.approval_bounds import Bounds
 from gateway.store.approvals_protocol import Claim, KeptAnswer, Notice, Unclaimed
 from gateway.store.protocol import Admitted, Booked, Intent, Store
 
@@ -79,7 +80,7 @@ class Desk:
         self.approvals = store.approvals
 
     async def open(self, n: int, **changes: Any) -> Ticket:
-        return await self.approvals.open(ticket(n, **changes), most=MOST)
+        return await self.approvals.open(ticket(n, **changes), bounds=Bounds(MOST))
 
     async def approved(self, n: int, **changes: Any) -> Ticket:
         opened = await self.open(n, **changes)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.approval import Event, NotPossibleError, Result, State, Ticket
+from gateway.core.approval_bounds import Bounds
 from gateway.errors import StoreError
 from gateway.store.approvals_protocol import Claim, TicketFilter
 from gateway.store.protocol import Admitted, Intent
@@ -73,7 +74,7 @@ class Approver:
         ticket = some.ticket(
             n, presented=some.digest(action), digest=some.digest(action), demands=(some.TWO if action % 2 else some.ONE,),
             effect=EFFECTS[action % 3], created_ns=self.now_ns, expires_ns=self.now_ns + 300 * S)
-        await self.store.approvals.open(ticket, [some.notice(n, ticket=ticket.id)], most=50)
+        await self.store.approvals.open(ticket, [some.notice(n, ticket=ticket.id)], bounds=Bounds(50))
 
     async def _vote(self) -> None:
         ticket = await self._some(State.PENDING)

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.call import Outcome, ToolUse
 from gateway.core.approval import Demand, NotPossibleError, Stage, State, Ticket, Vote, Voter
+from gateway.core.approval_bounds import Bounds
 from gateway.session import SessionKey
 from gateway.store.protocol import Store
 from gateway.store.session_protocol import OutdatedError, SessionDesk, SessionFilter, SessionState
@@ -240,7 +241,7 @@ class DeskConformance:
             ticket = Ticket(
                 f"apr_{principal[-1]}{session}", "request", "release", State.PENDING, f"sha256:{principal}{session}", f"sha256:{principal}{session}", principal,
                 "call_1", "two-eyes", "Two people decide.", (demand,), {}, b"{}", {}, "sha256:s", 10, 10**15, session=session, route="fast")
-            await store.approvals.open(ticket, most=9)
+            await store.approvals.open(ticket, bounds=Bounds(9))
         places = ((demand.key, 0),)
         ada = Vote(Voter("ada", "Ada", method="password"), "approve", f"sha256:{KEY.principal}{KEY.id}", 20, "looks right", places)
         bob = Vote(Voter("bob", "Bob", method="token"), "deny", ada.digest, 30, "no", places)

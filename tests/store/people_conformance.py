@@ -82,24 +82,45 @@ class PeopleConformance:
 
     async def test_passwords_are_counted_before_they_are_looked_at_and_lock_a_name(self, people: People) -> None:
         name = b"n" * 32
-        tries = [await people.attempt(name, now_ns=n, most=3, lock_until_ns=100) for n in range(5)]
+        tries = [await people.attempt({name: 3}, now_ns=n, lock_until_ns=100) for n in range(5)]
         assert tries == [None, None, None, 100, 100]
-        assert await people.attempt(b"m" * 32, now_ns=5, most=3, lock_until_ns=100) is None
-        assert await people.attempt(name, now_ns=99, most=3, lock_until_ns=500) == 100  # asking again makes it no longer
-        assert [await people.attempt(name, now_ns=100, most=3, lock_until_ns=500) for _ in range(4)] == [None, None, None, 500]
+        assert await people.attempt({b"m" * 32: 3}, now_ns=5, lock_until_ns=100) is None
+        assert await people.attempt({name: 3}, now_ns=99, lock_until_ns=500) == 100  # asking again makes it no longer
+        assert [await people.attempt({name: 3}, now_ns=100, lock_until_ns=500) for _ in range(4)] == [None, None, None, 500]
+
+    async def test_a_password_is_counted_under_several_names_and_where_one_is_locked_under_none(self, people: People) -> None:
+        one, two, all_of_them = b"n1", b"n2", b"n*"
+        for n in range(2):
+            assert await people.attempt({one: 2, all_of_them: 3}, now_ns=n, lock_until_ns=100) is None
+        for n in range(2, 9):
+            assert await people.attempt({one: 2, all_of_them: 3}, now_ns=n, lock_until_ns=100 + n) == 100
+        assert await people.attempt({two: 2, all_of_them: 3}, now_ns=9, lock_until_ns=200) is None
+        for here in (one, two):
+            assert await people.attempt({here: 2, all_of_them: 3}, now_ns=10, lock_until_ns=300) == 200  # the later of both
+        assert await people.attempt({two: 2}, now_ns=11, lock_until_ns=300) is None
 
     async def test_a_right_password_ends_the_count_and_the_lock(self, people: People) -> None:
         name = b"n" * 32
         for _ in range(2):
-            assert await people.attempt(name, now_ns=1, most=3, lock_until_ns=100) is None
-        await people.forgive(name)
-        assert [await people.attempt(name, now_ns=1, most=3, lock_until_ns=100) for _ in range(4)] == [None, None, None, 100]
-        await people.forgive(name)
-        await people.forgive(b"nobody's")
-        assert await people.attempt(name, now_ns=1, most=3, lock_until_ns=100) is None
+            assert await people.attempt({name: 3}, now_ns=1, lock_until_ns=100) is None
+        await people.forgive([name])
+        assert [await people.attempt({name: 3}, now_ns=1, lock_until_ns=100) for _ in range(4)] == [None, None, None, 100]
+        await people.forgive([name])
+        await people.forgive([b"nobody's", b"\xff" * 32])
+        await people.forgive([])
+        assert await people.attempt({name: 3}, now_ns=1, lock_until_ns=100) is None
+
+    async def test_what_is_forgiven_are_names_that_begin_so_and_no_others(self, people: People) -> None:
+        names = [b"m" + b"\xff" * 63, b"n", b"n\x00", b"n" + b"\xff" * 63, b"o"]
+        for name in names:
+            assert await people.attempt({name: 1}, now_ns=1, lock_until_ns=100) is None
+        await people.forgive([b"n"])
+        assert [await people.attempt({name: 1}, now_ns=2, lock_until_ns=100) for name in names] == [100, None, None, None, 100]
+        await people.forgive([b"n\x00", b"o"])
+        assert [await people.attempt({name: 1}, now_ns=3, lock_until_ns=100) for name in names] == [100, 100, None, 100, None]
 
     async def test_many_guesses_at_once_are_no_more_than_one_after_another(self, people: People) -> None:
-        answers = await asyncio.gather(*(people.attempt(b"n" * 32, now_ns=1, most=5, lock_until_ns=100) for _ in range(50)))
+        answers = await asyncio.gather(*(people.attempt({b"n" * 32: 5}, now_ns=1, lock_until_ns=100) for _ in range(50)))
         assert sum(answer is None for answer in answers) == 5
 
     async def test_a_login_counts_until_its_time_is_over(self, people: People) -> None:

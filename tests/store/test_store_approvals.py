@@ -4,20 +4,25 @@ import asyncio
 import importlib.util
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from sqlite_utils import Database
 
 from gateway.core.approval import OPEN, WAITING, Event, Result, State
+from gateway.core.approval_bounds import Bounds
 from gateway.core.approval_steps import DIED
 from gateway.errors import StoreError
-from gateway.store.approvals_protocol import TicketFilter
+from gateway.store.approval_rows import TICKET_COLUMNS, size_of, ticket_values
+from gateway.store.approvals_protocol import QueueFullError, TicketFilter
 from gateway.store.invariants import Finding
 from gateway.store.leases import SIGHTINGS
 from gateway.store.library import sqlite3
 from gateway.store.memory import MemoryStore
+from gateway.store.migrations import migrations
 from gateway.store.protocol import Admitted, Store
 from gateway.store.sqlite import SqliteStore
 from gateway.store.writer import Do
@@ -61,12 +66,36 @@ async def other(path: Path, samples: ModuleType) -> AsyncIterator[SqliteStore]:
     await opened.close()
 
 
+async def test_what_waited_before_queues_were_counted_is_counted(path: Path, diagnose: Callable[..., list[Finding]]) -> None:
+    """A database of the version before, with three that wait and one that does not."""
+    tickets = [some.ticket(101), some.ticket(102), some.ticket(103, principal="key2"), some.ticket(104, state=State.WITHDRAWN)]
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrations().apply(Database(connection), stop_before="0006_approval_queues")
+        for ticket in tickets:
+            values = ticket_values(ticket)
+            columns, marks = ", ".join(TICKET_COLUMNS), ", ".join("?" * len(values))
+            connection.execute(f"INSERT INTO approvals ({columns}) VALUES ({marks})", values)  # noqa: S608 - constants
+            connection.execute("INSERT INTO approval_events (ticket, at_ns, event, state, fence, author, reason, call_id) "
+                               "VALUES (?, 1, 'open', 'pending', 0, '', '', '')", (ticket.id,))
+    store = SqliteStore(path, "one")
+    await store.start(now_ns=some.NOW_NS)
+    with pytest.raises(QueueFullError, match=r"2 approvals of this caller are pending already"):
+        await store.approvals.open(some.ticket(105), bounds=Bounds(9, 2))
+    size = size_of(ticket_values(tickets[0]))
+    with pytest.raises(QueueFullError, match=rf"The approvals that are pending hold {3 * size} bytes"):
+        await store.approvals.open(some.ticket(105), bounds=Bounds(9, pending_bytes=3 * size))
+    await store.approvals.vote(tickets[0].id, some.vote(tickets[0]))
+    assert (await store.approvals.open(some.ticket(105), bounds=Bounds(9, 2))).state is State.PENDING
+    await store.close()
+    assert [each.invariant.name for each in diagnose() if each.invariant.name == "queue-is-what-is-pending"] == []
+
+
 async def test_a_restart_loses_nothing(store: SqliteStore, path: Path) -> None:
     desk = some.Desk(store)
     ticket = await desk.open(1, demands=(some.TWO,))
     await store.approvals.vote(ticket.id, some.vote(ticket), [some.notice(1)])
     kept = some.kept(some.ticket(2))
-    await store.approvals.open(some.ticket(2), [some.notice(2)], most=9, kept=kept)
+    await store.approvals.open(some.ticket(2), [some.notice(2)], bounds=Bounds(9), kept=kept)
     await store.approvals.grant(some.grant(1))
     before = await store.approvals.list(TicketFilter()), await store.approvals.grants(), await store.outbox.list(9)
     await store.close()
@@ -201,7 +230,7 @@ async def test_a_damaged_result_or_answer_is_as_good_as_none(store: SqliteStore,
     ticket = await desk.approved(1)
     await desk.begin(1, ticket)
     await desk.end(1, ticket, "succeed", Result(200, "", b"{}"))
-    await store.approvals.open(some.ticket(2), most=9, kept=some.kept(some.ticket(2)))
+    await store.approvals.open(some.ticket(2), bounds=Bounds(9), kept=some.kept(some.ticket(2)))
     sql("UPDATE approval_results SET encoding = 'zlib'")
     sql("UPDATE kept_answers SET reply = x'5b'")
     assert (await desk.get(1)).result is None
@@ -248,7 +277,7 @@ async def test_nothing_that_happens_to_an_approval_reads_a_whole_table_or_sorts_
     await store.approvals.find(some.KEY, old.presented)
     await store.approvals.delivered(new.id, now_ns=some.at_ns(9))
     await store.approvals.history(new.id)
-    await store.approvals.open(some.ticket(3), most=9, most_each=9, kept=some.kept(some.ticket(3)))
+    await store.approvals.open(some.ticket(3), bounds=Bounds(9, 9), kept=some.kept(some.ticket(3)))
     await store.approvals.kept(some.KEY, some.digest("asked"), now_ns=some.NOW_NS)
     await store.approvals.forget_kept(some.KEY, some.digest("asked"))
     await store.approvals.sweep(now_ns=some.at_ns(10_000), results_before_ns=some.at_ns(10_000))

@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from gateway.call import Principal
 from gateway.core.approval import Demand, Event, NotPossibleError, Stage, State, Ticket
+from gateway.core.approval_bounds import Bounds
 from gateway.errors import StoreError
 from gateway.store.approvals_protocol import Claim, QueueFullError, TicketFilter
 from gateway.store.database import open_readonly
@@ -185,7 +186,7 @@ class ApprovalsMachine(RuleBasedStateMachine):
         full = sum(each.state == "pending" for each in self.tickets.values()) >= MOST
         late = there is not None and replace(there).pass_time(self.now_ns)
         stays = there is not None and (not late or (there.state == "pending" and there.escalates))
-        opened = self.tried(lambda store: store.approvals.open(asked, most=MOST), self.which(data))
+        opened = self.tried(lambda store: store.approvals.open(asked, bounds=Bounds(MOST)), self.which(data))
         if not stays and full:
             assert opened == "QueueFullError"
             return None

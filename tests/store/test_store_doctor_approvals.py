@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.core.approval import Event, Result
+from gateway.core.approval_bounds import Bounds
 from gateway.core.approval_steps import DIED
 from gateway.store.database import open_writable
 from gateway.store.doctor_approvals import APPROVAL_INVARIANTS, votes_approve
@@ -55,6 +56,11 @@ PLANTED: dict[str, list[tuple[str, str]]] = {
         ("UPDATE approval_events SET event = 'open', state = 'pending' WHERE ticket = '<3>' AND event = 'vote'", "<3>"),
         ("UPDATE approval_events SET state = 'approved' WHERE ticket = '<3>' AND event = 'vote'", "<3>"),
     ],
+    "queue-is-what-is-pending": [
+        ("UPDATE approval_queues SET pending = pending + 1 WHERE principal = ''", ""),
+        (f"UPDATE approval_queues SET size = 0 WHERE principal = '{some.KEY}'", some.KEY),  # noqa: S608 - a constant
+        (f"DELETE FROM approval_queues WHERE principal = '{some.KEY}'", some.KEY),  # noqa: S608
+    ],
     "approval-is-claimed-once": [
         (("INSERT INTO approval_events (ticket, at_ns, event, state, fence, author, reason, call_id) "
           "SELECT ticket, at_ns, event, state, 2, '', '', 'call_x' FROM approval_events WHERE ticket = '<5>' AND event = 'claim'"), "<5>"),
@@ -79,6 +85,8 @@ PLANTED: dict[str, list[tuple[str, str]]] = {
         ("UPDATE approval_votes SET person = 'olga' WHERE ticket = '<3>' AND person = 'bob'", "<3>"),
         ("UPDATE approvals SET owner = 'ada' WHERE id = '<2>'", "<2>"),
         ("UPDATE approvals SET principal = 'ada' WHERE id = '<2>'", "<2>"),
+        ("UPDATE approvals SET on_behalf_of = 'ada' WHERE id = '<2>'", "<2>"),
+        ("UPDATE approval_votes SET person = 'oidc:ann@id.example' WHERE ticket = '<2>'; UPDATE approvals SET on_behalf_of = 'ann' WHERE id = '<2>'", "<2>"),
     ],
     "votes-are-on-this-action": [
         ("UPDATE approvals SET digest = 'sha256:tampered' WHERE id = '<3>'", "<3>"),
@@ -133,7 +141,7 @@ async def history(store: SqliteStore) -> None:
     approvals.tell(some.told)
     await journal.begin(some.samples.intent(90))
     await journal.finish(some.samples.completed(90), response=None)
-    await approvals.open(some.ticket(1, patch=[]), [some.notice(1)], most=50, kept=some.kept(some.ticket(1)))
+    await approvals.open(some.ticket(1, patch=[]), [some.notice(1)], bounds=Bounds(50), kept=some.kept(some.ticket(1)))
     denied = await desk.open(2)
     await approvals.vote(denied.id, some.vote(denied, verdict="deny"))
     done = await desk.open(3, demands=(some.TWO,))
@@ -184,6 +192,15 @@ class TestDoctorOfApprovals:
         found = {finding.invariant.name: finding.rows for finding in diagnose()}
         assert name in found
         assert any(str(value).startswith(_with_ids(named)) for row in found[name] for value in row.values()), found[name]
+
+    def test_somebody_who_is_only_called_alike_has_approved_what_is_anothers(
+        self, sql: Callable[..., Any], diagnose: Callable[..., list[Finding]],
+    ) -> None:
+        """A subject has no wildcards."""
+        sql(_with_ids("UPDATE approval_votes SET person = 'oidc:anna@id.example' WHERE ticket = '<2>'"))
+        for name in ("a%a", "ann", "a__a", "anna@"):
+            sql(_with_ids(f"UPDATE approvals SET on_behalf_of = '{name}' WHERE id = '<2>'"))  # noqa: S608 - fixed names
+            assert diagnose() == []
 
     @pytest.mark.parametrize("statement", [
         "UPDATE calls SET decision = 'deny' WHERE id IN (SELECT executed_by FROM approvals)",

@@ -43,7 +43,7 @@ class TestMemoryPeople(_suite.PeopleConformance):  # type: ignore[misc, name-def
 async def test_two_processes_share_one_count_of_wrong_passwords(store: SqliteStore, path: Path, samples: ModuleType) -> None:
     other = SqliteStore(path, "two")
     await other.start(now_ns=samples.NOW_NS)
-    answers = [await each.people.attempt(b"n" * 32, now_ns=1, most=4, lock_until_ns=9) for each in (store, other) * 3]
+    answers = [await each.people.attempt({b"n" * 32: 4}, now_ns=1, lock_until_ns=9) for each in (store, other) * 3]
     assert answers == [None, None, None, None, 9, 9]
     await other.close()
 
@@ -66,9 +66,9 @@ async def test_names_that_nobody_has_do_not_heap_up(
     monkeypatch.setattr(memory_people, "MOST_NAMES", 10)
     people = store.people if kind == "sqlite" else memory_people.MemoryPeople()
     for n in range(30):
-        assert await people.attempt(n.to_bytes(32), now_ns=n, most=1, lock_until_ns=1000) is None
-    assert await people.attempt((29).to_bytes(32), now_ns=31, most=1, lock_until_ns=2000) == 1000  # the latest is still known
-    assert await people.attempt((1).to_bytes(32), now_ns=31, most=1, lock_until_ns=2000) is None
+        assert await people.attempt({n.to_bytes(32): 1}, now_ns=n, lock_until_ns=1000) is None
+    assert await people.attempt({(29).to_bytes(32): 1}, now_ns=31, lock_until_ns=2000) == 1000  # the latest is still known
+    assert await people.attempt({(1).to_bytes(32): 1}, now_ns=31, lock_until_ns=2000) is None
     if kind == "sqlite":
         assert sql("SELECT count(*) FROM login_attempts") == [(10,)]
 

@@ -270,6 +270,7 @@ def test_every_metric_is_as_documented(metrics, record, refused):
     metrics.overrun(["b/blue"], 5)
     metrics.notice("ops", "delivered")
     metrics.pending(3)
+    metrics.decided("pay", "approved", 12.5)
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     shown = {family.name + ("_total" if family.type == "counter" else ""): family for family in families.values()}
     assert set(shown) == {spec.name for spec in METRICS}
