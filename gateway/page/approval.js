@@ -281,12 +281,17 @@ class Approval {
             clock(each.at),
             " ",
             h("strong", {}, this.edited(each) ? "edited" : eventWord(each.event)),
-            each.author ? [" by ", said(each.author === this.ticket.principal ? this.ticket.principal_name || each.author : each.author)] : null,
+            each.author ? [" by ", said(this.named(each.author))] : null,
             each.reason ? h("div", { class: "quiet-text" }, said(each.reason)) : null,
           ),
         ),
       ),
     );
+  }
+
+  /** What somebody on record is called, as far as it is known here. */
+  named(author) {
+    return (author === this.ticket.principal && this.ticket.principal_name) || author;
   }
 
   /** Whether it began with somebody who put it in another one's place. */

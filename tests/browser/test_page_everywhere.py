@@ -10,7 +10,7 @@ PHONE = (360, 740)
 
 async def shows(page, ticket):
     await page.evaluate("id => { location.hash = `#/approvals/${id}` }", ticket)
-    await page.locator(f".ticket .gist, .exact").first.wait_for()
+    await page.locator(".ticket .gist, .exact").first.wait_for()
 
 
 async def test_on_a_phone_one_edits_grants_and_denies(desk):

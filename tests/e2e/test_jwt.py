@@ -152,8 +152,7 @@ permissions = {{ approver = "approve" }}
 
 @pytest.mark.parametrize("changed", [{}, {"act": {"sub": "agent-1"}}], ids=["themselves", "their-agent"])
 async def test_nobody_approves_what_they_have_asked_for_whichever_way_they_come(house, provider, messages, changed):
-    """The same person calls with a token, or an agent does on their behalf, and they log in at the page: the issuer knows them by one
-    subject, so do we."""
+    """With a token, by an agent on their behalf, or at the page: the issuer knows them by one subject, so do we."""
     house.environ["OIDC_SECRET"] = "client secret: 7%/+"
     await house.open(config=MEMORY + CONFIG.format(issuer=provider.url) + OIDC.format(issuer=provider.url) + '[approvals]\nhold = "0s"\n',
                      policies=WAITS)
