@@ -78,10 +78,8 @@ def moved(ticket: Ticket, event: Event, *, now_ns: int, author: str = "", reason
             changes |= {"decided_ns": now_ns, "expires_ns": now_ns + _ns(ticket.unexpired_s)}  # absolute: one that comes back has no more
         case Event.DENY:
             changes["decided_ns"] = now_ns
-        case Event.STRENGTHEN:
-            changes["decided_ns"] = None
-            if ticket.state is State.APPROVED:  # people have their whole time again, for it is another question
-                changes["expires_ns"] = now_ns + _ns(ticket.patience_s)
+        case Event.STRENGTHEN if ticket.state is State.APPROVED:  # people have their whole time again, for it is another question
+            changes |= {"decided_ns": None, "expires_ns": now_ns + _ns(ticket.patience_s)}
         case Event.CLAIM:
             changes |= {"fence": ticket.fence + 1, "executed_by": call_id}
         case Event.RETURN:

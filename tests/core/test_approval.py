@@ -289,6 +289,7 @@ class TestEvents:
         now = happened(approved, Event.STRENGTHEN, now_ns=NOW + 5 * S, demands=[TWO, OTHER]).ticket
         assert (now.state, now.demands, now.decided_ns, now.expires_ns) == (State.PENDING, (TWO, OTHER), None, NOW + 605 * S)
         assert standing(TWO, now.votes).stage is None
+        assert [demand.single for demand in (TWO, STAGED, OTHER)] == [False, False, True]
         pending = happened(ticket(), Event.STRENGTHEN, now_ns=NOW + 5 * S).ticket
         assert (pending.demands, pending.expires_ns) == ((TWO,), NOW + 600 * S)
 
