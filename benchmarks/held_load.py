@@ -87,7 +87,7 @@ class Caller(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.answer += data
-        head, _, body = bytes(self.answer[-8192:]).partition(b"\r\n\r\n") if len(self.answer) < 8192 else (b"", b"", b"")
+        head, _, body = self.answer.partition(b"\r\n\r\n")
         whole = self.answer.endswith(b"0\r\n\r\n") if self.number % 2 and b"chunked" in head.lower() else length_of(head) == len(body)
         if whole:
             self.ended, self.answered_s = True, time.monotonic()
@@ -97,7 +97,7 @@ class Caller(asyncio.Protocol):
         self._load.lost(self)
 
 
-def length_of(head: bytes) -> int:
+def length_of(head: bytes | bytearray) -> int:
     """What `Content-Length` says; -1 where there is none."""
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -112,7 +112,7 @@ class Proxy:
         self._pursuit = Pursuit(breakers, telemetry, clock, ids)
         self.errands = Errands(self._dispatcher, self._pursuit, self.settler)
         self.routing = Routing(breakers.condition, self.errands.classify, sessions, budgets, clock, ids)
-        self._streaming = Streaming(self._dispatcher, self._rulings, budgets, self.keep_alive, clock, scrubber.text, scrubber.bytes)
+        self._streaming = Streaming(self._dispatcher, self._rulings, budgets, clock, scrubber.text, scrubber.bytes)
         self.frozen = Frozen(session_desk, telemetry, self._end_session)
         self._session_desk = session_desk
         self._answering = Answering(self.settler, self.holding, scrubber, clock)
@@ -361,25 +361,23 @@ class Proxy:
         await self.serve(arrival, collected)
         return Result(collected.status, collected.content_type, collected.body, collected.headers)
 
-    @contextlib.contextmanager
-    def _way(self, case: Progress, snapshot: Snapshot, arrival: Arrival, client: Client) -> Iterator[Way | None]:
+    def _way(
+        self, case: Progress, snapshot: Snapshot, arrival: Arrival, client: Client,
+    ) -> Way | contextlib.AbstractContextManager[None]:
         """The client's side of a streamed answer; None where it is a plain one."""
         call = case.call
         if call is None or not call.stream:
-            yield None
-            return
+            return contextlib.nullcontext()
         every_s = min(snapshot.config.server.keep_alive, (case.presence.waits_s or inf) / 2)
-        way = Way(case, call, arrival.dialect, client, every_s=every_s, contiguous="X-Stainless-Helper-Method" in arrival.headers)
-        case.presence.begin = partial(way.open, self.keep_alive)
-        try:
-            yield way
-        finally:
-            way.close(self.keep_alive)
+        contiguous = "X-Stainless-Helper-Method" in arrival.headers
+        way = Way(case, call, arrival.dialect, client, self.keep_alive, every_s=every_s, contiguous=contiguous)
+        case.presence.begin = way.open
+        return way
 
     def _hush(self, way: Way | None) -> None:
         """From here on whoever closes the books writes the end."""
         if way is not None:
-            way.close(self.keep_alive)
+            way.close()
 
     async def _sent(self, errand: Errand, first: Try, way: Way | None, heard: Callable[[], None]) -> Answered:
         sending = self._dispatcher.send(errand, first)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from gateway.answer import answer_headers
 from gateway.call import AttemptEnd, Call
@@ -25,13 +25,18 @@ _WAITING: Final = "waiting"
 
 
 class Way:
-    """A client's side of a stream: `open` begins the answer, and from then on it is never silent for long.
+    """A client's side of a stream: `open` begins the answer, and from then on it is never silent for long. To be closed, as a context.
 
     `contiguous`: the client's own helper counts tool calls by their place, and fails where an index is left out. Where nothing was said for
     `every_s` seconds a comment is.
     """
 
-    def __init__(self, case: Progress, call: Call, dialect: Dialect, client: Client, *, every_s: float, contiguous: bool) -> None:
+    __slots__ = ("_begun", "_case", "_client", "_content_type", "_every_s", "_hushed", "_keep_alive", "_line", "contiguous", "encoder")
+
+    def __init__(  # noqa: PLR0913 - what a call, its client and its gateway each say of it
+        self, case: Progress, call: Call, dialect: Dialect, client: Client, keep_alive: KeepAlive, *, every_s: float, contiguous: bool,
+    ) -> None:
+        self._keep_alive = keep_alive
         self.encoder: StreamEncoder = dialect.encoder(call)
         self.contiguous = contiguous
         self._content_type = dialect.stream_content_type
@@ -42,14 +47,20 @@ class Way:
         self._begun = False
         self._hushed = False
 
-    async def open(self, keep_alive: KeepAlive) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
+
+    async def open(self) -> None:
         """Begin the answer, where it has not begun."""
         if not self._begun:
             self._begun = True
             self._case.encoder = self.encoder
             await self._client.open(200, answer_headers(self._case), self._content_type)
             if not self._hushed:
-                self._line = keep_alive.add(self._client.write, self.encoder.comment(_WAITING), self._every_s)
+                self._line = self._keep_alive.add(self._client.write, self.encoder.comment(_WAITING), self._every_s)
 
     async def write(self, data: bytes) -> None:
         """Send bytes of the answer; waits while the client is slow."""
@@ -57,11 +68,11 @@ class Way:
             raise InternalError("A stream is written to before it was opened.")
         await self._line.write(data)
 
-    def close(self, keep_alive: KeepAlive) -> None:
+    def close(self) -> None:
         """The end of the answer is written by who has closed its books."""
         self._hushed = True
         if self._line is not None:
-            keep_alive.drop(self._line)
+            self._keep_alive.drop(self._line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,6 @@ class Streaming:
     dispatcher: Dispatcher
     rulings: Rulings
     budgets: Budgets
-    keep_alive: KeepAlive
     clock: Clock
     scrub: Callable[[str], str]
     scrub_bytes: Callable[[bytes], bytes] = field(repr=False)
@@ -85,7 +95,7 @@ class Streaming:
         try:
             done, _ = await asyncio.wait({waiting}, timeout=errand.route.early_s)
             if not done:
-                await way.open(self.keep_alive)
+                await way.open()
                 begun()
                 await way.write(way.encoder.comment(_WAITING))
             await asyncio.wait({waiting})
@@ -108,7 +118,7 @@ class Streaming:
         ended = False
         try:
             gate = await self.rulings.gate(case, errand.snapshot, errand.call, contiguous=way.contiguous)
-            await way.open(self.keep_alive)
+            await way.open()
             heard = Heard() if errand.route.continues and Heard.can(errand.call) else None
             outlet = Outlet(gate, tally, lambda event: self.scrub_bytes(way.encoder.event(event)), heard=heard.add if heard else None)
             while True:

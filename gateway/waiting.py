@@ -39,7 +39,7 @@ class Presence:
     begin: Callable[[], Awaitable[None]] | None = None
     performing: str = ""
     limit: asyncio.Timeout | None = None
-    waited: frozenset[str] = frozenset()
+    waited: tuple[str, ...] = ()
 
     def pause(self) -> float | None:
         """Stop the deadline, and say how much of it is left; None where none runs."""

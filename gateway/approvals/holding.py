@@ -133,7 +133,8 @@ class Holding:
         case.approval = ticket
         if case.under is not None and case.under.id == ticket.id:
             case.under = ticket
-        presence.waited |= {ticket.id}
+        if ticket.id not in presence.waited:
+            presence.waited += (ticket.id,)
         if len(self.waiting) >= approvals.max_held:
             raise pending(ticket, snapshot.config.approvals.retry_after)
         if case.inside:

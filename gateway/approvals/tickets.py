@@ -81,7 +81,7 @@ def no_room(full: Full, rule: str) -> Overloaded | RateLimited:
 
 def outline(ticket: Ticket) -> Ticket:
     """What there is to say of a ticket, without what it is about."""
-    return replace(ticket, shown={}, body=b"", origin={}, demands=(), votes=(), patch=None)
+    return replace(ticket, shown={}, body=b"", origin={}, demands=(), votes=(), patch=None, shape="")
 
 
 def refuse(ticket: Ticket) -> None:

@@ -68,6 +68,7 @@ class HttpClient:
             await response.prepare(self._request)
         except ConnectionError as error:
             raise _gone() from error
+        response.headers.clear()  # they are out, and take 2.5 KB: a stream may be open for hours
 
     async def write(self, data: bytes) -> None:
         """Send a part of a streamed answer; waits while the client is slow."""

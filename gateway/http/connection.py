@@ -45,10 +45,25 @@ class Doors:
     deserted: asyncio.Event = field(default_factory=asyncio.Event)  # the doors close, and no connection is open
 
 
-class Connection(web.RequestHandler):
-    """aiohttp's connection with our limits and our words for what is not HTTP at all."""
+class _Queue(list[Any]):
+    """As much of a deque as aiohttp uses for requests that wait: a deque takes 760 bytes, also while it is empty."""
 
-    __slots__ = ("_doors", "_head", "_look", "_stuck", "_taken")
+    __slots__ = ()
+
+    def popleft(self) -> Any:
+        return self.pop(0)
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's connection with our limits and our words for what is not HTTP at all.
+
+    Thousands of them may wait for people, so it keeps nothing that nobody asks for. `peername` is the client's address alone.
+    """
+
+    __slots__ = ("_doors", "_head", "_look", "_stuck", "_taken", "peername")
+
+    sockname = None  # each request would ask for these
+    ssl_context = None
 
     def __init__(self, doors: Doors, manager: web.Server, **settings: Any) -> None:
         self._doors = doors
@@ -57,6 +72,8 @@ class Connection(web.RequestHandler):
         self._look: asyncio.TimerHandle | None = None
         self._taken = 0
         super().__init__(manager, keepalive_timeout=doors.limits.idle_s, auto_decompress=False, **settings)
+        self.peername: str | None = None
+        self._messages = _Queue()  # type: ignore[assignment] # aiohttp declares the deque that it makes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._doors.open += 1
@@ -66,7 +83,10 @@ class Connection(web.RequestHandler):
             transport.write(_plain(self._doors.refusal(full)))
             transport.close()
             return
+        peer = transport.get_extra_info("peername")
+        self.peername = peer[0] if isinstance(peer, tuple) else peer
         super().connection_made(transport)
+        self.keep_alive(True)  # its timer begins with the end of the first answer; until the first request there is one for its head
         self._await_head()
         self.retire()
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import aiohttp
@@ -25,6 +25,7 @@ Handler = Callable[[web.BaseRequest, HttpClient], Awaitable[None]]
 QUERY_METHODS: Final = ("GET", "DELETE")  # a tool's arguments stand in the query
 BODY_METHODS: Final = ("POST", "PUT", "PATCH")  # or in the body
 _MOST_PARAMETERS: Final = 1000
+_READ: Final[Any] = ()  # in place of the pieces of a body that is at its end
 _OURS: Final = (
     "X-Lockgate-Session", "X-Lockgate-Run", "X-Lockgate-Step", "X-Lockgate-Tags", "X-Lockgate-User", "X-Lockgate-Deadline-Ms")
 _OWN_SITES: Final = frozenset({"none", "same-origin"})  # typed in by hand, or asked for by what the gateway itself has answered
@@ -34,8 +35,8 @@ _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 def call_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handler:
     """The handler of one endpoint whose operation is a governed call."""
 
-    async def handle(request: web.BaseRequest, client: HttpClient) -> None:
-        await proxy.serve(_arrival(request, client, proxy, dialect, endpoint.operation), client)
+    def handle(request: web.BaseRequest, client: HttpClient) -> Awaitable[None]:
+        return proxy.serve(_arrival(request, client, proxy, dialect, endpoint.operation), client)
 
     return handle
 
@@ -43,13 +44,13 @@ def call_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handler:
 def tool_handler(proxy: Proxy, name: str) -> Handler:
     """The handler of calls of the HTTP tool of that name, which need not exist: only a caller who is known is told."""
 
-    async def handle(request: web.BaseRequest, client: HttpClient) -> None:
+    def handle(request: web.BaseRequest, client: HttpClient) -> Awaitable[None]:
         client.error_type = PROBLEM_TYPE
         tools = proxy.snapshot.tools
         arrival = _arrival(request, client, proxy, ToolDialect(tools, name, safe=request.method == "GET"), OPERATION)
         if request.method in QUERY_METHODS:
             arrival = replace(arrival, body=partial(_read_query, request, proxy, tools.get(name)))
-        await proxy.serve(replace(arrival, tool=name), client)
+        return proxy.serve(replace(arrival, tool=name), client)
 
     return handle
 
@@ -78,15 +79,22 @@ def models_handler(proxy: Proxy, dialect: Dialect, endpoint: Endpoint) -> Handle
 
 
 def _arrival(request: web.BaseRequest, client: HttpClient, proxy: Proxy, dialect: Dialect, operation: str) -> Arrival:
-    async def body() -> bytes:
-        check_headers(request, proxy)
-        if operation == OPERATION and request.rel_url.raw_query_string:
-            raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the body; the URL has a query as well.")
-        server = proxy.snapshot.config.server
-        return await read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
-
     here = request.content.is_eof()
+    body = partial(_read_json, request, proxy, operation)
     return Arrival(client.call_id, dialect, operation, request.headers, presented_key(request), body, here=here)
+
+
+async def _read_json(request: web.BaseRequest, proxy: Proxy, operation: str) -> bytes:
+    """The body of a call. To be asked for once: aiohttp would keep it for as long as the call waits for people, and here nobody does."""
+    check_headers(request, proxy)
+    if operation == OPERATION and request.rel_url.raw_query_string:
+        raise InvalidRequest(f"With {request.method} the arguments of a tool stand in the body; the URL has a query as well.")
+    server = proxy.snapshot.config.server
+    body = await read_body(request, limit=server.max_body, timeout_s=server.body_timeout)
+    if body:
+        request._read_bytes = None  # noqa: SLF001 - there is no other way to have it forget them
+        request.content._buffer = _READ  # noqa: SLF001 - so with the deque that they came through
+    return body
 
 
 async def _read_query(request: web.BaseRequest, proxy: Proxy, tool: Tool | None) -> bytes:
