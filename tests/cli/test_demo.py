@@ -20,12 +20,17 @@ from gateway.cli.remote import Remote
 SOON_S = 120  # it starts a dozen processes
 
 
+def heed_interrupts() -> None:
+    """Whoever runs the tests in the background has interrupts ignored, and so would the demo."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 async def kept(tmp_path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """A demo that is left open."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway.cli", "demo", "--keep", cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "TMPDIR": str(tmp_path)})
+        env={**os.environ, "TMPDIR": str(tmp_path)}, preexec_fn=heed_interrupts)
     yield process
     if process.returncode is None:
         process.kill()
