@@ -33,6 +33,25 @@ PEPPER = "pepper-of-the-tests-0123456789abcdef"
 ADMIN = "admin-token-of-the-tests"
 SOON_S = 20
 
+PAYING = """
+[[route]]
+name = "fast"
+[[route.targets]]
+provider = "one"
+model = "sim-fast"
+[[tool]]
+name = "pay"
+method = "{method}"
+url = "{url}"
+private = true
+{more}
+[tool.arguments]
+required = ["amount"]
+[tool.arguments.properties]
+amount = {{ type = "number" }}
+to = {{ type = "string" }}
+note = {{ type = "string" }}
+"""
 ROUTES = """
 [[route]]
 name = "fast"
@@ -167,6 +186,16 @@ token = "env:ADMIN"
         if self.session is None:
             self.session = await self.stack.enter_async_context(aiohttp.ClientSession(self.gateway.url, auto_decompress=False))
         return self.session
+
+    async def present(self, path: str, body: Any, **headers: str) -> tuple[int, Any, bytes]:
+        """Status, headers and body of one answer to the caller."""
+        session, own = await self.http(), {"Authorization": f"Bearer {self.key}", **headers}
+        async with asyncio.timeout(SOON_S), session.post(path, json=body, headers=own) as answer:
+            return answer.status, answer.headers, await answer.read()
+
+    def paying(self, more: str = "", *, method: str = "POST", path: str = "pay") -> str:
+        """The route `fast` and the HTTP tool `pay`, of which the provider `one` keeps account."""
+        return PAYING.format(method=method, url=f"{self.one.root}/tools/{path}", more=more)
 
     async def calls(self, **wanted: Any) -> list[dict[str, Any]]:
         """What the journal says, through the control endpoint."""

@@ -127,21 +127,7 @@ message = "Never, or by two."
 
 
 async def test_a_tool_that_was_approved_in_an_answer_answers_for_itself_while_the_rest_of_that_waits(house):
-    await house.open(policies=TOOLS_OK + RULES, config=AT_ONCE, routes=f"""
-[[route]]
-name = "fast"
-[[route.targets]]
-provider = "one"
-model = "sim-fast"
-[[tool]]
-name = "pay"
-method = "POST"
-url = "{house.one.root}/tools/pay"
-private = true
-[tool.arguments.properties]
-amount = {{ type = "number" }}
-to = {{ type = "string" }}
-""")
+    await house.open(policies=TOOLS_OK + RULES, config=AT_ONCE, routes=house.paying())
     text = call("pay", **PAY) + call("drop", amount=2000)
     assert await refused(house, text) == "approval_pending"
     rows = {row["tool"]: row for row in await house.tickets()}

@@ -64,10 +64,8 @@ to = {{ type = "string" }}
 
 async def post(house: Any, path: str, body: Any, **headers: str) -> tuple[int, Any, str]:
     """Status, headers and body of one answer to the caller."""
-    session = await house.http()
-    own = {"Authorization": f"Bearer {house.key}", **headers}
-    async with asyncio.timeout(SOON_S), session.post(path, json=body, headers=own) as answer:
-        return answer.status, answer.headers, await answer.text()
+    status, given, raw = await house.present(path, body, **headers)
+    return status, given, raw.decode()
 
 
 def chat(house: Any, body: Any = PLAN, **headers: str) -> Awaitable[tuple[int, Any, str]]:

@@ -30,36 +30,9 @@ AT_ONCE = '[approvals]\nhold = "0s"\n'
 CHAT: dict[str, Any] = {"model": "fast", "messages": [{"role": "user", "content": "say The plan is good"}]}
 
 
-def pay_tool(house: Any, more: str = "", method: str = "POST", path: str = "pay") -> str:
-    return f"""
-[[route]]
-name = "fast"
-[[route.targets]]
-provider = "one"
-model = "sim-fast"
-[[tool]]
-name = "pay"
-method = "{method}"
-url = "{house.one.root}/tools/{path}"
-private = true
-{more}
-[tool.arguments]
-required = ["amount"]
-[tool.arguments.properties]
-amount = {{ type = "number" }}
-to = {{ type = "string" }}
-"""
-
-
-async def present(house: Any, path: str, body: Any, **headers: str) -> tuple[int, Any, bytes]:
-    session = await house.http()
-    sent = {"Authorization": f"Bearer {house.key}", **headers}
-    async with asyncio.timeout(SOON_S), session.post(path, json=body, headers=sent) as answer:
-        return answer.status, answer.headers, await answer.read()
-
-
 async def pay(house: Any, **arguments: Any) -> tuple[int, Any, bytes]:
-    return await present(house, "/tools/pay", arguments)
+    given: tuple[int, Any, bytes] = await house.present("/tools/pay", arguments)
+    return given
 
 
 async def change(house: Any, **files: str) -> None:
@@ -71,7 +44,7 @@ async def change(house: Any, **files: str) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_after_half_a_minute_of_a_persons_time_the_call_goes_on(house, leaping, stream):
     await house.open(policies=PLANS, parts=Parts(clock=leaping))
-    task = asyncio.create_task(present(house, "/v1/chat/completions", {**CHAT, "stream": stream}))
+    task = asyncio.create_task(house.present("/v1/chat/completions", {**CHAT, "stream": stream}))
     ticket = await house.ticket()
     leaping.leap(30)
     await house.gateway.running.proxy.holding.refresh()
@@ -87,7 +60,7 @@ async def test_after_half_a_minute_of_a_persons_time_the_call_goes_on(house, lea
     ("/v1/embeddings", {"model": "vectors", "input": "plan"})], ids=["completion", "streamed-completion", "embeddings"])
 async def test_every_operation_of_a_model_waits(house, path, body):
     await house.open(policies=PLANS)
-    task = asyncio.create_task(present(house, path, body))
+    task = asyncio.create_task(house.present(path, body))
     ticket = await house.ticket()
     assert (ticket["kind"], house.one.requests, task.done()) == ("request", [], False)
     await house.vote(ticket)
@@ -96,7 +69,7 @@ async def test_every_operation_of_a_model_waits(house, path, body):
 
 async def test_the_result_of_a_tool_is_held_until_somebody_has_read_it(house):
     rule = '[[rule]]\nid = "results"\nphase = "tool_result"\neffect = "require_approval"\n'
-    await house.open(policies=TOOLS_OK + rule, routes=pay_tool(house))
+    await house.open(policies=TOOLS_OK + rule, routes=house.paying())
     task = asyncio.create_task(pay(house, amount=5))
     ticket = await house.ticket()
     assert (ticket["kind"], ticket["tool"], len(house.one.requests), task.done()) == ("response", "pay", 1, False)
@@ -113,7 +86,7 @@ approvers = ["role:finance"]
 quorum = 2
 """)
     await house.people(ada=("blue",), grace=("finance",), linus=("finance",))
-    task = asyncio.create_task(present(house, "/v1/chat/completions", CHAT))
+    task = asyncio.create_task(house.present("/v1/chat/completions", CHAT))
     ticket = await house.ticket()
     await house.vote(ticket, "grace", status=403)  # her stage has not begun
     await house.vote(ticket, "ada")
@@ -126,7 +99,7 @@ quorum = 2
 async def test_a_rule_may_want_more_than_one_denial(house):
     await house.open(policies=PLANS + "approval = { denials = 2 }\n")
     await house.people(ada=(), grace=())
-    task = asyncio.create_task(present(house, "/v1/chat/completions", CHAT))
+    task = asyncio.create_task(house.present("/v1/chat/completions", CHAT))
     ticket = await house.ticket()
     assert (await house.vote(ticket, "ada", "deny"))["state"] == "pending"
     assert (await house.vote(ticket, "grace", "deny"))["state"] == "denied"
@@ -138,11 +111,11 @@ async def test_a_rule_may_want_more_than_one_denial(house):
 
 @pytest.mark.parametrize("changed", [{"method": "DELETE"}, {"path": "elsewhere"}, {"more": 'effect = "idempotent"'}], ids=str)
 async def test_what_is_done_with_the_arguments_is_a_part_of_what_was_approved(house, changed):
-    await house.open(policies=PAYMENT, routes=pay_tool(house), config=AT_ONCE)
+    await house.open(policies=PAYMENT, routes=house.paying(), config=AT_ONCE)
     assert (await pay(house, amount=5))[0] == 409
     first = await house.ticket()
     await house.vote(first)
-    await change(house, routes=pay_tool(house, **changed))
+    await change(house, routes=house.paying(**changed))
     method = changed.get("method", "POST")
     session = await house.http()
     given = {"params": {"amount": "5"}} if method == "DELETE" else {"json": {"amount": 5}}
@@ -156,17 +129,17 @@ async def test_what_is_done_with_the_arguments_is_a_part_of_what_was_approved(ho
     (PAYMENT + 'approvers = ["role:cfo"]\n', ""), (PAYMENT + "quorum = 2\n", ""), (PAYMENT + "approval = { grants = false }\n", ""),
     (PAYMENT, "irreversible = true")], ids=["others", "more", "no-grants", "irreversible"])
 async def test_a_grant_does_not_outlive_the_question_that_it_answered(house, policies, tool):
-    await house.open(policies=PAYMENT, routes=pay_tool(house), config=AT_ONCE)
+    await house.open(policies=PAYMENT, routes=house.paying(), config=AT_ONCE)
     assert (await pay(house, amount=5))[0] == 409
     await house.vote(await house.ticket(), grant={"for": "1h"})
     assert [(await pay(house, amount=amount))[0] for amount in (5, 6)] == [200, 200]
-    await change(house, policies=policies, routes=pay_tool(house, tool))
+    await change(house, policies=policies, routes=house.paying(tool))
     assert (await pay(house, amount=7))[0] == 409
     assert len(house.one.requests) == 2
 
 
 async def test_who_meets_an_approval_by_its_identity_is_told_what_ran(house):
-    await house.open(policies=PAYMENT + 'approval = { identity = ["tool.args.to"] }\n', routes=pay_tool(house), config=AT_ONCE)
+    await house.open(policies=PAYMENT + 'approval = { identity = ["tool.args.to"] }\n', routes=house.paying(), config=AT_ONCE)
     assert (await pay(house, amount=1, to="DE1"))[0] == 409
     await house.vote(await house.ticket())
     status, headers, _raw = await pay(house, amount=999_999, to="DE1")
@@ -176,7 +149,7 @@ async def test_who_meets_an_approval_by_its_identity_is_told_what_ran(house):
 
 @pytest.mark.parametrize("payee", ["D" * 5000, "Zo\u00eb"], ids=["long", "not-ascii"])
 async def test_what_people_have_changed_is_told_by_its_address_where_no_header_can_hold_it(house, payee):
-    await house.open(policies=PAYMENT, routes=pay_tool(house))
+    await house.open(policies=PAYMENT, routes=house.paying())
     task = asyncio.create_task(pay(house, amount=5, to="DE1"))
     ticket = await house.ticket()
     body = {"digest": ticket["digest"], "arguments": {"amount": 5, "to": payee}, "approve": True}
@@ -192,7 +165,7 @@ async def test_what_people_have_changed_is_told_by_its_address_where_no_header_c
 async def test_a_reader_of_a_stream_is_told_what_people_have_changed(house):
     """Its head was sent before anybody had decided: the closing comment says it."""
     await house.open(policies=PLANS)
-    task = asyncio.create_task(present(house, "/v1/chat/completions", {**CHAT, "stream": True}))
+    task = asyncio.create_task(house.present("/v1/chat/completions", {**CHAT, "stream": True}))
     ticket = await house.ticket()
     arguments = {**ticket["action"]["arguments"], "messages": [{"role": "user", "content": "say The plan is fine"}]}
     body = {"digest": ticket["digest"], "arguments": arguments, "approve": True}
@@ -205,7 +178,7 @@ async def test_a_reader_of_a_stream_is_told_what_people_have_changed(house):
 
 async def test_every_reader_of_one_answer_is_told_what_it_cost(house):
     await house.open(policies=PLANS)
-    tasks = [asyncio.create_task(present(house, "/v1/chat/completions", {**CHAT, "stream": True})) for _ in range(2)]
+    tasks = [asyncio.create_task(house.present("/v1/chat/completions", {**CHAT, "stream": True})) for _ in range(2)]
     waiting = house.gateway.running.proxy.holding.waiting
 
     async def both() -> bool:

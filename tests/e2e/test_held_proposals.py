@@ -26,28 +26,6 @@ STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plain", "strea
 QUICK = '[server]\nkeep_alive = "40ms"\n'
 
 
-def declared(house: Any) -> str:
-    """The same tool, declared here: the application calls it through the gateway."""
-    return f"""
-[[route]]
-name = "fast"
-[[route.targets]]
-provider = "one"
-model = "sim-fast"
-[[tool]]
-name = "pay"
-method = "POST"
-url = "{house.one.root}/tools/pay"
-private = true
-[tool.arguments]
-required = ["amount"]
-[tool.arguments.properties]
-amount = {{ type = "number" }}
-to = {{ type = "string" }}
-note = {{ type = "string" }}
-"""
-
-
 ALLOW = '[[rule]]\nid = "tools-ok"\nphase = "tool_call"\neffect = "allow"\nmatch = { tools = ["*"] }\n' + RULES
 
 
@@ -251,7 +229,7 @@ async def test_a_caller_that_left_finds_the_same_answer(house):
 
 @STREAMED
 async def test_a_declared_tool_that_was_approved_in_the_answer_is_called_without_a_second_approval(house, stream):
-    await house.open(routes=declared(house), policies=ALLOW, config=QUICK)
+    await house.open(routes=house.paying(), policies=ALLOW, config=QUICK)
     task = begin(house, stream=stream)
     ticket = await house.ticket()
     await house.vote(ticket)
@@ -267,7 +245,7 @@ async def test_a_declared_tool_that_was_approved_in_the_answer_is_called_without
 
 
 async def test_other_arguments_than_those_that_were_approved_need_their_own(house):
-    await house.open(routes=declared(house), policies=ALLOW)
+    await house.open(routes=house.paying(), policies=ALLOW)
     task = begin(house)
     await house.vote(await house.ticket())
     await task
@@ -277,7 +255,7 @@ async def test_other_arguments_than_those_that_were_approved_need_their_own(hous
 
 
 async def test_the_edited_call_of_a_declared_tool_needs_no_second_approval(house):
-    await house.open(routes=declared(house), policies=ALLOW)
+    await house.open(routes=house.paying(), policies=ALLOW)
     task = begin(house)
     ticket = await house.ticket()
     edited = {**PAY, "amount": 1500}

@@ -143,34 +143,14 @@ message = "Payments above 1000 are looked at."
 
 
 def pay_tool(house: Any, more: str = "") -> str:
-    return f"""
-[[route]]
-name = "fast"
-[[route.targets]]
-provider = "one"
-model = "sim-fast"
-[[tool]]
-name = "pay"
-method = "POST"
-url = "{house.one.root}/tools/pay"
-private = true
-price = "0.01"
-{more}
-[tool.arguments]
-required = ["amount"]
-[tool.arguments.properties]
-amount = {{ type = "number" }}
-to = {{ type = "string" }}
-note = {{ type = "string" }}
-"""
+    made: str = house.paying(f'price = "0.01"\n{more}')
+    return made
 
 
 async def pay(house: Any, **arguments: Any) -> tuple[int, Any, Any]:
     headers = {f"X-Lockgate-{name.title()}": arguments.pop(name) for name in ("session",) if name in arguments}
-    session = await house.http()
-    sent = {"Authorization": f"Bearer {house.key}", **headers}
-    async with asyncio.timeout(SOON_S), session.post("/tools/pay", json=arguments, headers=sent) as answer:
-        return answer.status, answer.headers, json.loads(await answer.read())
+    status, given, raw = await house.present("/tools/pay", arguments, **headers)
+    return status, given, json.loads(raw)
 
 
 def paid(house: Any) -> list[Any]:
